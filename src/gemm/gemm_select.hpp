@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_GEMM_GEMM_SELECT_HPP
+#define KOKKOSMX_SRC_GEMM_GEMM_SELECT_HPP
+
+/// \file gemm_select.hpp
+/// Which atom and which tiling a product gets: all tuning is here, none in the kernel.
+
+#include "../atoms/gemm/portable.hpp"
+#include "../launch.hpp"
+#include "gemm_kernel.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+/// The atom and the largest tile of an execution space.
+template <class ExecSpace, bool OnHost = is_host_space_v<ExecSpace>>
+struct GemmChoice;
+
+template <class ExecSpace>
+struct GemmChoice<ExecSpace, true> {
+  using Atom = PortableGemmAtom;
+  // 64 x 64 outputs, panels of 2 x 64 KiB: the panels stay in L2, an atom's operands in L1.
+  using Tile = GemmTile<16, 16, 16, 1>;
+};
+
+template <class ExecSpace>
+struct GemmChoice<ExecSpace, false> {
+  using Atom = PortableGemmAtom;
+  // 64 x 64 outputs by 256 threads, one atom each; panels of 2 x 8 KiB.
+  using Tile = GemmTile<16, 16, 2, 256>;
+};
+
+/// The tile in use: halved along the longer side until every thread (or multiprocessor) can have a
+/// few, but not below 8 atoms, where unpacking would cost more than multiplying.
+template <class Atom, class Tile>
+GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n, int concurrency) {
+  GemmConfig config{Tile::atoms_m, Tile::atoms_n};
+  const auto tiles = [&] {
+    const std::int64_t tile_m = config.atoms_m * Atom::M, tile_n = config.atoms_n * Atom::N;
+    return batch * ((m + tile_m - 1) / tile_m) * ((n + tile_n - 1) / tile_n);
+  };
+  if (Tile::threads > 1) return config;
+  while (tiles() < 4 * std::int64_t{concurrency}) {
+    if (config.atoms_n > 2 && config.atoms_n * Atom::N >= n) {
+      config.atoms_n /= 2;  // cannot be more than one tile anyway
+    } else if (config.atoms_n > 4) {
+      config.atoms_n /= 2;
+    } else if (config.atoms_m > 4 && m > config.atoms_m * Atom::M / 2) {
+      config.atoms_m /= 2;
+    } else {
+      break;
+    }
+  }
+  return config;
+}
+
+}  // namespace KokkosMX::Impl
+
+#endif

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_OPERAND_HPP
+#define KOKKOSMX_SRC_OPERAND_HPP
+
+/// \file operand.hpp
+/// Operands as kernels see them. Every layout is the same sum of strides over the digits of a row
+/// and of a block, so kernels know no layouts.
+
+#include <KokkosMX/Matrix.hpp>
+#include <KokkosMX/Types.hpp>
+
+#include "numbers.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+/// Codes: the 16 bytes of (batch, row, block) lie together in every layout.
+struct CodesMap {
+  std::uint8_t* data;
+  std::int64_t batch, tile_of_16_rows, row, block;  // strides in bytes
+
+  KOKKOS_INLINE_FUNCTION std::uint8_t* at(std::int64_t b, std::int64_t r, std::int64_t k) const {
+    return data + b * batch + (r >> 4) * tile_of_16_rows + (r & 15) * row + k * block;
+  }
+};
+
+/// Scales: one byte for (batch, row, block). rows and cols include the layout's padding.
+struct ScalesMap {
+  std::uint8_t* data;
+  std::int64_t batch, row_32, row_16, row_1, col_8, col_4, col_1;  // strides in bytes
+  std::int64_t rows, cols;
+
+  KOKKOS_INLINE_FUNCTION std::uint8_t* at(std::int64_t b, std::int64_t r, std::int64_t k) const {
+    return data + b * batch + (r >> 5) * row_32 + ((r >> 4) & 1) * row_16 + (r & 15) * row_1 +
+           (k >> 3) * col_8 + ((k >> 2) & 1) * col_4 + (k & 3) * col_1;
+  }
+};
+
+/// Row summaries; data is null where there are none.
+struct SummariesMap {
+  RowSummary* data;
+  std::int64_t batch, row;  // strides in RowSummary
+
+  KOKKOS_INLINE_FUNCTION RowSummary* at(std::int64_t b, std::int64_t r) const {
+    return data + b * batch + r * row;
+  }
+};
+
+/// An MXFP4 matrix: blocks = K / 32. Strides of a batch extent of 1 are 0.
+struct MatrixMap {
+  CodesMap codes;
+  ScalesMap scales;
+  SummariesMap summaries;
+  std::int64_t batch, rows, blocks;
+};
+
+/// A dense matrix whose rows are contiguous, as an input of quantize or an output of dequantize.
+struct DenseMap {
+  unsigned char* data;
+  std::int64_t batch, row;  // strides in bytes
+
+  KOKKOS_INLINE_FUNCTION unsigned char* at(std::int64_t b, std::int64_t r, std::int64_t byte) const {
+    return data + b * batch + r * row + byte;
+  }
+};
+
+/// The least and the merged knowledge of a row: RowSummary's formula is a sum that forgets no order,
+/// so blocks can be merged in any.
+KOKKOS_INLINE_FUNCTION std::uint64_t shift_saturated(std::uint64_t n, int bits) {
+  if (n == 0) return 0;
+  return bits > leading_zeros(n) ? ~std::uint64_t{0} : n << bits;
+}
+KOKKOS_INLINE_FUNCTION void merge(RowSummary& into, const RowSummary& other) {
+  into.has_nan |= other.has_nan;
+  if (other.n == 0) return;
+  if (into.n == 0) {
+    into.n = other.n;
+    into.lo = other.lo;
+    into.hi = other.hi;
+    return;
+  }
+  const std::uint8_t lo = into.lo < other.lo ? into.lo : other.lo;
+  const std::uint64_t a = shift_saturated(into.n, 2 * (into.lo - lo));
+  const std::uint64_t b = shift_saturated(other.n, 2 * (other.lo - lo));
+  into.n = a > ~b ? ~std::uint64_t{0} : a + b;
+  into.lo = lo;
+  into.hi = into.hi > other.hi ? into.hi : other.hi;
+}
+
+/// The summary of one block: sum_of_squares in quarters, as RowSummary's formula says.
+KOKKOS_INLINE_FUNCTION RowSummary summary_of_block(std::uint8_t scale,
+                                                   std::uint32_t sum_of_squares) {
+  RowSummary summary{};
+  if (scale == 255) {
+    summary.has_nan = 1;
+  } else if (sum_of_squares != 0) {
+    summary.n = sum_of_squares;
+    summary.lo = scale;
+    summary.hi = scale;
+  }
+  return summary;
+}
+
+}  // namespace KokkosMX::Impl
+
+#endif

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
+#define KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
+
+/// \file quantize.hpp
+/// The kernels that walk the rows of a matrix block by block, for arguments already checked: an item
+/// is a run of rows, a thread of the group takes a block.
+
+#include <KokkosMX/Types.hpp>
+
+#include "../atoms/quantize/portable.hpp"
+#include "../launch.hpp"
+#include "../numbers.hpp"
+#include "../operand.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+/// Threads of a team, on devices.
+inline constexpr int row_kernel_threads = 128;
+
+/// Blocks that a host thread takes at a time, about.
+inline constexpr std::int64_t blocks_per_item = 128;
+
+inline std::int64_t rows_per_item(std::int64_t blocks) {
+  const std::int64_t rows = blocks_per_item / (blocks > 0 ? blocks : 1);
+  return rows > 1 ? rows : 1;
+}
+
+/// Shared by a group while it makes the summary of a row.
+struct SummaryScratch {
+  RowSummary part[row_kernel_threads];
+};
+
+/// Merges what each thread of the group has found of a row. Called by all threads.
+template <class Group>
+KOKKOS_INLINE_FUNCTION void store_summary(const Group& group, SummaryScratch& scratch,
+                                          const RowSummary& part, RowSummary* to) {
+  if constexpr (Group::is_serial) {
+    *to = part;
+  } else {
+    scratch.part[group.rank()] = part;
+    group.barrier();
+    if (group.rank() == 0) {
+      RowSummary all{};
+      for (int i = 0; i < group.size(); ++i) merge(all, scratch.part[i]);
+      *to = all;
+    }
+    group.barrier();
+  }
+}
+
+/// A row kernel: f(group, scratch, batch, row) for each row of [0, rows).
+template <class RowBody>
+struct RowKernel {
+  RowBody body;
+  std::int64_t rows, rows_per_item, items_per_batch;
+  using Scratch = typename RowBody::Scratch;
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
+    const std::int64_t batch = item / items_per_batch;
+    const std::int64_t begin = item % items_per_batch * rows_per_item;
+    const std::int64_t end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
+    for (std::int64_t row = begin; row < end; ++row) body(group, scratch, batch, row);
+  }
+};
+
+template <class ExecSpace, class RowBody>
+void launch_rows(const char* label, const ExecSpace& exec, std::int64_t batch, std::int64_t rows,
+                 std::int64_t blocks, const RowBody& body) {
+  const std::int64_t per_item = is_host_space_v<ExecSpace> ? rows_per_item(blocks) : 1;
+  const std::int64_t items = (rows + per_item - 1) / per_item;
+  launch(label, exec, batch * items, row_kernel_threads,
+         RowKernel<RowBody>{body, rows, per_item, items});
+}
+
+template <class Format>
+struct QuantizeRow {
+  DenseMap x;
+  MatrixMap q;
+  QuantizeRule rule;
+  using Scratch = SummaryScratch;
+  using Atom = PortableQuantizeAtom<Format>;
+
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
+                                         std::int64_t row) const {
+    if (row >= q.rows) {  // padding of a scales layout
+      for_each(group, q.scales.cols, [&](std::int64_t k) { *q.scales.at(batch, row, k) = 0; });
+      return;
+    }
+    RowSummary part{};
+    for_each(group, q.blocks, [&](std::int64_t k) {
+      const auto result = Atom::quantize(x.at(batch, row, k * Atom::bytes),
+                                         q.codes.at(batch, row, k), rule);
+      *q.scales.at(batch, row, k) = result.scale;
+      merge(part, summary_of_block(result.scale, result.sum_of_squares));
+    });
+    for_each(group, q.scales.cols - q.blocks,
+             [&](std::int64_t k) { *q.scales.at(batch, row, q.blocks + k) = 0; });
+    if (q.summaries.data != nullptr) {
+      store_summary(group, scratch, part, q.summaries.at(batch, row));
+    }
+  }
+};
+
+template <class Format>
+struct DequantizeRow {
+  MatrixMap q;
+  DenseMap x;
+  struct Scratch {};
+  using Atom = PortableQuantizeAtom<Format>;
+
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t batch,
+                                         std::int64_t row) const {
+    for_each(group, q.blocks, [&](std::int64_t k) {
+      Atom::dequantize(q.codes.at(batch, row, k), *q.scales.at(batch, row, k),
+                       x.at(batch, row, k * Atom::bytes));
+    });
+  }
+};
+
+struct SummarizeRow {
+  MatrixMap q;
+  using Scratch = SummaryScratch;
+
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
+                                         std::int64_t row) const {
+    RowSummary part{};
+    for_each(group, q.blocks, [&](std::int64_t k) {
+      merge(part, summary_of_block(*q.scales.at(batch, row, k),
+                                   sum_of_squares_of(q.codes.at(batch, row, k))));
+    });
+    store_summary(group, scratch, part, q.summaries.at(batch, row));
+  }
+};
+
+template <class ExecSpace>
+void launch_quantize(const ExecSpace& exec, Element element, const DenseMap& x, const MatrixMap& q,
+                     QuantizeRule rule) {
+  with_format(element, [&](auto format) {
+    // Rows and columns of padding are the scales layout's.
+    launch_rows("KokkosMX::quantize", exec, q.batch, q.scales.rows, q.blocks,
+                QuantizeRow<decltype(format)>{x, q, rule});
+  });
+}
+
+template <class ExecSpace>
+void launch_dequantize(const ExecSpace& exec, const MatrixMap& q, Element element,
+                       const DenseMap& x) {
+  with_format(element, [&](auto format) {
+    launch_rows("KokkosMX::dequantize", exec, q.batch, q.rows, q.blocks,
+                DequantizeRow<decltype(format)>{q, x});
+  });
+}
+
+template <class ExecSpace>
+void launch_summarize(const ExecSpace& exec, const MatrixMap& q) {
+  launch_rows("KokkosMX::summarize", exec, q.batch, q.rows, q.blocks, SummarizeRow{q});
+}
+
+}  // namespace KokkosMX::Impl
+
+#endif

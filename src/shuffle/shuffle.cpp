@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <KokkosMX/Shuffle.hpp>
+
+#include "../check.hpp"
+#include "../instantiate.hpp"
+#include "../launch.hpp"
+#include "../operand.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+#include <string>
+
+namespace KokkosMX::Impl {
+
+namespace {
+
+/// Threads of a team, on devices.
+constexpr int copy_threads = 128;
+
+/// Items are groups of 16 rows, the height of a tile of codes; a thread moves whole blocks.
+struct CopyCodes {
+  CodesMap from, to;
+  std::int64_t rows, blocks, groups;
+  struct Scratch {};
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
+    const std::int64_t batch = item / groups;
+    const std::int64_t first = item % groups * 16;
+    const std::int64_t height = rows - first < 16 ? rows - first : 16;
+    for_each(group, height * blocks, [&](std::int64_t i) {
+      const std::int64_t row = first + i % height, block = i / height;
+      const std::uint8_t* source = from.at(batch, row, block);
+      std::uint8_t* target = to.at(batch, row, block);
+      for (int byte = 0; byte < block_bytes; ++byte) target[byte] = source[byte];
+    });
+  }
+};
+
+/// Items are groups of 32 rows of the output, the height of a tile of scales; what lies outside the
+/// matrix is padding, written with 0.
+struct CopyScales {
+  ScalesMap from, to;
+  std::int64_t rows, cols, groups;
+  struct Scratch {};
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
+    const std::int64_t batch = item / groups;
+    const std::int64_t first = item % groups * 32;
+    const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
+    for_each(group, height * to.cols, [&](std::int64_t i) {
+      const std::int64_t row = first + i / to.cols, col = i % to.cols;
+      const bool inside = row < rows && col < cols;
+      *to.at(batch, row, col) = inside ? *from.at(batch, row, col) : std::uint8_t{0};
+    });
+  }
+};
+
+}  // namespace
+
+template <class ExecSpace>
+void copy_codes(const ExecSpace& exec, const char* name, const BytesRef& from, CodesKind from_kind,
+                const BytesRef& to, CodesKind to_kind) {
+  Check check(name);
+  check.tell("input", from);
+  check.tell("output", to);
+  check.require(from.batch == to.batch && from.rows == to.rows && from.cols == to.cols,
+                "input and output to have the same extents (batch, rows, bytes)");
+  const CodesMap source = check.codes("input", from, from_kind);
+  const CodesMap target = check.codes("output", to, to_kind);
+  check.disjoint({region_of("output", to)}, {region_of("input", from)});
+  const std::int64_t groups = (from.rows + 15) / 16;
+  launch(std::string("KokkosMX::") + name, exec, from.batch * groups, copy_threads,
+         CopyCodes{source, target, from.rows, from.cols / block_bytes, groups});
+}
+
+template <class ExecSpace>
+void copy_scales(const ExecSpace& exec, const char* name, const BytesRef& from,
+                 ScalesKind from_kind, const BytesRef& to, ScalesKind to_kind) {
+  Check check(name);
+  check.tell("input", from);
+  check.tell("output", to);
+  // The row-major side tells the matrix's extents, the other follows from them.
+  const bool shuffling = from_kind == ScalesKind::row_major;
+  const BytesRef& plain = shuffling ? from : to;
+  const BytesRef& tiled = shuffling ? to : from;
+  const ScalesShape expected = scales_shape<Tile32x8>(plain.rows, block_size * plain.cols);
+  check.require(
+      tiled.batch == plain.batch && tiled.rows == expected.rows && tiled.cols == expected.cols,
+      std::string(shuffling ? "the output" : "the input") + " to have (batch, rows, cols) = (" +
+          std::to_string(plain.batch) + ", " + std::to_string(expected.rows) + ", " +
+          std::to_string(expected.cols) + "), rows padded to 256 and columns to 8");
+  const ScalesMap source = check.scales("input", from, from_kind);
+  const ScalesMap target = check.scales("output", to, to_kind);
+  check.disjoint({region_of("output", to)}, {region_of("input", from)});
+  const std::int64_t groups = (to.rows + 31) / 32;
+  launch(std::string("KokkosMX::") + name, exec, plain.batch * groups, copy_threads,
+         CopyScales{source, target, plain.rows, plain.cols, groups});
+}
+
+#define KOKKOSMX_INSTANTIATE(Space)                                                               \
+  template KOKKOSMX_EXPORT void copy_codes<Space>(const Space&, const char*, const BytesRef&,     \
+                                                  CodesKind, const BytesRef&, CodesKind);         \
+  template KOKKOSMX_EXPORT void copy_scales<Space>(const Space&, const char*, const BytesRef&,    \
+                                                   ScalesKind, const BytesRef&, ScalesKind);
+KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
+#undef KOKKOSMX_INSTANTIATE
+
+}  // namespace KokkosMX::Impl
