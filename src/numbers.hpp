@@ -158,12 +158,17 @@ KOKKOS_INLINE_FUNCTION std::uint32_t f16_to_f32(std::uint16_t h) {
   return sign | round_to_f32(false, magnitude, false, -24);
 }
 
+/// The magnitude of an e2m1 code without its sign (0..7) in halves.
+template <class T>
+KOKKOS_INLINE_FUNCTION T halves_of_magnitude(T c) {
+  return static_cast<T>(c + (c > 4 ? c - 4 : 0) + (c == 7 ? 2 : 0));
+}
+
 /// The magnitude of an e2m1 code (its sign is ignored) in halves: 0, 1, 2, 3, 4, 6, 8, 12. T is any
 /// signed integer: loops over narrow ones become vector code.
 template <class T>
 KOKKOS_INLINE_FUNCTION T halves_of(T code) {
-  const T c = static_cast<T>(code & 7);
-  return static_cast<T>(c + (c > 4 ? c - 4 : 0) + (c == 7 ? 2 : 0));
+  return halves_of_magnitude(static_cast<T>(code & 7));
 }
 
 /// The same with the code's sign (bit 3); code is in 0..15.

@@ -285,8 +285,9 @@ struct GemmKernel {
       if (shift_a < 0 || shift_a > a.spread || shift_b < 0 || shift_b > b.spread) {
         continue;  // a block of zeros
       }
-      const std::int32_t term = block_product(p.a.codes.at(place.batch, place.row + row, k),
-                                              p.b.codes.at(place.batch, place.col + col, k));
+      const std::int32_t term =
+          Atom::block_product(p.a.codes.at(place.batch, place.row + row, k),
+                              p.b.codes.at(place.batch, place.col + col, k));
       sum.add(term, shift_a + shift_b);
       if (++terms == WideSum::terms_between_carries) {
         sum.carry();
@@ -294,24 +295,6 @@ struct GemmKernel {
       }
     }
     return sum.round(unit_exponent(a.lo, b.lo));
-  }
-
-  KOKKOS_INLINE_FUNCTION static std::int32_t block_product(const std::uint8_t* a,
-                                                           const std::uint8_t* b) {
-    std::int16_t x[2][block_bytes], y[2][block_bytes];
-    for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < block_bytes; ++i) {
-        x[half][i] = signed_halves_of(static_cast<std::int16_t>(a[i] >> (4 * half) & 15));
-        y[half][i] = signed_halves_of(static_cast<std::int16_t>(b[i] >> (4 * half) & 15));
-      }
-    }
-    std::int32_t sum = 0;
-    for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < block_bytes; ++i) {
-        sum += static_cast<std::int32_t>(x[half][i]) * y[half][i];
-      }
-    }
-    return sum;
   }
 
   /// Rounds each output once and hands it to the epilogue.

@@ -28,6 +28,8 @@ concept GemmAtom = requires(typename A::Accumulator& accumulator, typename A::el
   { A::panel_offset(i, i, i) } -> std::same_as<int>;
   A::unpack(codes, i, panel);
   A::multiply_add(accumulator, operand, operand, i, i);
+  // One block by one block, from packed codes: for the outputs that no shared panel serves.
+  { A::block_product(codes, codes) } -> std::same_as<std::int32_t>;
 };
 
 }  // namespace KokkosMX::Impl

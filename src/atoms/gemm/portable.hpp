@@ -9,6 +9,7 @@
 #include "gemm_atom.hpp"
 
 #include "../../numbers.hpp"
+#include "../atom_function.hpp"
 
 #include <KokkosMX/Types.hpp>
 
@@ -46,20 +47,19 @@ struct PortableGemmAtom {
 
   /// 16 bytes of codes to 32 panel elements, each (-1)^sign * halves << shift. The order within a
   /// block (low nibbles first) is the same for both operands, so sums do not see it.
-  KOKKOS_INLINE_FUNCTION static void unpack(const std::uint8_t* codes, int shift, element* to) {
-    element low[block_bytes], high[block_bytes];
+  KOKKOSMX_ATOM_FUNCTION static void unpack(const std::uint8_t* KOKKOS_RESTRICT codes, int shift,
+                                            element* KOKKOS_RESTRICT to) {
+    const element factor = static_cast<element>(1 << shift);
     for (int i = 0; i < block_bytes; ++i) {
-      low[i] = static_cast<element>(codes[i] & 15);
-      high[i] = static_cast<element>(codes[i] >> 4);
-    }
-    for (int i = 0; i < block_bytes; ++i) to[i] = static_cast<element>(signed_halves_of(low[i]) << shift);
-    for (int i = 0; i < block_bytes; ++i) {
-      to[block_bytes + i] = static_cast<element>(signed_halves_of(high[i]) << shift);
+      const element low = static_cast<element>(codes[i] & 15);
+      const element high = static_cast<element>(codes[i] >> 4);
+      to[i] = static_cast<element>(signed_halves_of(low) * factor);
+      to[block_bytes + i] = static_cast<element>(signed_halves_of(high) * factor);
     }
   }
 
   /// accumulator += A * B^T over `count` blocks, from panels with rows of `blocks` blocks.
-  KOKKOS_INLINE_FUNCTION static void multiply_add(Accumulator& accumulator, const element* a,
+  KOKKOSMX_ATOM_FUNCTION static void multiply_add(Accumulator& accumulator, const element* a,
                                                   const element* b, int count, int blocks) {
     std::int32_t sum[M][N] = {};
     const int pitch = blocks * block_size;
@@ -71,6 +71,21 @@ struct PortableGemmAtom {
       }
     }
     for (int i = 0; i < M * N; ++i) accumulator.value[i] += sum[i / N][i % N];
+  }
+
+  /// The dot product of two blocks of 16 bytes of codes, in quarters.
+  KOKKOSMX_ATOM_FUNCTION static std::int32_t block_product(const std::uint8_t* a,
+                                                           const std::uint8_t* b) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < block_bytes; ++i) {
+      const element a_low = signed_halves_of(static_cast<element>(a[i] & 15));
+      const element b_low = signed_halves_of(static_cast<element>(b[i] & 15));
+      const element a_high = signed_halves_of(static_cast<element>(a[i] >> 4));
+      const element b_high = signed_halves_of(static_cast<element>(b[i] >> 4));
+      sum += static_cast<std::int32_t>(a_low) * b_low;
+      sum += static_cast<std::int32_t>(a_high) * b_high;
+    }
+    return sum;
   }
 };
 static_assert(GemmAtom<PortableGemmAtom>);

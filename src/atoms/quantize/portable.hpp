@@ -13,6 +13,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../../numbers.hpp"
+#include "../atom_function.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -41,34 +42,36 @@ KOKKOS_INLINE_FUNCTION int scale_of(ScaleMode mode, std::uint32_t amax) {
   return scale > least ? scale : least;
 }
 
+/// The position of the leading bit of 1, 3, 5 or 7.
+KOKKOS_INLINE_FUNCTION constexpr int leading_bit(std::uint32_t odd) {
+  return odd >= 4 ? 2 : (odd >= 2 ? 1 : 0);
+}
+
+/// The bits of odd * 2^exponent, a normal number of the format.
+template <class Format>
+KOKKOS_INLINE_FUNCTION std::uint32_t normal_bits(std::uint32_t odd, int exponent) {
+  constexpr int p = Format::mantissa;
+  const int top = leading_bit(odd);
+  // The leading bit of odd << (p - top) adds 1 to the exponent field.
+  return (static_cast<std::uint32_t>(exponent + top + Format::bias - 1) << p) + (odd << (p - top));
+}
+
 /// The least bit pattern of a format whose value is at least odd * 2^exponent (above it, if strict),
 /// odd being 1, 3, 5 or 7; infinity's pattern where none is finite.
 template <class Format>
 KOKKOS_INLINE_FUNCTION std::uint32_t least_at(std::uint32_t odd, int exponent, bool strict) {
-  constexpr int p = Format::mantissa;
-  const int top = odd >= 4 ? 2 : (odd >= 2 ? 1 : 0);
-  const int leading = exponent + top;
+  const int leading = exponent + leading_bit(odd);
   if (leading > Format::bias) return Format::inf;
-  std::uint32_t bits;
-  bool exact = true;
-  if (leading >= 1 - Format::bias) {
-    bits = (static_cast<std::uint32_t>(leading + Format::bias - 1) << p) + (odd << (p - top));
-  } else {
-    const int shift = exponent - (1 - Format::bias - p);  // in units of the least subnormal
-    if (shift >= 0) {
-      bits = odd << shift;
-    } else {
-      const int drop = shift < -3 ? 3 : -shift;  // odd <= 7
-      bits = (odd + (1u << drop) - 1u) >> drop;
-      exact = false;
-    }
-  }
-  return bits + (strict && exact ? 1u : 0u);
+  if (leading >= 1 - Format::bias) return normal_bits<Format>(odd, exponent) + (strict ? 1u : 0u);
+  const int shift = exponent - (1 - Format::bias - Format::mantissa);  // unit: least subnormal
+  if (shift >= 0) return (odd << shift) + (strict ? 1u : 0u);
+  const int drop = shift < -3 ? 3 : -shift;  // odd <= 7; an odd number has no exact quotient
+  return (odd + (1u << drop) - 1u) >> drop;
 }
 
 /// The seven midpoints 1/4, 3/4, 5/4, 7/4, 5/2, 7/2, 5 as odd * 2^exponent.
-KOKKOS_INLINE_FUNCTION std::uint32_t midpoint_odd(int i) { return (0x5757'531u >> (4 * i)) & 0xFu; }
-KOKKOS_INLINE_FUNCTION int midpoint_exponent(int i) { return i < 4 ? -2 : (i < 6 ? -1 : 0); }
+KOKKOS_INLINE_FUNCTION constexpr std::uint32_t midpoint_odd(int i) { return (0x5757'531u >> (4 * i)) & 0xFu; }
+KOKKOS_INLINE_FUNCTION constexpr int midpoint_exponent(int i) { return i < 4 ? -2 : (i < 6 ? -1 : 0); }
 
 /// What a block's elements are compared with, once its scale is known.
 struct Thresholds {
@@ -82,11 +85,23 @@ template <class Format>
 KOKKOS_INLINE_FUNCTION Thresholds thresholds_of(Rounding rounding, int scale) {
   Thresholds t;
   const bool to_even = rounding == Rounding::nearest_even;
-  for (int i = 0; i < 7; ++i) {
-    t.reach[i] = least_at<Format>(midpoint_odd(i), midpoint_exponent(i) + scale - 127,
-                                  to_even && i % 2 == 0);
+  // 1/4 and 5 times 2^(scale - 127) are normal: so are all, and only their exponents depend on it.
+  const bool all_normal = scale - 129 >= 1 - Format::bias && scale - 125 <= Format::bias;
+  if (all_normal) {
+    const std::uint32_t power = static_cast<std::uint32_t>(scale - 127) << Format::mantissa;
+    const std::uint32_t strict = to_even ? 1u : 0u;
+    for (int i = 0; i < 7; ++i) {
+      t.reach[i] = normal_bits<Format>(midpoint_odd(i), midpoint_exponent(i)) + power +
+                   (i % 2 == 0 ? strict : 0u);
+    }
+  } else {
+    for (int i = 0; i < 7; ++i) {
+      t.reach[i] = least_at<Format>(midpoint_odd(i), midpoint_exponent(i) + scale - 127,
+                                    to_even && i % 2 == 0);
+    }
   }
-  t.sign = to_even ? 0u : least_at<Format>(1u, scale - 277, true);
+  // Up to scale 127 the bound lies below every format's least subnormal.
+  t.sign = to_even ? 0u : (scale < 128 ? 1u : least_at<Format>(1u, scale - 277, true));
   return t;
 }
 
@@ -100,6 +115,8 @@ struct PortableQuantizeAtom {
   // Signed, as wide as the element: what vector units of every age compare.
   using lane = std::conditional_t<sizeof(bits) == 2, std::int16_t, std::int32_t>;
 
+  using pair = std::conditional_t<sizeof(bits) == 2, std::uint32_t, std::uint64_t>;
+
   struct Result {
     std::uint8_t scale;
     /// Sum over the block of the code's magnitude in halves, squared.
@@ -107,7 +124,7 @@ struct PortableQuantizeAtom {
   };
 
   /// x: 32 elements; codes: 16 bytes. Any alignment.
-  KOKKOS_INLINE_FUNCTION static Result quantize(const unsigned char* x, std::uint8_t* codes,
+  KOKKOSMX_ATOM_FUNCTION static Result quantize(const unsigned char* x, std::uint8_t* codes,
                                                 QuantizeRule rule) {
     bits raw[block_size];
     lane magnitude[block_size];
@@ -135,29 +152,31 @@ struct PortableQuantizeAtom {
     const Thresholds t = thresholds_of<Format>(rule.rounding(), scale);
 
     lane code[block_size];
-    lane reach[7];
-    for (int j = 0; j < 7; ++j) reach[j] = static_cast<lane>(t.reach[j]);
-    const lane keeps_sign = static_cast<lane>(t.sign);
+    lane below[7];
+    for (int j = 0; j < 7; ++j) below[j] = static_cast<lane>(t.reach[j] - 1u);
+    const lane loses_sign = static_cast<lane>(static_cast<lane>(t.sign) - 1);
     constexpr lane inf = static_cast<lane>(Format::inf);
     for (int i = 0; i < block_size; ++i) {
       const lane m = magnitude[i];
       lane c = 0;
-      for (int j = 0; j < 7; ++j) c = static_cast<lane>(c + (m >= reach[j] ? 1 : 0));
+      for (int j = 0; j < 7; ++j) c = static_cast<lane>(c + (m > below[j] ? 1 : 0));
       code[i] = c;
     }
     std::int32_t sum_of_squares = 0;
     for (int i = 0; i < block_size; ++i) {
-      const lane halves = halves_of(code[i]);
+      const lane halves = halves_of_magnitude(code[i]);
       sum_of_squares += static_cast<std::int32_t>(halves) * halves;
     }
     for (int i = 0; i < block_size; ++i) {
+      const lane sign = static_cast<lane>((raw[i] >> (sign_shift - 3)) & 8);
       const lane m = magnitude[i];
-      const lane negative = static_cast<lane>((raw[i] >> sign_shift) & 1);
-      const lane kept = static_cast<lane>(m >= keeps_sign && m <= inf ? 8 : 0);
-      code[i] = static_cast<lane>(code[i] | (kept & -negative));
+      code[i] = static_cast<lane>(code[i] | (m > loses_sign && m <= inf ? sign : 0));
     }
+    // Pairs of lanes as one number of twice the width: the second code comes down beside the first.
+    pair pairs[block_bytes];
+    std::memcpy(pairs, code, sizeof(pairs));
     for (int i = 0; i < block_bytes; ++i) {
-      codes[i] = static_cast<std::uint8_t>(code[2 * i] | (code[2 * i + 1] << 4));
+      codes[i] = static_cast<std::uint8_t>(pairs[i] | (pairs[i] >> (sign_shift + 1 - 4)));
     }
     return {static_cast<std::uint8_t>(scale), static_cast<std::uint32_t>(sum_of_squares)};
   }
