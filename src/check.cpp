@@ -26,9 +26,12 @@ std::string shape(std::initializer_list<std::int64_t> extents) {
 
 const char* name_of(Element element) {
   switch (element) {
-    case Element::f32: return "float";
-    case Element::bf16: return "BFloat16";
-    case Element::f16: return "Float16";
+    case Element::f32:
+      return "float";
+    case Element::bf16:
+      return "BFloat16";
+    case Element::f16:
+      return "Float16";
   }
   return "?";
 }
@@ -123,15 +126,15 @@ void Check::allocated(const std::string& name, const void* data, bool empty) con
 
 void Check::contiguous_rows(const std::string& name, std::int64_t cols,
                             std::int64_t col_stride) const {
-  require(cols <= 1 || col_stride == 1,
-          "the rows of " + name + " to be contiguous (last stride 1, is " +
-              std::to_string(col_stride) + ")");
+  require(cols <= 1 || col_stride == 1, "the rows of " + name +
+                                            " to be contiguous (last stride 1, is " +
+                                            std::to_string(col_stride) + ")");
 }
 
 DenseMap Check::dense_rows(const std::string& name, const DenseRef& dense) const {
-  require(dense.cols % block_size == 0, "the columns (K) of " + name +
-                                            " to be a multiple of 32, are " +
-                                            std::to_string(dense.cols));
+  require(
+      dense.cols % block_size == 0,
+      "the columns (K) of " + name + " to be a multiple of 32, are " + std::to_string(dense.cols));
   contiguous_rows(name, dense.cols, dense.col_stride);
   allocated(name, dense.data, dense.batch == 0 || dense.rows == 0 || dense.cols == 0);
   const std::int64_t size = element_bytes(dense.element);
@@ -209,7 +212,7 @@ Region region_of(const std::string& name, const DenseRef& dense) {
   if (cols.extent > 1 && (rows.extent <= 1 || rows.stride < cols.stride) && cols.stride != 1) {
     std::swap(rows, cols);
   }
-  Region region{name,        dense.data,         dense.batch, dense.batch_stride * size,
+  Region region{name,        dense.data,         dense.batch,       dense.batch_stride * size,
                 rows.extent, rows.stride * size, cols.extent * size};
   if (cols.extent > 1 && cols.stride != 1) {
     // No dimension is contiguous: a row is all the bytes between its first and its last element,
@@ -221,9 +224,12 @@ Region region_of(const std::string& name, const DenseRef& dense) {
 
 Region region_of(const std::string& name, const SummariesRef& summaries) {
   constexpr std::int64_t size = sizeof(RowSummary);
-  return {name,           summaries.data,
-          summaries.batch, summaries.batch_stride * size,
-          summaries.rows, summaries.row_stride * size,
+  return {name,
+          summaries.data,
+          summaries.batch,
+          summaries.batch_stride * size,
+          summaries.rows,
+          summaries.row_stride * size,
           size};
 }
 

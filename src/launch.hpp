@@ -8,12 +8,13 @@
 ///   struct Body {
 ///     struct Scratch { ... };                    // what a group shares while it does one item
 ///     template <class Group>
-///     KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const;
+///     KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item)
+///     const;
 ///   };
 ///
-/// On hosts a group is one thread, its scratch lies on that thread's stack (so nothing is allocated)
-/// and items are dealt out dynamically. On devices a group is a Kokkos team, its scratch is team
-/// scratch memory.
+/// On hosts a group is one thread, its scratch lies on that thread's stack (so nothing is
+/// allocated) and items are dealt out dynamically. On devices a group is a Kokkos team, its scratch
+/// is team scratch memory.
 
 #include <Kokkos_Core.hpp>
 
@@ -67,7 +68,8 @@ struct TeamLaunch {
   using Member = typename Policy::member_type;
   static constexpr int scratch_bytes = static_cast<int>(sizeof(typename Body::Scratch)) + 64;
   KOKKOS_INLINE_FUNCTION void operator()(const Member& member) const {
-    auto address = reinterpret_cast<std::uintptr_t>(member.team_scratch(0).get_shmem(scratch_bytes));
+    auto address =
+        reinterpret_cast<std::uintptr_t>(member.team_scratch(0).get_shmem(scratch_bytes));
     address = (address + 63) / 64 * 64;
     auto& scratch = *reinterpret_cast<typename Body::Scratch*>(address);
     const TeamGroup<Member> group{member};

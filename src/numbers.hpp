@@ -3,9 +3,9 @@
 #define KOKKOSMX_SRC_NUMBERS_HPP
 
 /// \file numbers.hpp
-/// Floating-point numbers as integers: rounding, conversion, and the two float32 operations that the
-/// epilogue needs. No floating-point instruction is used, so neither flags nor the floating-point
-/// environment (rounding mode, flush to zero, denormals are zero) can change a bit.
+/// Floating-point numbers as integers: rounding, conversion, and the two float32 operations that
+/// the epilogue needs. No floating-point instruction is used, so neither flags nor the
+/// floating-point environment (rounding mode, flush to zero, denormals are zero) can change a bit.
 
 #include <KokkosMX/Types.hpp>
 
@@ -37,9 +37,9 @@ KOKKOS_INLINE_FUNCTION int leading_zeros(std::uint64_t x) {
   return Kokkos::Experimental::countl_zero_builtin(x);
 }
 
-/// RN_f32((-1)^negative * (magnitude + s) * 2^exponent) as bits, where s lies strictly between 0 and
-/// 1 if sticky and is 0 otherwise. Zero (and not sticky) is +0. With sticky the magnitude has at
-/// least 26 significant bits, or the value lies below half the least subnormal.
+/// RN_f32((-1)^negative * (magnitude + s) * 2^exponent) as bits, where s lies strictly between 0
+/// and 1 if sticky and is 0 otherwise. Zero (and not sticky) is +0. With sticky the magnitude has
+/// at least 26 significant bits, or the value lies below half the least subnormal.
 KOKKOS_INLINE_FUNCTION std::uint32_t round_to_f32(bool negative, std::uint64_t magnitude,
                                                   bool sticky, int exponent) {
   if (magnitude == 0) return 0;
@@ -212,9 +212,15 @@ struct F16Format {
 template <class F>
 void with_format(Element element, F&& f) {
   switch (element) {
-    case Element::f32: f(F32Format{}); return;
-    case Element::bf16: f(BF16Format{}); return;
-    case Element::f16: f(F16Format{}); return;
+    case Element::f32:
+      f(F32Format{});
+      return;
+    case Element::bf16:
+      f(BF16Format{});
+      return;
+    case Element::f16:
+      f(F16Format{});
+      return;
   }
 }
 
@@ -223,18 +229,27 @@ KOKKOS_INLINE_FUNCTION std::uint32_t load_as_f32(Element element, const void* ba
                                                  std::int64_t index) {
   const auto* bytes = static_cast<const unsigned char*>(base);
   switch (element) {
-    case Element::f32: return load<std::uint32_t>(bytes + 4 * index);
-    case Element::bf16: return BF16Format::to_f32(load<std::uint16_t>(bytes + 2 * index));
-    default: return F16Format::to_f32(load<std::uint16_t>(bytes + 2 * index));
+    case Element::f32:
+      return load<std::uint32_t>(bytes + 4 * index);
+    case Element::bf16:
+      return BF16Format::to_f32(load<std::uint16_t>(bytes + 2 * index));
+    default:
+      return F16Format::to_f32(load<std::uint16_t>(bytes + 2 * index));
   }
 }
 KOKKOS_INLINE_FUNCTION void store_from_f32(Element element, void* base, std::int64_t index,
                                            std::uint32_t x) {
   auto* bytes = static_cast<unsigned char*>(base);
   switch (element) {
-    case Element::f32: store(bytes + 4 * index, F32Format::from_f32(x)); return;
-    case Element::bf16: store(bytes + 2 * index, BF16Format::from_f32(x)); return;
-    default: store(bytes + 2 * index, F16Format::from_f32(x)); return;
+    case Element::f32:
+      store(bytes + 4 * index, F32Format::from_f32(x));
+      return;
+    case Element::bf16:
+      store(bytes + 2 * index, BF16Format::from_f32(x));
+      return;
+    default:
+      store(bytes + 2 * index, F16Format::from_f32(x));
+      return;
   }
 }
 

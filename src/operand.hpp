@@ -62,13 +62,14 @@ struct DenseMap {
   unsigned char* data;
   std::int64_t batch, row;  // strides in bytes
 
-  KOKKOS_INLINE_FUNCTION unsigned char* at(std::int64_t b, std::int64_t r, std::int64_t byte) const {
+  KOKKOS_INLINE_FUNCTION unsigned char* at(std::int64_t b, std::int64_t r,
+                                           std::int64_t byte) const {
     return data + b * batch + r * row + byte;
   }
 };
 
-/// The least and the merged knowledge of a row: RowSummary's formula is a sum that forgets no order,
-/// so blocks can be merged in any.
+/// The least and the merged knowledge of a row: RowSummary's formula is a sum that forgets no
+/// order, so blocks can be merged in any.
 KOKKOS_INLINE_FUNCTION std::uint64_t shift_saturated(std::uint64_t n, int bits) {
   if (n == 0) return 0;
   return bits > leading_zeros(n) ? ~std::uint64_t{0} : n << bits;

@@ -17,8 +17,8 @@
 /// A scale of 255 in any block of row i of A or row j of B (also of a block whose codes are all
 /// zero) makes P[i,j] a NaN; nothing else makes one in the product, and the epilogue follows IEEE.
 /// Every NaN written is 0x7FC00000, 0x7FC0 or 0x7E00. beta == 0: C is not read. alpha == 0: no
-/// operand is read and t starts as +0, NaN scales included. BFloat16 and Float16 results are rounded
-/// twice by definition.
+/// operand is read and t starts as +0, NaN scales included. BFloat16 and Float16 results are
+/// rounded twice by definition.
 ///
 /// The result does not depend on the execution space, compiler, flags, floating-point environment,
 /// number of threads or tiling: it is integer arithmetic throughout.
@@ -87,8 +87,9 @@ class GemmOptions {
   /// t = RN(t + bias[j]): a View of float (N), any stride, the same for every batch.
   template <class View>
   GemmOptions& bias(const View& view) {
-    static_assert(View::rank() == 1 && std::is_same_v<std::remove_cv_t<typename View::value_type>, float>,
-                  "KokkosMX::GemmOptions: the bias is a View of float of rank 1 (N)");
+    static_assert(
+        View::rank() == 1 && std::is_same_v<std::remove_cv_t<typename View::value_type>, float>,
+        "KokkosMX::GemmOptions: the bias is a View of float of rank 1 (N)");
     static_assert(Impl::accessible_v<MemorySpace, typename View::memory_space>,
                   "KokkosMX::GemmOptions: the bias lies in another memory space");
     settings_.bias = view.data();
@@ -103,8 +104,8 @@ class GemmOptions {
     settings_.minimum_tier = tier;
     return *this;
   }
-  /// Adds to counts[t], for each tier t, the number of outputs that took it. counts[0]: outputs that
-  /// needed no sum. A View of std::uint64_t of extent tier_count, contiguous.
+  /// Adds to counts[t], for each tier t, the number of outputs that took it. counts[0]: outputs
+  /// that needed no sum. A View of std::uint64_t of extent tier_count, contiguous.
   template <class View>
   GemmOptions& tier_counts(const View& view) {
     static_assert(View::rank() == 1 && std::is_same_v<typename View::value_type, std::uint64_t>,
@@ -201,8 +202,8 @@ std::size_t gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b, c
 
 /// C = epilogue(A * B^T), exact (see the top of this file). a (M, K) and b (N, K): KokkosMX::Matrix
 /// in any layouts; c (M, N): a View of float, BFloat16 or Float16 of rank 2, or 3 with a batch in
-/// front, with any strides (LayoutRight, LayoutLeft, LayoutStride). Every M, N >= 0 and every K >= 0
-/// that is a multiple of 32; K == 0 gives P = +0. A batch extent of 1 in a or b serves all of c's
+/// front, with any strides (LayoutRight, LayoutLeft, LayoutStride). Every M, N >= 0 and every K >=
+/// 0 that is a multiple of 32; K == 0 gives P = +0. A batch extent of 1 in a or b serves all of c's
 /// batches. Asynchronous on exec; neither allocates nor fences.
 /// \throws std::invalid_argument, before anything is queued and with c untouched, where extents
 ///   disagree, K is not a multiple of 32, a layout cannot hold the shape, a View is not allocated,
@@ -221,15 +222,15 @@ void gemm(const ExecSpace& exec, const Workspace<WorkspaceSpace>& workspace, con
 /// The same with a workspace of its own: allocates, and fences exec before it returns.
 template <class ExecSpace, class A, class B, class CView,
           class OptionsSpace = typename ExecSpace::memory_space>
-  requires Impl::is_matrix<A>::value
-void gemm(const ExecSpace& exec, const A& a, const B& b, const CView& c,
-          const GemmOptions<OptionsSpace>& options = {}) {
+requires Impl::is_matrix<A>::value void gemm(const ExecSpace& exec, const A& a, const B& b,
+                                             const CView& c,
+                                             const GemmOptions<OptionsSpace>& options = {}) {
   Impl::with_own_workspace(exec, gemm_workspace_size(exec, a, b, c),
                            [&](const auto& workspace) { gemm(exec, workspace, a, b, c, options); });
 }
 
-/// Bytes of workspace that quantize_gemm needs: room for what it quantizes. Allocates nothing, reads
-/// no operand. \throws as quantize_gemm does.
+/// Bytes of workspace that quantize_gemm needs: room for what it quantizes. Allocates nothing,
+/// reads no operand. \throws as quantize_gemm does.
 template <class ExecSpace, class A, class B, class CView>
 std::size_t quantize_gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b,
                                          const CView& c) {
@@ -257,13 +258,14 @@ template <class ExecSpace, class A, class B, class CView,
           class OptionsSpace = typename ExecSpace::memory_space>
 void quantize_gemm(const ExecSpace& exec, const A& a, const B& b, const CView& c, QuantizeRule rule,
                    const GemmOptions<OptionsSpace>& options = {}) {
-  Impl::with_own_workspace(exec, quantize_gemm_workspace_size(exec, a, b, c),
-                           [&](const auto& workspace) {
-                             quantize_gemm(exec, workspace, a, b, c, rule, options);
-                           });
+  Impl::with_own_workspace(
+      exec, quantize_gemm_workspace_size(exec, a, b, c),
+      [&](const auto& workspace) { quantize_gemm(exec, workspace, a, b, c, rule, options); });
 }
 
-/// The name of the atom that gemm runs on exec's device, and why it was chosen.
+/// The name of the atom that gemm runs on exec: the best that the processor can, or the one that
+/// the environment variable KOKKOSMX_ATOM names. \throws std::runtime_error where KOKKOSMX_ATOM
+/// names one that cannot run; it lists those that can.
 template <class ExecSpace>
 KOKKOSMX_EXPORT const char* gemm_atom(const ExecSpace& exec);
 

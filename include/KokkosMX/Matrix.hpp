@@ -30,8 +30,8 @@ struct RowMajor {};
 struct Tile16x16 {};
 
 /// Layout of scales: aiter's shuffle_scale. Scales (rows, K/32), padded with 0 to a multiple of 256
-/// rows and of 8 columns, seen as (rows/32, 2, 16, cols/8, 2, 4) and permuted by (0, 3, 5, 2, 4, 1),
-/// contiguous. What lies in the padding is never looked at.
+/// rows and of 8 columns, seen as (rows/32, 2, 16, cols/8, 2, 4) and permuted by (0, 3, 5, 2, 4,
+/// 1), contiguous. What lies in the padding is never looked at.
 struct Tile32x8 {};
 
 /// Rows and columns of a buffer of scales.
@@ -167,7 +167,7 @@ class TypedBytes {
   using byte = Byte;
 
   template <class View>
-    requires Kokkos::is_view_v<View>
+  requires Kokkos::is_view_v<View>
   explicit TypedBytes(const View& view) : ref_(bytes_ref(view)) {
     static_assert(accessible_v<MemorySpace, typename View::memory_space>,
                   "KokkosMX: the View of codes or scales lies in another memory space");
@@ -199,8 +199,7 @@ class Codes : public Impl::TypedBytes<Layout, MemorySpace, Byte> {
  public:
   using Base::Base;
   /// Writable codes serve where codes are read.
-  Codes(const Codes<Layout, MemorySpace, std::uint8_t>& other)
-    requires std::is_const_v<Byte>
+  Codes(const Codes<Layout, MemorySpace, std::uint8_t>& other) requires std::is_const_v<Byte>
       : Base(other.impl_ref()) {}
   Codes(const Codes&) = default;
   Codes& operator=(const Codes&) = default;
@@ -223,8 +222,7 @@ class Scales : public Impl::TypedBytes<Layout, MemorySpace, Byte> {
  public:
   using Base::Base;
   /// Writable scales serve where scales are read.
-  Scales(const Scales<Layout, MemorySpace, std::uint8_t>& other)
-    requires std::is_const_v<Byte>
+  Scales(const Scales<Layout, MemorySpace, std::uint8_t>& other) requires std::is_const_v<Byte>
       : Base(other.impl_ref()) {}
   Scales(const Scales&) = default;
   Scales& operator=(const Scales&) = default;
@@ -239,11 +237,10 @@ Scales(const View&) -> Scales<RowMajor, typename View::memory_space, typename Vi
 /// summaries. K is a multiple of 32. A batch extent of 1 serves every batch of a product.
 ///
 /// With summaries a product reads them; without, it makes them in its workspace, which costs one
-/// more pass over the operand. Summaries are written by quantize and by summarize; stale ones (codes
-/// or scales changed since) make results wrong. Extents are checked where the matrix is used.
-/// Byte is const std::uint8_t (an input) or std::uint8_t (quantize may write it).
-template <class CodesLayout, class ScalesLayout, class MemorySpace,
-          class Byte = const std::uint8_t>
+/// more pass over the operand. Summaries are written by quantize and by summarize; stale ones
+/// (codes or scales changed since) make results wrong. Extents are checked where the matrix is
+/// used. Byte is const std::uint8_t (an input) or std::uint8_t (quantize may write it).
+template <class CodesLayout, class ScalesLayout, class MemorySpace, class Byte = const std::uint8_t>
 class Matrix {
  public:
   using codes_layout = CodesLayout;
@@ -257,8 +254,8 @@ class Matrix {
 
   /// summaries: a View of RowSummary, rank 1 (rows) or 2 (batch, rows).
   template <class View>
-    requires Kokkos::is_view_v<View>
-  Matrix(const codes_type& codes, const scales_type& scales, const View& summaries)
+  requires Kokkos::is_view_v<View> Matrix(const codes_type& codes, const scales_type& scales,
+                                          const View& summaries)
       : codes_(codes), scales_(scales), summaries_(Impl::summaries_ref(summaries)) {
     static_assert(Impl::accessible_v<MemorySpace, typename View::memory_space>,
                   "KokkosMX::Matrix: the summaries lie in another memory space");
@@ -266,11 +263,9 @@ class Matrix {
                   "KokkosMX::Matrix: a View of const summaries cannot be written");
   }
   /// A writable matrix serves where a matrix is read.
-  Matrix(const Matrix<CodesLayout, ScalesLayout, MemorySpace, std::uint8_t>& other)
-    requires std::is_const_v<Byte>
-      : codes_(other.codes()),
-        scales_(other.scales()),
-        summaries_(other.impl_ref().summaries) {}
+  Matrix(const Matrix<CodesLayout, ScalesLayout, MemorySpace, std::uint8_t>& other) requires
+      std::is_const_v<Byte>
+      : codes_(other.codes()), scales_(other.scales()), summaries_(other.impl_ref().summaries) {}
   Matrix(const Matrix&) = default;
   Matrix& operator=(const Matrix&) = default;
 

@@ -31,9 +31,10 @@ constexpr void check_quantize_types() {
                 "KokkosMX: the execution space cannot access the dense operand");
   static_assert(accessible_v<ExecSpace, MatrixSpace>,
                 "KokkosMX: the execution space cannot access the matrix");
-  static_assert(!std::is_same_v<typename XView::array_layout, Kokkos::LayoutLeft>,
-                "KokkosMX: the elements of a dense row are contiguous (LayoutRight, or LayoutStride "
-                "with last stride 1)");
+  static_assert(
+      !std::is_same_v<typename XView::array_layout, Kokkos::LayoutLeft>,
+      "KokkosMX: the elements of a dense row are contiguous (LayoutRight, or LayoutStride "
+      "with last stride 1)");
 }
 }  // namespace Impl
 
@@ -42,9 +43,9 @@ constexpr void check_quantize_types() {
 /// x is a View of rank 2 (rows, K) or 3 (batch, rows, K), each row contiguous, any stride between
 /// rows. Writes q's codes (rows, K/2 bytes, low nibble = even k), scales (for Tile32x8 the padding
 /// too, with 0) and, where q has them, row summaries, all in one pass over x.
-/// NaN and infinity: as the rule says (NonFinite). Definitions: OCP MX v1.0; ScaleMode and Rounding.
-/// Asynchronous on exec; neither allocates nor fences.
-/// \throws std::invalid_argument, before anything is queued, where K is not a multiple of 32,
+/// NaN and infinity: as the rule says (NonFinite). Definitions: OCP MX v1.0; ScaleMode and
+/// Rounding. Asynchronous on exec; neither allocates nor fences. \throws std::invalid_argument,
+/// before anything is queued, where K is not a multiple of 32,
 ///   extents disagree, a layout cannot hold the shape, a View is not allocated, or outputs overlap
 ///   x or one another. std::logic_error where Kokkos is not initialized.
 template <class ExecSpace, class XView, class CodesLayout, class ScalesLayout, class MemorySpace>

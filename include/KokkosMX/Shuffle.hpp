@@ -67,9 +67,9 @@ void unshuffle_weight(const ExecSpace& exec, const From& from, const To& to) {
 
 /// Scales (rows, K/32), row-major, to Tile32x8: aiter's shuffle_scale with padding 0:
 /// (rows/32, 2, 16, cols/8, 2, 4) permuted by (0, 3, 5, 2, 4, 1) after rows are padded to 256 and
-/// columns to 8. to has the extents scales_shape<Tile32x8>(rows, K); its padding is written, with 0.
-/// Asynchronous on exec; neither allocates nor fences.
-/// \throws std::invalid_argument where extents disagree, a View is not allocated or to overlaps
+/// columns to 8. to has the extents scales_shape<Tile32x8>(rows, K); its padding is written, with
+/// 0. Asynchronous on exec; neither allocates nor fences. \throws std::invalid_argument where
+/// extents disagree, a View is not allocated or to overlaps
 ///   from. std::logic_error where Kokkos is not initialized.
 template <class ExecSpace, class From, class To>
 void shuffle_scale(const ExecSpace& exec, const From& from, const To& to) {

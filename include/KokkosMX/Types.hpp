@@ -160,8 +160,7 @@ constexpr Element element_of() {
 }
 
 template <class Space, class MemorySpace>
-inline constexpr bool accessible_v =
-    Kokkos::SpaceAccessibility<Space, MemorySpace>::accessible;
+inline constexpr bool accessible_v = Kokkos::SpaceAccessibility<Space, MemorySpace>::accessible;
 
 template <class To, class From>
 using copy_const_t = std::conditional_t<std::is_const_v<From>, const To, To>;

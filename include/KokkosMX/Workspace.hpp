@@ -25,7 +25,7 @@ class Workspace {
   Workspace() = default;
   /// The memory of a contiguous View of rank 1. Does not own it.
   template <class View>
-    requires Kokkos::is_view_v<View>
+  requires Kokkos::is_view_v<View>
   explicit Workspace(const View& view)
       : data_(view.data()), bytes_(view.extent(0) * sizeof(typename View::value_type)) {
     static_assert(View::rank() == 1 && !std::is_const_v<typename View::value_type> &&

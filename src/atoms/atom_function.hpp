@@ -4,8 +4,8 @@
 
 /// \file atom_function.hpp
 /// KOKKOSMX_ATOM_FUNCTION marks the functions that do an atom's work. On hosts they are compiled by
-/// themselves: inlined into a kernel, compilers unroll their short loops before they think of vector
-/// code (seen with g++ 12: ten times slower). On devices they are always inlined.
+/// themselves: inlined into a kernel, compilers unroll their short loops before they think of
+/// vector code (seen with g++ 12: ten times slower). On devices they are always inlined.
 
 #include <Kokkos_Core.hpp>
 
@@ -13,6 +13,14 @@
 #define KOKKOSMX_ATOM_FUNCTION KOKKOS_FORCEINLINE_FUNCTION
 #else
 #define KOKKOSMX_ATOM_FUNCTION __attribute__((noinline))
+#endif
+
+/// Atoms for x86-64's vector instructions, whatever the build's -march: chosen at run time.
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+#define KOKKOSMX_HAVE_X86_ATOMS 1
+#define KOKKOSMX_AVX2_FUNCTION __attribute__((noinline, target("avx2")))
+#else
+#define KOKKOSMX_HAVE_X86_ATOMS 0
 #endif
 
 #endif

@@ -54,8 +54,8 @@ KOKKOS_INLINE_FUNCTION bool certified_aligned(const RowState& a, const RowState&
          product_below(a.n, b.n, Atom::certificate_bits);
 }
 
-/// Tier::window: sum |a b| <= 144 K 2^(spread_a + spread_b) < 2^63, with sum_bits the number of bits
-/// of 144 K (144 K is no power of two, so 144 K < 2^sum_bits).
+/// Tier::window: sum |a b| <= 144 K 2^(spread_a + spread_b) < 2^63, with sum_bits the number of
+/// bits of 144 K (144 K is no power of two, so 144 K < 2^sum_bits).
 KOKKOS_INLINE_FUNCTION bool certified_window(const RowState& a, const RowState& b, int sum_bits) {
   return a.spread + b.spread + sum_bits <= 63;
 }
@@ -116,8 +116,8 @@ class WideSum {
     if (top == 0) {
       return round_to_f32(negative, static_cast<std::uint64_t>(limb_[0]), false, exponent);
     }
-    const std::uint64_t magnitude = (static_cast<std::uint64_t>(limb_[top]) << 32) |
-                                    static_cast<std::uint64_t>(limb_[top - 1]);
+    const std::uint64_t magnitude =
+        (static_cast<std::uint64_t>(limb_[top]) << 32) | static_cast<std::uint64_t>(limb_[top - 1]);
     bool sticky = false;
     for (int i = 0; i < top - 1; ++i) sticky = sticky || limb_[i] != 0;
     return round_to_f32(negative, magnitude, sticky, exponent + 32 * (top - 1));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <KokkosMX/Gemm.hpp>
 
+#include "../atom_select.hpp"
 #include "../check.hpp"
 #include "../instantiate.hpp"
 #include "../quantize/quantize.hpp"
@@ -59,7 +60,15 @@ void place(const OperandRef& operand, Prepared& prepared, Pieces& pieces) {
                     matrix.rows * row_bytes, 16 * row_bytes, row_bytes, block_bytes};
     const std::int64_t ld = matrix.blocks;
     matrix.scales = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * ld),
-                     matrix.rows * ld, 32 * ld, 16 * ld, ld, 8, 4, 1, matrix.rows, ld};
+                     matrix.rows * ld,
+                     32 * ld,
+                     16 * ld,
+                     ld,
+                     8,
+                     4,
+                     1,
+                     matrix.rows,
+                     ld};
     if (matrix.batch == 1) matrix.codes.batch = matrix.scales.batch = 0;
   }
   if (needs_workspace(operand)) {
@@ -175,9 +184,9 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
                 "a bias of extent N = " + std::to_string(call.n));
   check.require(!settings.has_bias || settings.bias != nullptr || call.n == 0,
                 "the bias to be an allocated View");
-  check.require(!settings.has_counts ||
-                    (settings.counts_size == tier_count && settings.counts != nullptr),
-                "tier_counts to be an allocated View of extent " + std::to_string(tier_count));
+  check.require(
+      !settings.has_counts || (settings.counts_size == tier_count && settings.counts != nullptr),
+      "tier_counts to be an allocated View of extent " + std::to_string(tier_count));
   check.require(workspace_bytes >= call.workspace_bytes &&
                     (workspace != nullptr || call.workspace_bytes == 0),
                 "a workspace of at least " + std::to_string(call.workspace_bytes) + " bytes");
@@ -185,13 +194,13 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
   std::vector<Region> inputs = regions_of("A", a);
   for (const Region& region : regions_of("B", b)) inputs.push_back(region);
   if (settings.has_bias) {
-    inputs.push_back({"the bias", settings.bias, 1, 0, settings.bias_size,
-                      settings.bias_stride * 4, 4});
+    inputs.push_back(
+        {"the bias", settings.bias, 1, 0, settings.bias_size, settings.bias_stride * 4, 4});
   }
   std::vector<Region> outputs{region_of("C", c)};
   if (call.workspace_bytes > 0) {
-    outputs.push_back({"the workspace", workspace, 1, 0, 1, 0,
-                       static_cast<std::int64_t>(call.workspace_bytes)});
+    outputs.push_back(
+        {"the workspace", workspace, 1, 0, 1, 0, static_cast<std::int64_t>(call.workspace_bytes)});
   }
   if (settings.has_counts) {
     outputs.push_back({"tier_counts", settings.counts, 1, 0, 1, 0,
@@ -226,21 +235,22 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
     prepare(exec, b, call.b, rule);
   }
 
-  using Choice = GemmChoice<ExecSpace>;
-  using Kernel = GemmKernel<typename Choice::Atom, typename Choice::Tile>;
-  const Kernel kernel = Kernel::make(
-      problem, gemm_config<typename Choice::Atom, typename Choice::Tile>(
-                   call.batch, call.m, call.n, static_cast<int>(exec.concurrency())));
-  launch("KokkosMX::gemm", exec, kernel.tiles(), Choice::Tile::threads, kernel);
+  with_atoms<ExecSpace>([&](auto atoms) {
+    using Atom = typename decltype(atoms)::Gemm;
+    using Tile = typename GemmTileOf<ExecSpace>::type;
+    const auto kernel = GemmKernel<Atom, Tile>::make(
+        problem,
+        gemm_config<Atom, Tile>(call.batch, call.m, call.n, static_cast<int>(exec.concurrency())));
+    launch("KokkosMX::gemm", exec, kernel.tiles(), Tile::threads, kernel);
+  });
 }
 
-#define KOKKOSMX_INSTANTIATE(Space)                                                             \
-  template KOKKOSMX_EXPORT std::size_t gemm_workspace_size<Space>(                              \
-      const Space&, const OperandRef&, const OperandRef&, const DenseRef&);                     \
-  template KOKKOSMX_EXPORT void gemm<Space>(const Space&, void*, std::size_t,                   \
-                                            const OperandRef&, const OperandRef&,               \
-                                            const DenseRef&, const GemmSettings&,               \
-                                            const QuantizeRule*);
+#define KOKKOSMX_INSTANTIATE(Space)                                                              \
+  template KOKKOSMX_EXPORT std::size_t gemm_workspace_size<Space>(                               \
+      const Space&, const OperandRef&, const OperandRef&, const DenseRef&);                      \
+  template KOKKOSMX_EXPORT void gemm<Space>(const Space&, void*, std::size_t, const OperandRef&, \
+                                            const OperandRef&, const DenseRef&,                  \
+                                            const GemmSettings&, const QuantizeRule*);
 KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
 #undef KOKKOSMX_INSTANTIATE
 
@@ -250,7 +260,9 @@ namespace KokkosMX {
 
 template <class ExecSpace>
 const char* gemm_atom(const ExecSpace&) {
-  return Impl::GemmChoice<ExecSpace>::Atom::name;
+  const char* name = nullptr;
+  Impl::with_atoms<ExecSpace>([&](auto atoms) { name = decltype(atoms)::Gemm::name; });
+  return name;
 }
 
 #define KOKKOSMX_INSTANTIATE(Space) \

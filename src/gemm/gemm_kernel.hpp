@@ -30,8 +30,8 @@ struct GemmProblem {
   std::uint64_t* counts;  ///< null where nobody counts
 };
 
-/// The part of tiling that is fixed when the kernel is compiled: the largest tile, in atoms, and how
-/// many blocks of K a panel holds.
+/// The part of tiling that is fixed when the kernel is compiled: the largest tile, in atoms, and
+/// how many blocks of K a panel holds.
 template <int AtomsM, int AtomsN, int PanelBlocks, int Threads>
 struct GemmTile {
   static constexpr int atoms_m = AtomsM;
@@ -99,10 +99,8 @@ struct GemmKernel {
       store_without_product(group, place);
       return;
     }
-    load_states(group, scratch.a, p.a, place.batch, place.row, place.rows,
-                place.atoms_m * Atom::M);
-    load_states(group, scratch.b, p.b, place.batch, place.col, place.cols,
-                place.atoms_n * Atom::N);
+    load_states(group, scratch.a, p.a, place.batch, place.row, place.rows, place.atoms_m * Atom::M);
+    load_states(group, scratch.b, p.b, place.batch, place.col, place.cols, place.atoms_n * Atom::N);
     choose_tiers(group, scratch, place);
 
     Accumulator aligned[atoms_each] = {};
@@ -217,7 +215,8 @@ struct GemmKernel {
   }
 
   /// Unpacks blocks [first, first + count) of the panel's rows. Tier::aligned: codes shifted by
-  /// scale - lo, rows that do not fit the atom as zeros; otherwise codes as they are, shifts beside.
+  /// scale - lo, rows that do not fit the atom as zeros; otherwise codes as they are, shifts
+  /// beside.
   template <Tier tier, class Group, int Rows>
   KOKKOS_INLINE_FUNCTION void unpack(const Group& group, Panel<Rows>& panel,
                                      const MatrixMap& matrix, std::int64_t batch,
@@ -285,9 +284,8 @@ struct GemmKernel {
       if (shift_a < 0 || shift_a > a.spread || shift_b < 0 || shift_b > b.spread) {
         continue;  // a block of zeros
       }
-      const std::int32_t term =
-          Atom::block_product(p.a.codes.at(place.batch, place.row + row, k),
-                              p.b.codes.at(place.batch, place.col + col, k));
+      const std::int32_t term = Atom::block_product(p.a.codes.at(place.batch, place.row + row, k),
+                                                    p.b.codes.at(place.batch, place.col + col, k));
       sum.add(term, shift_a + shift_b);
       if (++terms == WideSum::terms_between_carries) {
         sum.carry();
@@ -315,12 +313,17 @@ struct GemmKernel {
         const int unit = unit_exponent(a.lo, b.lo);
         std::uint32_t product = f32_nan;
         switch (tier) {
-          case Tier::automatic: break;
+          case Tier::automatic:
+            break;
           case Tier::aligned:
             product = round_to_f32(static_cast<std::int64_t>(aligned[slot].value[v]), unit);
             break;
-          case Tier::window: product = round_to_f32(window[slot][v], unit); break;
-          case Tier::wide: product = wide_product(place, row, col, a, b); break;
+          case Tier::window:
+            product = round_to_f32(window[slot][v], unit);
+            break;
+          case Tier::wide:
+            product = wide_product(place, row, col, a, b);
+            break;
         }
         p.epilogue(place.batch, place.row + row, place.col + col, product);
         ++counts[static_cast<int>(tier)];

@@ -3,34 +3,25 @@
 #define KOKKOSMX_SRC_GEMM_GEMM_SELECT_HPP
 
 /// \file gemm_select.hpp
-/// Which atom and which tiling a product gets: all tuning is here, none in the kernel.
+/// Which tiling a product gets: all tuning is here and in atom_select.hpp, none in the kernel.
 
-#include "../atoms/gemm/portable.hpp"
 #include "../launch.hpp"
 #include "gemm_kernel.hpp"
 
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
-/// The atom and the largest tile of an execution space.
-template <class ExecSpace, bool OnHost = is_host_space_v<ExecSpace>>
-struct GemmChoice;
-
+/// The largest tile of an execution space, in atoms.
 template <class ExecSpace>
-struct GemmChoice<ExecSpace, true> {
-  using Atom = PortableGemmAtom;
-  // 64 x 64 outputs, panels of 2 x 64 KiB: the panels stay in L2, an atom's operands in L1.
-  using Tile = GemmTile<16, 16, 16, 1>;
-};
-
-template <class ExecSpace>
-struct GemmChoice<ExecSpace, false> {
-  using Atom = PortableGemmAtom;
-  // 64 x 64 outputs by 256 threads, one atom each; panels of 2 x 8 KiB.
-  using Tile = GemmTile<16, 16, 2, 256>;
+struct GemmTileOf {
+  // Hosts: 64 x 64 outputs, panels of 2 x 64 KiB: the panels stay in L2, an atom's operands in L1.
+  // Devices: 64 x 64 outputs by 256 threads, one atom each; panels of 2 x 8 KiB.
+  using type = std::conditional_t<is_host_space_v<ExecSpace>, GemmTile<16, 16, 16, 1>,
+                                  GemmTile<16, 16, 2, 256>>;
 };
 
 /// The tile in use: halved along the longer side until every thread (or multiprocessor) can have a

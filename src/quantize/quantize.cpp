@@ -21,9 +21,9 @@ void quantize(const ExecSpace& exec, const DenseRef& x, const MatrixRef& q, Quan
   check.tell("q", q);
   const DenseMap dense = check.dense_rows("x", x);
   const MatrixMap matrix = check.matrix("q", q);
-  check.require(matrix.batch == x.batch && matrix.rows == x.rows &&
-                    matrix.blocks * block_size == x.cols,
-                "q to have the extents of x (batch, rows, K)");
+  check.require(
+      matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
+      "q to have the extents of x (batch, rows, K)");
   check.disjoint(regions_of("q", q), {region_of("x", x)});
   launch_quantize(exec, x.element, dense, matrix, rule);
 }
@@ -35,9 +35,9 @@ void dequantize(const ExecSpace& exec, const MatrixRef& q, const DenseRef& x) {
   check.tell("x", x);
   const DenseMap dense = check.dense_rows("x", x);
   const MatrixMap matrix = check.matrix("q", q);
-  check.require(matrix.batch == x.batch && matrix.rows == x.rows &&
-                    matrix.blocks * block_size == x.cols,
-                "x to have the extents of q (batch, rows, K)");
+  check.require(
+      matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
+      "x to have the extents of q (batch, rows, K)");
   check.disjoint({region_of("x", x)}, regions_of("q", q));
   launch_dequantize(exec, matrix, x.element, dense);
 }
@@ -47,17 +47,17 @@ void summarize(const ExecSpace& exec, const MatrixRef& matrix_ref) {
   Check check("summarize");
   check.tell("matrix", matrix_ref);
   const MatrixMap matrix = check.matrix("matrix", matrix_ref);
-  check.disjoint({region_of("matrix summaries", matrix_ref.summaries)},
-                 {region_of("matrix codes", matrix_ref.codes),
-                  region_of("matrix scales", matrix_ref.scales)});
+  check.disjoint(
+      {region_of("matrix summaries", matrix_ref.summaries)},
+      {region_of("matrix codes", matrix_ref.codes), region_of("matrix scales", matrix_ref.scales)});
   launch_summarize(exec, matrix);
 }
 
-#define KOKKOSMX_INSTANTIATE(Space)                                                   \
-  template KOKKOSMX_EXPORT void quantize<Space>(const Space&, const DenseRef&,        \
-                                                const MatrixRef&, QuantizeRule);      \
-  template KOKKOSMX_EXPORT void dequantize<Space>(const Space&, const MatrixRef&,     \
-                                                  const DenseRef&);                   \
+#define KOKKOSMX_INSTANTIATE(Space)                                                              \
+  template KOKKOSMX_EXPORT void quantize<Space>(const Space&, const DenseRef&, const MatrixRef&, \
+                                                QuantizeRule);                                   \
+  template KOKKOSMX_EXPORT void dequantize<Space>(const Space&, const MatrixRef&,                \
+                                                  const DenseRef&);                              \
   template KOKKOSMX_EXPORT void summarize<Space>(const Space&, const MatrixRef&);
 KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
 #undef KOKKOSMX_INSTANTIATE

@@ -3,12 +3,12 @@
 #define KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
 
 /// \file quantize.hpp
-/// The kernels that walk the rows of a matrix block by block, for arguments already checked: an item
-/// is a run of rows, a thread of the group takes a block.
+/// The kernels that walk the rows of a matrix block by block, for arguments already checked: an
+/// item is a run of rows, a thread of the group takes a block.
 
 #include <KokkosMX/Types.hpp>
 
-#include "../atoms/quantize/portable.hpp"
+#include "../atom_select.hpp"
 #include "../launch.hpp"
 #include "../numbers.hpp"
 #include "../operand.hpp"
@@ -78,13 +78,13 @@ void launch_rows(const char* label, const ExecSpace& exec, std::int64_t batch, s
          RowKernel<RowBody>{body, rows, per_item, items});
 }
 
-template <class Format>
+template <class Atom, class Format>
 struct QuantizeRow {
   DenseMap x;
   MatrixMap q;
   QuantizeRule rule;
   using Scratch = SummaryScratch;
-  using Atom = PortableQuantizeAtom<Format>;
+  static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
@@ -95,8 +95,8 @@ struct QuantizeRow {
     }
     RowSummary part{};
     for_each(group, q.blocks, [&](std::int64_t k) {
-      const auto result = Atom::quantize(x.at(batch, row, k * Atom::bytes),
-                                         q.codes.at(batch, row, k), rule);
+      const BlockResult result = Atom::template quantize<Format>(x.at(batch, row, k * bytes),
+                                                                 q.codes.at(batch, row, k), rule);
       *q.scales.at(batch, row, k) = result.scale;
       merge(part, summary_of_block(result.scale, result.sum_of_squares));
     });
@@ -108,23 +108,24 @@ struct QuantizeRow {
   }
 };
 
-template <class Format>
+template <class Atom, class Format>
 struct DequantizeRow {
   MatrixMap q;
   DenseMap x;
   struct Scratch {};
-  using Atom = PortableQuantizeAtom<Format>;
+  static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t batch,
                                          std::int64_t row) const {
     for_each(group, q.blocks, [&](std::int64_t k) {
-      Atom::dequantize(q.codes.at(batch, row, k), *q.scales.at(batch, row, k),
-                       x.at(batch, row, k * Atom::bytes));
+      Atom::template dequantize<Format>(q.codes.at(batch, row, k), *q.scales.at(batch, row, k),
+                                        x.at(batch, row, k * bytes));
     });
   }
 };
 
+template <class Atom>
 struct SummarizeRow {
   MatrixMap q;
   using Scratch = SummaryScratch;
@@ -135,7 +136,7 @@ struct SummarizeRow {
     RowSummary part{};
     for_each(group, q.blocks, [&](std::int64_t k) {
       merge(part, summary_of_block(*q.scales.at(batch, row, k),
-                                   sum_of_squares_of(q.codes.at(batch, row, k))));
+                                   Atom::sum_of_squares(q.codes.at(batch, row, k))));
     });
     store_summary(group, scratch, part, q.summaries.at(batch, row));
   }
@@ -144,25 +145,32 @@ struct SummarizeRow {
 template <class ExecSpace>
 void launch_quantize(const ExecSpace& exec, Element element, const DenseMap& x, const MatrixMap& q,
                      QuantizeRule rule) {
-  with_format(element, [&](auto format) {
-    // Rows and columns of padding are the scales layout's.
-    launch_rows("KokkosMX::quantize", exec, q.batch, q.scales.rows, q.blocks,
-                QuantizeRow<decltype(format)>{x, q, rule});
+  with_atoms<ExecSpace>([&](auto atoms) {
+    with_format(element, [&](auto format) {
+      using Body = QuantizeRow<typename decltype(atoms)::Quantize, decltype(format)>;
+      // Rows and columns of padding are the scales layout's.
+      launch_rows("KokkosMX::quantize", exec, q.batch, q.scales.rows, q.blocks, Body{x, q, rule});
+    });
   });
 }
 
 template <class ExecSpace>
 void launch_dequantize(const ExecSpace& exec, const MatrixMap& q, Element element,
                        const DenseMap& x) {
-  with_format(element, [&](auto format) {
-    launch_rows("KokkosMX::dequantize", exec, q.batch, q.rows, q.blocks,
-                DequantizeRow<decltype(format)>{q, x});
+  with_atoms<ExecSpace>([&](auto atoms) {
+    with_format(element, [&](auto format) {
+      using Body = DequantizeRow<typename decltype(atoms)::Quantize, decltype(format)>;
+      launch_rows("KokkosMX::dequantize", exec, q.batch, q.rows, q.blocks, Body{q, x});
+    });
   });
 }
 
 template <class ExecSpace>
 void launch_summarize(const ExecSpace& exec, const MatrixMap& q) {
-  launch_rows("KokkosMX::summarize", exec, q.batch, q.rows, q.blocks, SummarizeRow{q});
+  with_atoms<ExecSpace>([&](auto atoms) {
+    using Body = SummarizeRow<typename decltype(atoms)::Quantize>;
+    launch_rows("KokkosMX::summarize", exec, q.batch, q.rows, q.blocks, Body{q});
+  });
 }
 
 }  // namespace KokkosMX::Impl

@@ -100,10 +100,10 @@ void copy_scales(const ExecSpace& exec, const char* name, const BytesRef& from,
          CopyScales{source, target, plain.rows, plain.cols, groups});
 }
 
-#define KOKKOSMX_INSTANTIATE(Space)                                                               \
-  template KOKKOSMX_EXPORT void copy_codes<Space>(const Space&, const char*, const BytesRef&,     \
-                                                  CodesKind, const BytesRef&, CodesKind);         \
-  template KOKKOSMX_EXPORT void copy_scales<Space>(const Space&, const char*, const BytesRef&,    \
+#define KOKKOSMX_INSTANTIATE(Space)                                                            \
+  template KOKKOSMX_EXPORT void copy_codes<Space>(const Space&, const char*, const BytesRef&,  \
+                                                  CodesKind, const BytesRef&, CodesKind);      \
+  template KOKKOSMX_EXPORT void copy_scales<Space>(const Space&, const char*, const BytesRef&, \
                                                    ScalesKind, const BytesRef&, ScalesKind);
 KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
 #undef KOKKOSMX_INSTANTIATE

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_QUANTIZE_LOOPS_HPP
+#define KOKKOSMX_SRC_ATOMS_QUANTIZE_LOOPS_HPP
+
+/// \file loops.hpp
+/// One block of 32 numbers to 16 bytes of codes and a scale, and back, by plain loops over
+/// integers.
+///
+/// Codes follow from comparing magnitudes with seven thresholds, the midpoints between the e2m1
+/// magnitudes times 2^(s - 127). Bit patterns of non-negative floats order as the numbers do, so a
+/// threshold is the least bit pattern that reaches it, and both roundings, subnormals, infinity and
+/// NaN (patterns above infinity's) come out of one comparison of integers each.
+
+#include <KokkosMX/Types.hpp>
+
+#include "../../numbers.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+#include <cstring>
+
+namespace KokkosMX::Impl {
+
+/// The e8m0 scale of a block whose largest magnitude has the float32 bits amax, finite: see
+/// ScaleMode. The quotients by 4 and 6 round to float32; where they are subnormal the scale is 1,
+/// or 0 if they round to zero (amax of up to 2 and 3 units of 2^-149).
+KOKKOS_INLINE_FUNCTION int scale_of(ScaleMode mode, std::uint32_t amax) {
+  int scale = 0, least = 0;
+  switch (mode) {
+    case ScaleMode::floor:
+      scale = static_cast<int>(amax >> 23) - 2;
+      break;
+    case ScaleMode::even:
+      scale = static_cast<int>((amax + 0x200000u) >> 23) - 2;
+      break;
+    case ScaleMode::ceil:
+      scale = static_cast<int>((amax + 0x7FFFFFu) >> 23) - 2;
+      least = amax >= 3 ? 1 : 0;
+      break;
+    case ScaleMode::rceil:
+      scale = static_cast<int>((amax + 0x3FFFFFu) >> 23) - 2;
+      least = amax >= 4 ? 1 : 0;
+      break;
+  }
+  return scale > least ? scale : least;
+}
+
+/// The position of the leading bit of 1, 3, 5 or 7.
+KOKKOS_INLINE_FUNCTION constexpr int leading_bit(std::uint32_t odd) {
+  return odd >= 4 ? 2 : (odd >= 2 ? 1 : 0);
+}
+
+/// The bits of odd * 2^exponent, a normal number of the format.
+template <class Format>
+KOKKOS_INLINE_FUNCTION std::uint32_t normal_bits(std::uint32_t odd, int exponent) {
+  constexpr int p = Format::mantissa;
+  const int top = leading_bit(odd);
+  // The leading bit of odd << (p - top) adds 1 to the exponent field.
+  return (static_cast<std::uint32_t>(exponent + top + Format::bias - 1) << p) + (odd << (p - top));
+}
+
+/// The least bit pattern of a format whose value is at least odd * 2^exponent (above it, if
+/// strict), odd being 1, 3, 5 or 7; infinity's pattern where none is finite.
+template <class Format>
+KOKKOS_INLINE_FUNCTION std::uint32_t least_at(std::uint32_t odd, int exponent, bool strict) {
+  const int leading = exponent + leading_bit(odd);
+  if (leading > Format::bias) return Format::inf;
+  if (leading >= 1 - Format::bias) return normal_bits<Format>(odd, exponent) + (strict ? 1u : 0u);
+  const int shift = exponent - (1 - Format::bias - Format::mantissa);  // unit: least subnormal
+  if (shift >= 0) return (odd << shift) + (strict ? 1u : 0u);
+  const int drop = shift < -3 ? 3 : -shift;  // odd <= 7; an odd number has no exact quotient
+  return (odd + (1u << drop) - 1u) >> drop;
+}
+
+/// The seven midpoints 1/4, 3/4, 5/4, 7/4, 5/2, 7/2, 5 as odd * 2^exponent.
+KOKKOS_INLINE_FUNCTION constexpr std::uint32_t midpoint_odd(int i) {
+  return (0x5757'531u >> (4 * i)) & 0xFu;
+}
+KOKKOS_INLINE_FUNCTION constexpr int midpoint_exponent(int i) {
+  return i < 4 ? -2 : (i < 6 ? -1 : 0);
+}
+
+/// What a block's elements are compared with, once its scale is known.
+struct Thresholds {
+  std::uint32_t reach[7];  ///< the code's magnitude is the number of these that are reached
+  std::uint32_t sign;      ///< least magnitude whose sign is kept
+};
+
+/// Ties go to the even code: away from codes 1, 3, 5, 7, whose midpoint below must be exceeded.
+/// With ties_up the sign is that of the float32 product x * 2^(127 - s), which is zero up to
+/// 2^-150.
+template <class Format>
+KOKKOS_INLINE_FUNCTION Thresholds thresholds_of(Rounding rounding, int scale) {
+  Thresholds t;
+  const bool to_even = rounding == Rounding::nearest_even;
+  // 1/4 and 5 times 2^(scale - 127) are normal: so are all, and only their exponents depend on it.
+  const bool all_normal = scale - 129 >= 1 - Format::bias && scale - 125 <= Format::bias;
+  if (all_normal) {
+    const std::uint32_t power = static_cast<std::uint32_t>(scale - 127) << Format::mantissa;
+    const std::uint32_t strict = to_even ? 1u : 0u;
+    for (int i = 0; i < 7; ++i) {
+      t.reach[i] = normal_bits<Format>(midpoint_odd(i), midpoint_exponent(i)) + power +
+                   (i % 2 == 0 ? strict : 0u);
+    }
+  } else {
+    for (int i = 0; i < 7; ++i) {
+      t.reach[i] = least_at<Format>(midpoint_odd(i), midpoint_exponent(i) + scale - 127,
+                                    to_even && i % 2 == 0);
+    }
+  }
+  // Up to scale 127 the bound lies below every format's least subnormal.
+  t.sign = to_even ? 0u : (scale < 128 ? 1u : least_at<Format>(1u, scale - 277, true));
+  return t;
+}
+
+/// What quantizing a block gives besides its codes.
+struct BlockResult {
+  std::uint8_t scale;
+  /// Sum over the block of the code's magnitude in halves, squared.
+  std::uint32_t sum_of_squares;
+};
+
+/// Quantizes and dequantizes a block. Atoms compile the loops for a target each.
+template <class Format>
+struct QuantizeLoops {
+  using bits = typename Format::bits;
+  static constexpr int bytes = block_size * static_cast<int>(sizeof(bits));
+  static constexpr bits magnitude_mask = static_cast<bits>(static_cast<bits>(~bits{0}) >> 1);
+  static constexpr int sign_shift = 8 * static_cast<int>(sizeof(bits)) - 1;
+  // Signed, as wide as the element: what vector units of every age compare.
+  using lane = std::conditional_t<sizeof(bits) == 2, std::int16_t, std::int32_t>;
+
+  using pair = std::conditional_t<sizeof(bits) == 2, std::uint32_t, std::uint64_t>;
+
+  /// x: 32 elements; codes: 16 bytes. Any alignment.
+  KOKKOS_FORCEINLINE_FUNCTION static BlockResult quantize(const unsigned char* x,
+                                                          std::uint8_t* codes, QuantizeRule rule) {
+    bits raw[block_size];
+    lane magnitude[block_size];
+    for (int i = 0; i < block_size; ++i) {
+      raw[i] = load<bits>(x + i * static_cast<int>(sizeof(bits)));
+    }
+    lane largest = 0;
+    for (int i = 0; i < block_size; ++i) {
+      magnitude[i] = static_cast<lane>(raw[i] & magnitude_mask);
+      largest = magnitude[i] > largest ? magnitude[i] : largest;
+    }
+    int scale;
+    if (static_cast<std::uint32_t>(largest) >= Format::inf) {
+      if (rule.non_finite() == NonFinite::ocp) {
+        for (int i = 0; i < block_bytes; ++i) codes[i] = 0;
+        return {255, 0};
+      }
+      scale = Format::to_f32(static_cast<bits>(largest)) + 0x200000u >= f32_sign ? 0 : 254;
+    } else {
+      const std::uint32_t amax = Format::to_f32(static_cast<bits>(largest));
+      scale = rule.non_finite() == NonFinite::reference && amax + 0x200000u >= f32_inf
+                  ? 254
+                  : scale_of(rule.scale_mode(), amax);
+    }
+    const Thresholds t = thresholds_of<Format>(rule.rounding(), scale);
+
+    lane code[block_size];
+    lane below[7];
+    for (int j = 0; j < 7; ++j) below[j] = static_cast<lane>(t.reach[j] - 1u);
+    const lane loses_sign = static_cast<lane>(static_cast<lane>(t.sign) - 1);
+    constexpr lane inf = static_cast<lane>(Format::inf);
+    for (int i = 0; i < block_size; ++i) {
+      const lane m = magnitude[i];
+      lane c = 0;
+      for (int j = 0; j < 7; ++j) c = static_cast<lane>(c + (m > below[j] ? 1 : 0));
+      code[i] = c;
+    }
+    std::int32_t sum_of_squares = 0;
+    for (int i = 0; i < block_size; ++i) {
+      const lane halves = halves_of_magnitude(code[i]);
+      sum_of_squares += static_cast<std::int32_t>(halves) * halves;
+    }
+    for (int i = 0; i < block_size; ++i) {
+      const lane sign = static_cast<lane>((raw[i] >> (sign_shift - 3)) & 8);
+      const lane m = magnitude[i];
+      code[i] = static_cast<lane>(code[i] | (m > loses_sign && m <= inf ? sign : 0));
+    }
+    // Pairs of lanes as one number of twice the width: the second code comes down beside the first.
+    pair pairs[block_bytes];
+    std::memcpy(pairs, code, sizeof(pairs));
+    for (int i = 0; i < block_bytes; ++i) {
+      codes[i] = static_cast<std::uint8_t>(pairs[i] | (pairs[i] >> (sign_shift + 1 - 4)));
+    }
+    return {static_cast<std::uint8_t>(scale), static_cast<std::uint32_t>(sum_of_squares)};
+  }
+
+  /// codes: 16 bytes; x: 32 elements, each the exact value rounded once. Any alignment.
+  KOKKOS_FORCEINLINE_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
+                                                     unsigned char* x) {
+    bits value[16];
+    for (int c = 0; c < 8; ++c) {
+      // float32 holds every finite product exactly, so the conversion is the only rounding.
+      const std::uint32_t exact =
+          scale == 255 ? f32_nan
+                       : round_to_f32(static_cast<std::int64_t>(halves_of(c)), scale - 128);
+      value[c] = Format::from_f32(exact);
+      value[c + 8] =
+          scale == 255 ? value[c] : static_cast<bits>(value[c] | (bits{1} << sign_shift));
+    }
+    for (int i = 0; i < block_bytes; ++i) {
+      store<bits>(x + 2 * i * static_cast<int>(sizeof(bits)), value[codes[i] & 15]);
+      store<bits>(x + (2 * i + 1) * static_cast<int>(sizeof(bits)), value[codes[i] >> 4]);
+    }
+  }
+};
+
+/// The sum over a block's codes of their magnitudes in halves, squared: what a row summary needs.
+KOKKOS_FORCEINLINE_FUNCTION std::uint32_t sum_of_squares_loop(const std::uint8_t* codes) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < block_bytes; ++i) {
+    const std::int16_t low = halves_of(static_cast<std::int16_t>(codes[i] & 15));
+    const std::int16_t high = halves_of(static_cast<std::int16_t>(codes[i] >> 4));
+    sum += static_cast<std::int32_t>(low) * low;
+    sum += static_cast<std::int32_t>(high) * high;
+  }
+  return static_cast<std::uint32_t>(sum);
+}
+
+}  // namespace KokkosMX::Impl
+
+#endif
