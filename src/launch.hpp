@@ -68,8 +68,8 @@ struct TeamLaunch {
   using Member = typename Policy::member_type;
   static constexpr int scratch_bytes = static_cast<int>(sizeof(typename Body::Scratch)) + 64;
   KOKKOS_INLINE_FUNCTION void operator()(const Member& member) const {
-    auto address =
-        reinterpret_cast<std::uintptr_t>(member.team_scratch(0).get_shmem(scratch_bytes));
+    constexpr int bytes = scratch_bytes;
+    auto address = reinterpret_cast<std::uintptr_t>(member.team_scratch(0).get_shmem(bytes));
     address = (address + 63) / 64 * 64;
     auto& scratch = *reinterpret_cast<typename Body::Scratch*>(address);
     const TeamGroup<Member> group{member};

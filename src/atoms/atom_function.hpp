@@ -16,7 +16,9 @@
 #endif
 
 /// Atoms for x86-64's vector instructions, whatever the build's -march: chosen at run time.
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+/// Compilers for devices do not take them: there, host execution spaces run the portable atoms.
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && \
+    !defined(__CUDACC__) && !defined(__HIPCC__)
 #define KOKKOSMX_HAVE_X86_ATOMS 1
 #define KOKKOSMX_AVX2_FUNCTION __attribute__((noinline, target("avx2")))
 #else

@@ -83,6 +83,9 @@ struct GemmKernel {
     std::int64_t batch, row, col;
     int rows, cols;
     int atoms_m, atoms_n;
+
+    KOKKOS_INLINE_FUNCTION int row_of_atom(int atom) const { return atom % atoms_m; }
+    KOKKOS_INLINE_FUNCTION int col_of_atom(int atom) const { return atom / atoms_m; }
   };
 
   static GemmKernel make(const GemmProblem& problem, const GemmConfig& config) {
@@ -185,8 +188,8 @@ struct GemmKernel {
     if (group.rank() == 0) scratch.all_tiers = 0;
     group.barrier();
     for_each(group, place.atoms_m * place.atoms_n, [&](std::int64_t atom) {
-      const int row = static_cast<int>(atom) / place.atoms_n * Atom::M;
-      const int col = static_cast<int>(atom) % place.atoms_n * Atom::N;
+      const int row = place.row_of_atom(static_cast<int>(atom)) * Atom::M;
+      const int col = place.col_of_atom(static_cast<int>(atom)) * Atom::N;
       unsigned tiers = 0;
       for (int i = 0; i < Atom::M; ++i) {
         for (int j = 0; j < Atom::N; ++j) {
@@ -268,7 +271,7 @@ struct GemmKernel {
     for (int slot = 0; slot < atoms_each; ++slot) {
       const int atom = slot * workers + worker;
       if (atom < place.atoms_m * place.atoms_n) {
-        f(slot, atom, atom % place.atoms_m, atom / place.atoms_m);
+        f(slot, atom, place.row_of_atom(atom), place.col_of_atom(atom));
       }
     }
   }

@@ -24,25 +24,27 @@ struct GemmTileOf {
                                   GemmTile<16, 16, 2, 256>>;
 };
 
-/// The tile in use: halved along the longer side until every thread (or multiprocessor) can have a
-/// few, but not below 8 atoms, where unpacking would cost more than multiplying.
+/// The tile in use. Hosts: halved, columns first, until every thread can have a few tiles, but not
+/// below 4 atoms a side, where unpacking would cost more than multiplying.
 template <class Atom, class Tile>
 GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n, int concurrency) {
   GemmConfig config{Tile::atoms_m, Tile::atoms_n};
-  const auto tiles = [&] {
-    const std::int64_t tile_m = config.atoms_m * Atom::M, tile_n = config.atoms_n * Atom::N;
-    return batch * ((m + tile_m - 1) / tile_m) * ((n + tile_n - 1) / tile_n);
-  };
-  if (Tile::threads > 1) return config;
-  while (tiles() < 4 * std::int64_t{concurrency}) {
-    if (config.atoms_n > 2 && config.atoms_n * Atom::N >= n) {
-      config.atoms_n /= 2;  // cannot be more than one tile anyway
-    } else if (config.atoms_n > 4) {
-      config.atoms_n /= 2;
-    } else if (config.atoms_m > 4 && m > config.atoms_m * Atom::M / 2) {
-      config.atoms_m /= 2;
-    } else {
-      break;
+  if constexpr (Tile::threads == 1) {
+    const auto tiles_along = [](std::int64_t extent, std::int64_t tile) {
+      return (extent + tile - 1) / tile;
+    };
+    const auto tiles = [&] {
+      return batch * tiles_along(m, config.atoms_m * Atom::M) *
+             tiles_along(n, config.atoms_n * Atom::N);
+    };
+    while (tiles() < 4 * std::int64_t{concurrency}) {
+      if (config.atoms_n > 4) {
+        config.atoms_n /= 2;
+      } else if (config.atoms_m > 4) {
+        config.atoms_m /= 2;
+      } else {
+        break;
+      }
     }
   }
   return config;

@@ -56,16 +56,21 @@ struct Int16Loops {
   /// accumulator += A * B^T over `count` blocks, from panels with rows of `blocks` blocks.
   KOKKOS_FORCEINLINE_FUNCTION static void multiply_add(Accumulator& accumulator, const element* a,
                                                        const element* b, int count, int blocks) {
-    std::int32_t sum[M][N] = {};
+    // Outputs that no certificate covers may overflow, and are not used: unsigned, which wraps.
+    std::uint32_t sum[M][N] = {};
     const int pitch = blocks * block_size;
     for (int k = 0; k < count * block_size; ++k) {
       for (int i = 0; i < M; ++i) {
         for (int j = 0; j < N; ++j) {
-          sum[i][j] += static_cast<std::int32_t>(a[i * pitch + k]) * b[j * pitch + k];
+          sum[i][j] += static_cast<std::uint32_t>(static_cast<std::int32_t>(a[i * pitch + k]) *
+                                                  b[j * pitch + k]);
         }
       }
     }
-    for (int i = 0; i < M * N; ++i) accumulator.value[i] += sum[i / N][i % N];
+    for (int i = 0; i < M * N; ++i) {
+      accumulator.value[i] = static_cast<std::int32_t>(
+          static_cast<std::uint32_t>(accumulator.value[i]) + sum[i / N][i % N]);
+    }
   }
 
   /// The dot product of two blocks of 16 bytes of codes, in quarters.
