@@ -4,30 +4,59 @@
 
 /// \file check.hpp
 /// Every test of a call's arguments, made on the host before anything is queued, and the maps that
-/// kernels use, made of arguments that passed.
+/// kernels use, made of arguments that passed. A call that passes allocates nothing: messages are
+/// composed only when one is thrown.
 
 #include <KokkosMX/Gemm.hpp>
 #include <KokkosMX/Matrix.hpp>
 #include <KokkosMX/Types.hpp>
 
-#include "operand.hpp"
-
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
+
+#include "operand.hpp"
 
 namespace KokkosMX::Impl {
 
-/// The memory of an operand: extents and strides in bytes, outermost first; the innermost bytes are
-/// contiguous.
-struct Region {
-  std::string name;
-  const void* data = nullptr;
-  std::int64_t outer = 1, outer_stride = 0;
-  std::int64_t middle = 1, middle_stride = 0;
-  std::int64_t inner = 0;
+/// The name of an argument, or of a part of one: "A", " codes".
+struct Name {
+  const char* argument;
+  const char* part = "";
+  std::string text() const { return std::string(argument) + part; }
+};
 
-  bool empty() const { return outer == 0 || middle == 0 || inner == 0; }
+struct Dimension {
+  std::int64_t extent, stride;
+};
+
+/// The memory of an argument: elements of some bytes at all sums of strides (in bytes).
+struct Region {
+  Name name;
+  const void* data;
+  std::int64_t element_bytes;
+  std::array<Dimension, 3> dims;
+};
+
+/// A few regions.
+class Regions {
+ public:
+  void add(const Region& region) { regions_.at(count_++) = region; }
+  void add(const char* name, const DenseRef& dense);
+  void add(const Name& name, const BytesRef& bytes);
+  void add(const Name& name, const SummariesRef& summaries);
+  /// Codes, scales and, where it has them, summaries.
+  void add(const char* name, const MatrixRef& matrix);
+  /// One run of bytes.
+  void add(const char* name, const void* data, std::int64_t bytes);
+
+  const Region* begin() const { return regions_.data(); }
+  const Region* end() const { return regions_.data() + count_; }
+
+ private:
+  std::array<Region, 8> regions_{};
+  std::size_t count_ = 0;
 };
 
 /// Collects what a call was given and, when something is wrong, says it all in one exception.
@@ -36,42 +65,51 @@ class Check {
   /// \throws std::logic_error where Kokkos is not initialized.
   explicit Check(const char* function);
 
-  /// Tells of an operand; every message prints all that were told of.
-  void tell(const std::string& name, const MatrixRef& matrix);
-  void tell(const std::string& name, const DenseRef& dense);
-  void tell(const std::string& name, const BytesRef& bytes);
-  void tell(const std::string& text);
+  /// Tells of an argument, which must outlive the check; every message prints all that were told
+  /// of.
+  void tell(const char* name, const MatrixRef& matrix);
+  void tell(const char* name, const DenseRef& dense);
+  void tell(const char* name, const BytesRef& bytes);
+  /// A number: the extent of a bias, the bytes of a workspace.
+  void tell(const char* name, std::int64_t number);
 
-  /// \throws std::invalid_argument unless ok.
-  void require(bool ok, const std::string& expected) const {
+  /// \throws std::invalid_argument unless ok; expected() is the text that follows "expected ".
+  template <class F>
+  void require(bool ok, const F& expected) const {
+    if (!ok) fail(expected());
+  }
+  void require(bool ok, const char* expected) const {
     if (!ok) fail(expected);
   }
-  [[noreturn]] void fail(const std::string& expected) const;
 
   /// Dense rows of K elements, K a multiple of 32, contiguous, allocated.
-  DenseMap dense_rows(const std::string& name, const DenseRef& dense) const;
+  DenseMap dense_rows(const char* name, const DenseRef& dense) const;
   /// Codes and scales that agree, in layouts that can hold them, allocated.
-  MatrixMap matrix(const std::string& name, const MatrixRef& matrix) const;
-  CodesMap codes(const std::string& name, const BytesRef& codes, CodesKind kind) const;
-  ScalesMap scales(const std::string& name, const BytesRef& scales, ScalesKind kind) const;
+  MatrixMap matrix(const char* name, const MatrixRef& matrix) const;
+  CodesMap codes(const Name& name, const BytesRef& codes, CodesKind kind) const;
+  ScalesMap scales(const Name& name, const BytesRef& scales, ScalesKind kind) const;
 
-  /// No two of the output's elements share memory, and no output shares any with an input or with
+  /// No two of an output's elements share memory, and no output shares any with an input or with
   /// another output.
-  void disjoint(const std::vector<Region>& outputs, const std::vector<Region>& inputs) const;
+  void disjoint(const Regions& outputs, const Regions& inputs) const;
 
  private:
-  void allocated(const std::string& name, const void* data, bool empty) const;
-  void contiguous_rows(const std::string& name, std::int64_t cols, std::int64_t col_stride) const;
+  /// One argument: all but one of the pointers are null, or all of them.
+  struct Told {
+    const char* name;
+    const MatrixRef* matrix;
+    const DenseRef* dense;
+    const BytesRef* bytes;
+    std::int64_t number;
+  };
+  [[noreturn]] void fail(const std::string& expected) const;
+  void allocated(const Name& name, const void* data, bool empty) const;
+  void contiguous_rows(const Name& name, std::int64_t cols, std::int64_t col_stride) const;
 
-  std::string function_;
-  std::string told_;
+  const char* function_;
+  std::array<Told, 8> told_{};
+  std::size_t told_count_ = 0;
 };
-
-Region region_of(const std::string& name, const BytesRef& bytes);
-Region region_of(const std::string& name, const DenseRef& dense);
-Region region_of(const std::string& name, const SummariesRef& summaries);
-/// All regions of a matrix: codes, scales and, where it has them, summaries.
-std::vector<Region> regions_of(const std::string& name, const MatrixRef& matrix);
 
 std::int64_t element_bytes(Element element);
 

@@ -80,7 +80,8 @@ struct TeamLaunch {
   }
 };
 
-/// Runs body for each item in [0, items), asynchronously on exec; neither allocates nor fences.
+/// Runs body for each item in [0, items), asynchronously on exec; neither allocates nor fences (the
+/// label is a string already, since making one would allocate).
 template <class ExecSpace, class Body>
 void launch(const std::string& label, const ExecSpace& exec, std::int64_t items, int team_size,
             const Body& body) {

@@ -15,11 +15,11 @@ namespace KokkosMX {
 
 namespace Impl {
 template <class ExecSpace>
-KOKKOSMX_EXPORT void copy_codes(const ExecSpace& exec, const char* name, const BytesRef& from,
-                                CodesKind from_kind, const BytesRef& to, CodesKind to_kind);
+KOKKOSMX_EXPORT void copy_codes(const ExecSpace& exec, const BytesRef& from, CodesKind from_kind,
+                                const BytesRef& to, CodesKind to_kind);
 template <class ExecSpace>
-KOKKOSMX_EXPORT void copy_scales(const ExecSpace& exec, const char* name, const BytesRef& from,
-                                 ScalesKind from_kind, const BytesRef& to, ScalesKind to_kind);
+KOKKOSMX_EXPORT void copy_scales(const ExecSpace& exec, const BytesRef& from, ScalesKind from_kind,
+                                 const BytesRef& to, ScalesKind to_kind);
 
 template <class ExecSpace, class From, class To>
 constexpr void check_shuffle_types() {
@@ -49,8 +49,8 @@ void shuffle_weight(const ExecSpace& exec, const From& from, const To& to) {
   static_assert(Impl::has_layout_v<To, Tile16x16>,
                 "KokkosMX::shuffle_weight: the output's layout is Tile16x16");
   Impl::check_shuffle_types<ExecSpace, From, To>();
-  Impl::copy_codes(exec, "shuffle_weight", from.impl_ref(), Impl::CodesKind::row_major,
-                   to.impl_ref(), Impl::CodesKind::tile_16x16);
+  Impl::copy_codes(exec, from.impl_ref(), Impl::CodesKind::row_major, to.impl_ref(),
+                   Impl::CodesKind::tile_16x16);
 }
 
 /// The inverse of shuffle_weight. \throws as shuffle_weight does.
@@ -61,8 +61,8 @@ void unshuffle_weight(const ExecSpace& exec, const From& from, const To& to) {
   static_assert(Impl::has_layout_v<To, RowMajor>,
                 "KokkosMX::unshuffle_weight: the output's layout is RowMajor");
   Impl::check_shuffle_types<ExecSpace, From, To>();
-  Impl::copy_codes(exec, "unshuffle_weight", from.impl_ref(), Impl::CodesKind::tile_16x16,
-                   to.impl_ref(), Impl::CodesKind::row_major);
+  Impl::copy_codes(exec, from.impl_ref(), Impl::CodesKind::tile_16x16, to.impl_ref(),
+                   Impl::CodesKind::row_major);
 }
 
 /// Scales (rows, K/32), row-major, to Tile32x8: aiter's shuffle_scale with padding 0:
@@ -78,8 +78,8 @@ void shuffle_scale(const ExecSpace& exec, const From& from, const To& to) {
   static_assert(Impl::has_layout_v<To, Tile32x8>,
                 "KokkosMX::shuffle_scale: the output's layout is Tile32x8");
   Impl::check_shuffle_types<ExecSpace, From, To>();
-  Impl::copy_scales(exec, "shuffle_scale", from.impl_ref(), Impl::ScalesKind::row_major,
-                    to.impl_ref(), Impl::ScalesKind::tile_32x8);
+  Impl::copy_scales(exec, from.impl_ref(), Impl::ScalesKind::row_major, to.impl_ref(),
+                    Impl::ScalesKind::tile_32x8);
 }
 
 /// The inverse of shuffle_scale: to has the extents (rows, K/32), from those of
@@ -91,8 +91,8 @@ void unshuffle_scale(const ExecSpace& exec, const From& from, const To& to) {
   static_assert(Impl::has_layout_v<To, RowMajor>,
                 "KokkosMX::unshuffle_scale: the output's layout is RowMajor");
   Impl::check_shuffle_types<ExecSpace, From, To>();
-  Impl::copy_scales(exec, "unshuffle_scale", from.impl_ref(), Impl::ScalesKind::tile_32x8,
-                    to.impl_ref(), Impl::ScalesKind::row_major);
+  Impl::copy_scales(exec, from.impl_ref(), Impl::ScalesKind::tile_32x8, to.impl_ref(),
+                    Impl::ScalesKind::row_major);
 }
 
 }  // namespace KokkosMX

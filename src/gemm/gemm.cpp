@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
-#include <vector>
 
 namespace KokkosMX::Impl {
 
@@ -84,12 +83,15 @@ struct Call {
   std::size_t workspace_bytes;
 };
 
-std::vector<Region> regions_of(const std::string& name, const OperandRef& operand) {
-  if (operand.is_dense) return {region_of(name, operand.dense)};
-  return regions_of(name, operand.matrix);
+void add(Regions& regions, const char* name, const OperandRef& operand) {
+  if (operand.is_dense) {
+    regions.add(name, operand.dense);
+  } else {
+    regions.add(name, operand.matrix);
+  }
 }
 
-Prepared checked(const Check& check, const std::string& name, const OperandRef& operand) {
+Prepared checked(const Check& check, const char* name, const OperandRef& operand) {
   Prepared prepared{};
   if (operand.is_dense) {
     prepared.dense = check.dense_rows(name, operand.dense);
@@ -102,7 +104,7 @@ Prepared checked(const Check& check, const std::string& name, const OperandRef& 
   return prepared;
 }
 
-void tell(Check& check, const std::string& name, const OperandRef& operand) {
+void tell(Check& check, const char* name, const OperandRef& operand) {
   if (operand.is_dense) {
     check.tell(name, operand.dense);
   } else {
@@ -122,16 +124,19 @@ Call checked_call(Check& check, const OperandRef& a, const OperandRef& b, const 
   call.m = c.rows;
   call.n = c.cols;
   call.blocks = call.a.matrix.blocks;
-  check.require(call.b.matrix.blocks == call.blocks,
-                "A (M, K) and B (N, K) to have the same K, have " +
-                    std::to_string(block_size * call.blocks) + " and " +
-                    std::to_string(block_size * call.b.matrix.blocks));
-  check.require(c.rows == call.a.matrix.rows && c.cols == call.b.matrix.rows,
-                "C to have (rows, cols) = (M, N) = (" + std::to_string(call.a.matrix.rows) + ", " +
-                    std::to_string(call.b.matrix.rows) + ")");
+  check.require(call.b.matrix.blocks == call.blocks, [&] {
+    return "A (M, K) and B (N, K) to have the same K, have " +
+           std::to_string(block_size * call.blocks) + " and " +
+           std::to_string(block_size * call.b.matrix.blocks);
+  });
+  check.require(c.rows == call.a.matrix.rows && c.cols == call.b.matrix.rows, [&] {
+    return "C to have (rows, cols) = (M, N) = (" + std::to_string(call.a.matrix.rows) + ", " +
+           std::to_string(call.b.matrix.rows) + ")";
+  });
   for (const Prepared* operand : {&call.a, &call.b}) {
-    check.require(operand->matrix.batch == 1 || operand->matrix.batch == c.batch,
-                  "the batch extents of A and B to be 1 or C's, " + std::to_string(c.batch));
+    check.require(operand->matrix.batch == 1 || operand->matrix.batch == c.batch, [&] {
+      return "the batch extents of A and B to be 1 or C's, " + std::to_string(c.batch);
+    });
   }
   if (needs_workspace(a) || needs_workspace(b)) {
     Pieces pieces(0);
@@ -172,39 +177,42 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
           const OperandRef& b, const DenseRef& c, const GemmSettings& settings,
           const QuantizeRule* rule) {
   Check check(rule == nullptr ? "gemm" : "quantize_gemm");
-  if (settings.has_bias) check.tell("bias (N) = (" + std::to_string(settings.bias_size) + ")");
-  if (settings.has_counts) {
-    check.tell("tier_counts (" + std::to_string(settings.counts_size) + ")");
-  }
-  check.tell("workspace of " + std::to_string(workspace_bytes) + " bytes");
+  if (settings.has_bias) check.tell("extent of the bias", settings.bias_size);
+  if (settings.has_counts) check.tell("extent of tier_counts", settings.counts_size);
+  check.tell("bytes of workspace", static_cast<std::int64_t>(workspace_bytes));
   Call call = checked_call(check, a, b, c);
   const bool empty = call.batch == 0 || call.m == 0 || call.n == 0;
   check.require(c.data != nullptr || empty, "C to be an allocated View");
   check.require(!settings.has_bias || settings.bias_size == call.n,
-                "a bias of extent N = " + std::to_string(call.n));
+                [&] { return "a bias of extent N = " + std::to_string(call.n); });
   check.require(!settings.has_bias || settings.bias != nullptr || call.n == 0,
                 "the bias to be an allocated View");
   check.require(
       !settings.has_counts || (settings.counts_size == tier_count && settings.counts != nullptr),
-      "tier_counts to be an allocated View of extent " + std::to_string(tier_count));
-  check.require(workspace_bytes >= call.workspace_bytes &&
-                    (workspace != nullptr || call.workspace_bytes == 0),
-                "a workspace of at least " + std::to_string(call.workspace_bytes) + " bytes");
+      [&] {
+        return "tier_counts to be an allocated View of extent " + std::to_string(tier_count);
+      });
+  check.require(
+      workspace_bytes >= call.workspace_bytes &&
+          (workspace != nullptr || call.workspace_bytes == 0),
+      [&] { return "a workspace of at least " + std::to_string(call.workspace_bytes) + " bytes"; });
 
-  std::vector<Region> inputs = regions_of("A", a);
-  for (const Region& region : regions_of("B", b)) inputs.push_back(region);
+  Regions outputs, inputs;
+  add(inputs, "A", a);
+  add(inputs, "B", b);
   if (settings.has_bias) {
-    inputs.push_back(
-        {"the bias", settings.bias, 1, 0, settings.bias_size, settings.bias_stride * 4, 4});
+    inputs.add({{"the bias"},
+                settings.bias,
+                4,
+                {{{1, 0}, {1, 0}, {settings.bias_size, settings.bias_stride * 4}}}});
   }
-  std::vector<Region> outputs{region_of("C", c)};
+  outputs.add("C", c);
   if (call.workspace_bytes > 0) {
-    outputs.push_back(
-        {"the workspace", workspace, 1, 0, 1, 0, static_cast<std::int64_t>(call.workspace_bytes)});
+    outputs.add("the workspace", workspace, static_cast<std::int64_t>(call.workspace_bytes));
   }
   if (settings.has_counts) {
-    outputs.push_back({"tier_counts", settings.counts, 1, 0, 1, 0,
-                       tier_count * static_cast<std::int64_t>(sizeof(std::uint64_t))});
+    outputs.add("tier_counts", settings.counts,
+                tier_count * static_cast<std::int64_t>(sizeof(std::uint64_t)));
   }
   check.disjoint(outputs, inputs);
   if (empty) return;
@@ -241,7 +249,8 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
     const auto kernel = GemmKernel<Atom, Tile>::make(
         problem,
         gemm_config<Atom, Tile>(call.batch, call.m, call.n, static_cast<int>(exec.concurrency())));
-    launch("KokkosMX::gemm", exec, kernel.tiles(), Tile::threads, kernel);
+    static const std::string label = "KokkosMX::gemm";
+    launch(label, exec, kernel.tiles(), Tile::threads, kernel);
   });
 }
 

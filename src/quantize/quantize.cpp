@@ -9,9 +9,6 @@
 
 #include <Kokkos_Core.hpp>
 
-#include <string>
-#include <vector>
-
 namespace KokkosMX::Impl {
 
 template <class ExecSpace>
@@ -24,7 +21,10 @@ void quantize(const ExecSpace& exec, const DenseRef& x, const MatrixRef& q, Quan
   check.require(
       matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
       "q to have the extents of x (batch, rows, K)");
-  check.disjoint(regions_of("q", q), {region_of("x", x)});
+  Regions outputs, inputs;
+  outputs.add("q", q);
+  inputs.add("x", x);
+  check.disjoint(outputs, inputs);
   launch_quantize(exec, x.element, dense, matrix, rule);
 }
 
@@ -38,7 +38,10 @@ void dequantize(const ExecSpace& exec, const MatrixRef& q, const DenseRef& x) {
   check.require(
       matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
       "x to have the extents of q (batch, rows, K)");
-  check.disjoint({region_of("x", x)}, regions_of("q", q));
+  Regions outputs, inputs;
+  outputs.add("x", x);
+  inputs.add("q", q);
+  check.disjoint(outputs, inputs);
   launch_dequantize(exec, matrix, x.element, dense);
 }
 
@@ -47,9 +50,11 @@ void summarize(const ExecSpace& exec, const MatrixRef& matrix_ref) {
   Check check("summarize");
   check.tell("matrix", matrix_ref);
   const MatrixMap matrix = check.matrix("matrix", matrix_ref);
-  check.disjoint(
-      {region_of("matrix summaries", matrix_ref.summaries)},
-      {region_of("matrix codes", matrix_ref.codes), region_of("matrix scales", matrix_ref.scales)});
+  Regions outputs, inputs;
+  outputs.add(Name{"matrix", " summaries"}, matrix_ref.summaries);
+  inputs.add(Name{"matrix", " codes"}, matrix_ref.codes);
+  inputs.add(Name{"matrix", " scales"}, matrix_ref.scales);
+  check.disjoint(outputs, inputs);
   launch_summarize(exec, matrix);
 }
 

@@ -16,6 +16,7 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <string>
 
 namespace KokkosMX::Impl {
 
@@ -70,8 +71,8 @@ struct RowKernel {
 };
 
 template <class ExecSpace, class RowBody>
-void launch_rows(const char* label, const ExecSpace& exec, std::int64_t batch, std::int64_t rows,
-                 std::int64_t blocks, const RowBody& body) {
+void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t batch,
+                 std::int64_t rows, std::int64_t blocks, const RowBody& body) {
   const std::int64_t per_item = is_host_space_v<ExecSpace> ? rows_per_item(blocks) : 1;
   const std::int64_t items = (rows + per_item - 1) / per_item;
   launch(label, exec, batch * items, row_kernel_threads,
@@ -149,7 +150,8 @@ void launch_quantize(const ExecSpace& exec, Element element, const DenseMap& x, 
     with_format(element, [&](auto format) {
       using Body = QuantizeRow<typename decltype(atoms)::Quantize, decltype(format)>;
       // Rows and columns of padding are the scales layout's.
-      launch_rows("KokkosMX::quantize", exec, q.batch, q.scales.rows, q.blocks, Body{x, q, rule});
+      static const std::string label = "KokkosMX::quantize";
+      launch_rows(label, exec, q.batch, q.scales.rows, q.blocks, Body{x, q, rule});
     });
   });
 }
@@ -160,7 +162,8 @@ void launch_dequantize(const ExecSpace& exec, const MatrixMap& q, Element elemen
   with_atoms<ExecSpace>([&](auto atoms) {
     with_format(element, [&](auto format) {
       using Body = DequantizeRow<typename decltype(atoms)::Quantize, decltype(format)>;
-      launch_rows("KokkosMX::dequantize", exec, q.batch, q.rows, q.blocks, Body{q, x});
+      static const std::string label = "KokkosMX::dequantize";
+      launch_rows(label, exec, q.batch, q.rows, q.blocks, Body{q, x});
     });
   });
 }
@@ -169,7 +172,8 @@ template <class ExecSpace>
 void launch_summarize(const ExecSpace& exec, const MatrixMap& q) {
   with_atoms<ExecSpace>([&](auto atoms) {
     using Body = SummarizeRow<typename decltype(atoms)::Quantize>;
-    launch_rows("KokkosMX::summarize", exec, q.batch, q.rows, q.blocks, Body{q});
+    static const std::string label = "KokkosMX::summarize";
+    launch_rows(label, exec, q.batch, q.rows, q.blocks, Body{q});
   });
 }
 

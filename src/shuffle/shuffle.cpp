@@ -58,53 +58,78 @@ struct CopyScales {
   }
 };
 
+/// A copy's name in messages, and its label.
+struct CopyName {
+  const char* function;
+  std::string label;
+};
+const CopyName& name_of_copy(bool shuffling, bool codes) {
+  static const CopyName names[2][2] = {{{"unshuffle_scale", "KokkosMX::unshuffle_scale"},
+                                        {"unshuffle_weight", "KokkosMX::unshuffle_weight"}},
+                                       {{"shuffle_scale", "KokkosMX::shuffle_scale"},
+                                        {"shuffle_weight", "KokkosMX::shuffle_weight"}}};
+  return names[shuffling ? 1 : 0][codes ? 1 : 0];
+}
+
+void check_disjoint(const Check& check, const BytesRef& from, const BytesRef& to) {
+  Regions outputs, inputs;
+  outputs.add(Name{"output"}, to);
+  inputs.add(Name{"input"}, from);
+  check.disjoint(outputs, inputs);
+}
+
 }  // namespace
 
 template <class ExecSpace>
-void copy_codes(const ExecSpace& exec, const char* name, const BytesRef& from, CodesKind from_kind,
+void copy_codes(const ExecSpace& exec, const BytesRef& from, CodesKind from_kind,
                 const BytesRef& to, CodesKind to_kind) {
-  Check check(name);
+  const CopyName& name = name_of_copy(from_kind == CodesKind::row_major, true);
+  Check check(name.function);
   check.tell("input", from);
   check.tell("output", to);
   check.require(from.batch == to.batch && from.rows == to.rows && from.cols == to.cols,
                 "input and output to have the same extents (batch, rows, bytes)");
-  const CodesMap source = check.codes("input", from, from_kind);
-  const CodesMap target = check.codes("output", to, to_kind);
-  check.disjoint({region_of("output", to)}, {region_of("input", from)});
+  const CodesMap source = check.codes({"input"}, from, from_kind);
+  const CodesMap target = check.codes({"output"}, to, to_kind);
+  check_disjoint(check, from, to);
   const std::int64_t groups = (from.rows + 15) / 16;
-  launch(std::string("KokkosMX::") + name, exec, from.batch * groups, copy_threads,
+  launch(name.label, exec, from.batch * groups, copy_threads,
          CopyCodes{source, target, from.rows, from.cols / block_bytes, groups});
 }
 
 template <class ExecSpace>
-void copy_scales(const ExecSpace& exec, const char* name, const BytesRef& from,
-                 ScalesKind from_kind, const BytesRef& to, ScalesKind to_kind) {
-  Check check(name);
-  check.tell("input", from);
-  check.tell("output", to);
+void copy_scales(const ExecSpace& exec, const BytesRef& from, ScalesKind from_kind,
+                 const BytesRef& to, ScalesKind to_kind) {
   // The row-major side tells the matrix's extents, the other follows from them.
   const bool shuffling = from_kind == ScalesKind::row_major;
+  const CopyName& name = name_of_copy(shuffling, false);
+  Check check(name.function);
+  check.tell("input", from);
+  check.tell("output", to);
   const BytesRef& plain = shuffling ? from : to;
   const BytesRef& tiled = shuffling ? to : from;
   const ScalesShape expected = scales_shape<Tile32x8>(plain.rows, block_size * plain.cols);
   check.require(
       tiled.batch == plain.batch && tiled.rows == expected.rows && tiled.cols == expected.cols,
-      std::string(shuffling ? "the output" : "the input") + " to have (batch, rows, cols) = (" +
-          std::to_string(plain.batch) + ", " + std::to_string(expected.rows) + ", " +
-          std::to_string(expected.cols) + "), rows padded to 256 and columns to 8");
-  const ScalesMap source = check.scales("input", from, from_kind);
-  const ScalesMap target = check.scales("output", to, to_kind);
-  check.disjoint({region_of("output", to)}, {region_of("input", from)});
+      [&] {
+        return std::string(shuffling ? "the output" : "the input") +
+               " to have (batch, rows, cols) = (" + std::to_string(plain.batch) + ", " +
+               std::to_string(expected.rows) + ", " + std::to_string(expected.cols) +
+               "), rows padded to 256 and columns to 8";
+      });
+  const ScalesMap source = check.scales({"input"}, from, from_kind);
+  const ScalesMap target = check.scales({"output"}, to, to_kind);
+  check_disjoint(check, from, to);
   const std::int64_t groups = (to.rows + 31) / 32;
-  launch(std::string("KokkosMX::") + name, exec, plain.batch * groups, copy_threads,
+  launch(name.label, exec, plain.batch * groups, copy_threads,
          CopyScales{source, target, plain.rows, plain.cols, groups});
 }
 
-#define KOKKOSMX_INSTANTIATE(Space)                                                            \
-  template KOKKOSMX_EXPORT void copy_codes<Space>(const Space&, const char*, const BytesRef&,  \
-                                                  CodesKind, const BytesRef&, CodesKind);      \
-  template KOKKOSMX_EXPORT void copy_scales<Space>(const Space&, const char*, const BytesRef&, \
-                                                   ScalesKind, const BytesRef&, ScalesKind);
+#define KOKKOSMX_INSTANTIATE(Space)                                                           \
+  template KOKKOSMX_EXPORT void copy_codes<Space>(const Space&, const BytesRef&, CodesKind,   \
+                                                  const BytesRef&, CodesKind);                \
+  template KOKKOSMX_EXPORT void copy_scales<Space>(const Space&, const BytesRef&, ScalesKind, \
+                                                   const BytesRef&, ScalesKind);
 KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
 #undef KOKKOSMX_INSTANTIATE
 
