@@ -28,6 +28,17 @@ template <class ExecSpace>
 inline constexpr bool is_host_space_v =
     std::is_same_v<typename ExecSpace::memory_space, Kokkos::HostSpace>;
 
+/// How many threads an instance has.
+template <class ExecSpace>
+std::int64_t concurrency_of(const ExecSpace& exec) {
+  // Where Kokkos still has it as a static function, calling that without the instance makes one.
+  if constexpr (requires { ExecSpace::concurrency(exec); }) {
+    return ExecSpace::concurrency(exec);
+  } else {
+    return exec.concurrency();
+  }
+}
+
 /// One thread.
 struct SerialGroup {
   static constexpr bool is_serial = true;

@@ -247,8 +247,7 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
     using Atom = typename decltype(atoms)::Gemm;
     using Tile = typename GemmTileOf<ExecSpace>::type;
     const auto kernel = GemmKernel<Atom, Tile>::make(
-        problem,
-        gemm_config<Atom, Tile>(call.batch, call.m, call.n, static_cast<int>(exec.concurrency())));
+        problem, gemm_config<Atom, Tile>(call.batch, call.m, call.n, concurrency_of(exec)));
     static const std::string label = "KokkosMX::gemm";
     launch(label, exec, kernel.tiles(), Tile::threads, kernel);
   });

@@ -27,7 +27,8 @@ struct GemmTileOf {
 /// The tile in use. Hosts: halved, columns first, until every thread can have a few tiles, but not
 /// below 4 atoms a side, where unpacking would cost more than multiplying.
 template <class Atom, class Tile>
-GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n, int concurrency) {
+GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n,
+                       std::int64_t concurrency) {
   GemmConfig config{Tile::atoms_m, Tile::atoms_n};
   if constexpr (Tile::threads == 1) {
     const auto tiles_along = [](std::int64_t extent, std::int64_t tile) {
@@ -37,7 +38,7 @@ GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n, int c
       return batch * tiles_along(m, config.atoms_m * Atom::M) *
              tiles_along(n, config.atoms_n * Atom::N);
     };
-    while (tiles() < 4 * std::int64_t{concurrency}) {
+    while (tiles() < 4 * concurrency) {
       if (config.atoms_n > 4) {
         config.atoms_n /= 2;
       } else if (config.atoms_m > 4) {
