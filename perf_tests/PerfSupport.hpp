@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_PERF_SUPPORT_HPP
+#define KOKKOSMX_PERF_SUPPORT_HPP
+
+/// \file PerfSupport.hpp
+/// What all measurements share: medians of interleaved calls, the limits that they are held
+/// against, operands, and the lines that say what ran where.
+
+#include <KokkosMX.hpp>
+
+#include <Kokkos_Core.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "Inputs.hpp"
+
+namespace KokkosMXPerf {
+
+using Exec = Kokkos::DefaultExecutionSpace;
+using Space = Exec::memory_space;
+inline constexpr bool on_host = std::is_same_v<Space, Kokkos::HostSpace>;
+
+template <class T>
+using Matrix2 = Kokkos::View<T**, Kokkos::LayoutRight, Space>;
+using Bytes = Kokkos::View<std::byte*, Space>;
+using PlainStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
+using TiledStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x16, KokkosMX::Tile32x8, Space>;
+
+// ------------------------------------------------------------------------------ times
+
+inline double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const std::size_t half = values.size() / 2;
+  std::nth_element(values.begin(), values.begin() + half, values.end());
+  if (values.size() % 2 == 1) return values[half];
+  return (values[half] + *std::max_element(values.begin(), values.begin() + half)) / 2;
+}
+
+inline double geometric_mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += std::log(value);
+  return values.empty() ? 0 : std::exp(sum / static_cast<double>(values.size()));
+}
+
+/// Seconds from an idle device to an idle device.
+template <class F>
+double seconds_of(const Exec& exec, const F& f) {
+  exec.fence("KokkosMXPerf: before");
+  const auto begin = std::chrono::steady_clock::now();
+  f();
+  exec.fence("KokkosMXPerf: after");
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// The median time of one call of each thing, in seconds, with hot caches. The things take turns, a
+/// few calls at a time, so that what disturbs the machine meets all of them alike; the first call
+/// of a turn brings the caches back and does not count. Spends about `seconds` on each thing and
+/// calls each at least four times.
+inline std::vector<double> interleaved_medians(const Exec& exec,
+                                               const std::vector<std::function<void()>>& things,
+                                               double seconds) {
+  constexpr double turn = 0.01, short_call = 0.005;
+  constexpr std::size_t least_samples = 3;
+  const auto now = [] { return std::chrono::steady_clock::now(); };
+  std::vector<std::vector<double>> samples(things.size());
+  std::vector<double> warm_up;
+  for (const auto& thing : things) {
+    thing();
+    warm_up.push_back(seconds_of(exec, thing));
+  }
+  const auto begin = now();
+  const auto enough = [&] {
+    for (const auto& times : samples) {
+      if (times.size() < least_samples) return false;
+    }
+    return std::chrono::duration<double>(now() - begin).count() >=
+           seconds * static_cast<double>(things.size());
+  };
+  while (!things.empty() && !enough()) {
+    for (std::size_t i = 0; i < things.size(); ++i) {
+      if (warm_up[i] < short_call) things[i]();
+      double spent = 0;
+      do {
+        samples[i].push_back(seconds_of(exec, things[i]));
+        spent += samples[i].back();
+      } while (spent < turn);
+    }
+  }
+  std::vector<double> medians;
+  for (auto& times : samples) medians.push_back(median(std::move(times)));
+  return medians;
+}
+
+inline double median_seconds(const Exec& exec, const std::function<void()>& thing, double seconds) {
+  return interleaved_medians(exec, {thing}, seconds).front();
+}
+
+// ------------------------------------------------------------------------------ limits
+
+namespace Impl {
+
+/// A vector as wide as any host has; a compiler without such registers splits it.
+using WideVector = std::uint64_t __attribute__((vector_size(64), may_alias));
+
+/// The sum of all 64-bit words, so that none of the reads can be left out. bytes: a multiple of
+/// 256.
+__attribute__((always_inline)) inline std::uint64_t sum_words(const std::byte* data,
+                                                              std::size_t bytes) {
+  WideVector sums[4] = {};
+  const auto* vectors = reinterpret_cast<const WideVector*>(data);
+  for (std::size_t i = 0; i < bytes / sizeof(WideVector); i += 4) {
+    for (std::size_t j = 0; j < 4; ++j) sums[j] += vectors[i + j];
+  }
+  const WideVector sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  std::uint64_t total = 0;
+  for (int i = 0; i < 8; ++i) total += sum[i];
+  return total;
+}
+
+using SumWords = std::uint64_t (*)(const std::byte*, std::size_t);
+inline std::uint64_t sum_words_any(const std::byte* data, std::size_t bytes) {
+  return sum_words(data, bytes);
+}
+#if defined(__x86_64__)
+// A limit is one only if it is reached with the widest loads that the CPU has.
+__attribute__((target("avx2"))) inline std::uint64_t sum_words_avx2(const std::byte* data,
+                                                                    std::size_t bytes) {
+  return sum_words(data, bytes);
+}
+__attribute__((target("avx512f"))) inline std::uint64_t sum_words_avx512(const std::byte* data,
+                                                                         std::size_t bytes) {
+  return sum_words(data, bytes);
+}
+inline SumWords best_sum_words() {
+  if (__builtin_cpu_supports("avx512f")) return sum_words_avx512;
+  if (__builtin_cpu_supports("avx2")) return sum_words_avx2;
+  return sum_words_any;
+}
+#else
+inline SumWords best_sum_words() { return sum_words_any; }
+#endif
+
+/// The best rate in bytes a second of pass(thread, begin, end), which goes over a part of a buffer.
+template <class Pass>
+double best_host_rate(const Exec& exec, std::size_t bytes, double counted, const Pass& pass) {
+  constexpr std::size_t line = 256;
+  const int threads = exec.concurrency();
+  const std::size_t part = (bytes / line + static_cast<std::size_t>(threads) - 1) /
+                           static_cast<std::size_t>(threads) * line;
+  const int repeat = static_cast<int>(
+      std::max<std::size_t>(1, (std::size_t{32} << 20) / std::max<std::size_t>(bytes, 1)));
+  const auto go = [&] {
+    Kokkos::parallel_for(
+        "KokkosMXPerf::bandwidth", Kokkos::RangePolicy<Exec>(exec, 0, threads), [=](int thread) {
+          const std::size_t begin = std::min(bytes, static_cast<std::size_t>(thread) * part);
+          const std::size_t end = std::min(bytes, begin + part);
+          for (int i = 0; i < repeat; ++i) pass(thread, begin, end);
+        });
+  };
+  go();
+  double best = seconds_of(exec, go), spent = best;
+  for (int i = 0; i < 7 || (spent < 0.15 && i < 1000); ++i) {
+    const double seconds = seconds_of(exec, go);
+    best = std::min(best, seconds);
+    spent += seconds;
+  }
+  return counted * repeat / best;
+}
+
+inline std::size_t whole_lines(std::size_t bytes) {
+  return std::max<std::size_t>(1, bytes / 4096) * 4096;
+}
+}  // namespace Impl
+
+/// Bytes read a second by all threads over a buffer of this footprint: the best of several passes.
+inline double read_bandwidth(const Exec& exec, std::size_t footprint) {
+  const std::size_t bytes = Impl::whole_lines(footprint);
+  Kokkos::View<std::uint64_t*, Space> buffer("KokkosMXPerf: read", bytes / 8);
+  if constexpr (on_host) {
+    const auto* data = reinterpret_cast<const std::byte*>(buffer.data());
+    Kokkos::View<std::uint64_t*, Space> sink("KokkosMXPerf: sink",
+                                             8 * static_cast<std::size_t>(exec.concurrency()));
+    const Impl::SumWords sum = Impl::best_sum_words();
+    return Impl::best_host_rate(exec, bytes, static_cast<double>(bytes),
+                                [=](int thread, std::size_t begin, std::size_t end) {
+                                  sink(8 * thread) += sum(data + begin, end - begin);
+                                });
+  } else {
+    std::uint64_t total = 0;
+    const auto go = [&] {
+      Kokkos::parallel_reduce(
+          "KokkosMXPerf::read", Kokkos::RangePolicy<Exec>(exec, 0, bytes / 8),
+          KOKKOS_LAMBDA(std::size_t i, std::uint64_t & sum) { sum += buffer(i); }, total);
+    };
+    go();
+    double best = seconds_of(exec, go);
+    for (int i = 0; i < 20; ++i) best = std::min(best, seconds_of(exec, go));
+    return static_cast<double>(bytes) / best;
+  }
+}
+
+/// Bytes read plus bytes written a second by all threads that copy one half of a buffer of this
+/// footprint to its other half: the best of several passes.
+inline double copy_bandwidth(const Exec& exec, std::size_t footprint) {
+  const std::size_t bytes = Impl::whole_lines(footprint / 2);
+  Bytes from("KokkosMXPerf: from", bytes), to("KokkosMXPerf: to", bytes);
+  if constexpr (on_host) {
+    return Impl::best_host_rate(exec, bytes, 2.0 * static_cast<double>(bytes),
+                                [=](int, std::size_t begin, std::size_t end) {
+                                  std::memcpy(to.data() + begin, from.data() + begin, end - begin);
+                                });
+  } else {
+    const auto go = [&] { Kokkos::deep_copy(exec, to, from); };
+    go();
+    double best = seconds_of(exec, go);
+    for (int i = 0; i < 20; ++i) best = std::min(best, seconds_of(exec, go));
+    return 2.0 * static_cast<double>(bytes) / best;
+  }
+}
+
+// ------------------------------------------------------------------------------ operands
+
+/// A (rows, cols) View of what host memory holds.
+template <class T, class U>
+Matrix2<T> upload(const U* host, std::int64_t rows, std::int64_t cols) {
+  static_assert(sizeof(T) == sizeof(U));
+  Matrix2<T> device(Kokkos::view_alloc("KokkosMXPerf: operand", Kokkos::WithoutInitializing), rows,
+                    cols);
+  auto staged = Kokkos::create_mirror_view(device);
+  if (staged.size() > 0) std::memcpy(staged.data(), host, staged.size() * sizeof(T));
+  Kokkos::deep_copy(device, staged);
+  return device;
+}
+
+/// A contiguous View's bytes on the host.
+template <class View>
+std::vector<std::uint8_t> host_bytes(const View& view) {
+  const auto host = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, view);
+  std::vector<std::uint8_t> bytes(host.size() * sizeof(typename View::value_type));
+  if (!bytes.empty()) std::memcpy(bytes.data(), host.data(), bytes.size());
+  return bytes;
+}
+
+inline Matrix2<KokkosMX::BFloat16> bell_bf16(std::int64_t rows, std::int64_t cols,
+                                             std::uint64_t seed, std::optional<int> outliers = {}) {
+  const std::vector<std::uint16_t> bits = KokkosMXTest::bell(rows, cols, seed, outliers);
+  return upload<KokkosMX::BFloat16>(bits.data(), rows, cols);
+}
+
+inline PlainStorage quantized(const Exec& exec, const Matrix2<KokkosMX::BFloat16>& x,
+                              KokkosMX::QuantizeRule rule = KokkosMX::rules::reference) {
+  return KokkosMX::quantize(exec, x, rule);
+}
+
+/// Codes and scales like x's, shuffled.
+inline TiledStorage shuffled(const Exec& exec, const PlainStorage& x) {
+  const auto plain = x.matrix();
+  TiledStorage tiled("KokkosMXPerf: shuffled", plain.rows(), plain.cols());
+  KokkosMX::shuffle_weight(exec, plain.codes(), tiled.matrix().codes());
+  KokkosMX::shuffle_scale(exec, plain.scales(), tiled.matrix().scales());
+  Kokkos::deep_copy(exec, tiled.summaries(), x.summaries());
+  exec.fence("KokkosMXPerf: shuffled");
+  return tiled;
+}
+
+// ------------------------------------------------------------------------------ what ran where
+
+inline std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) != 0) continue;
+    const std::size_t colon = line.find(':');
+    if (colon != std::string::npos && colon + 2 <= line.size()) return line.substr(colon + 2);
+  }
+  return "unknown CPU";
+}
+
+inline std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return std::string(name) + "=" + (value == nullptr ? "(unset)" : value);
+}
+
+/// Others who use the machine make every figure worse.
+inline std::string load_average() {
+  std::ifstream file("/proc/loadavg");
+  std::string minute = "unknown";
+  file >> minute;
+  return minute;
+}
+
+inline std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("g++ ") + __VERSION__;
+#else
+  return "unknown compiler";
+#endif
+}
+
+/// Name and value of everything that a figure depends on.
+inline std::vector<std::pair<std::string, std::string>> facts(const Exec& exec) {
+  std::string library = "KokkosMX " KOKKOSMX_VERSION_STRING;
+#ifdef KOKKOSMX_GIT_HASH
+  library += " (" KOKKOSMX_GIT_HASH ")";
+#endif
+  return {{"library", library + ", Kokkos " + std::to_string(KOKKOS_VERSION / 10000) + "." +
+                          std::to_string(KOKKOS_VERSION / 100 % 100) + "." +
+                          std::to_string(KOKKOS_VERSION % 100) + ", " + compiler()},
+          {"machine", cpu_model() + ", " + std::string(exec.name()) + ", " +
+                          std::to_string(exec.concurrency()) + " threads, " +
+                          environment("OMP_PROC_BIND") + ", load average " + load_average()},
+          {"atom", KokkosMX::gemm_atom(exec)}};
+}
+
+}  // namespace KokkosMXPerf
+
+#endif

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shuffling codes and scales, and back. GB/s counts the bytes that are read and written, so that
+// the fraction of what copying the same bytes reaches says how much the permutation costs.
+
+#include <KokkosMX.hpp>
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+#include <string>
+
+#include "BenchmarkMain.hpp"
+#include "PerfSupport.hpp"
+
+namespace KokkosMXPerf {
+namespace {
+
+using KokkosMX::RowMajor;
+using KokkosMX::Tile16x16;
+using KokkosMX::Tile32x8;
+template <class Layout>
+using OutCodes = KokkosMX::Codes<Layout, Space, std::uint8_t>;
+template <class Layout>
+using OutScales = KokkosMX::Scales<Layout, Space, std::uint8_t>;
+
+struct Extents {
+  const char* name;
+  std::int64_t rows, k;
+};
+
+Matrix2<std::uint8_t> bytes_like(std::int64_t rows, std::int64_t cols) {
+  Matrix2<std::uint8_t> view("KokkosMXPerf: bytes", rows, cols);
+  Kokkos::deep_copy(view, 0x35);
+  return view;
+}
+template <class Layout>
+Matrix2<std::uint8_t> scales_like(const Extents& extents) {
+  const auto shape = KokkosMX::scales_shape<Layout>(extents.rows, extents.k);
+  return bytes_like(shape.rows, shape.cols);
+}
+
+/// f(), which reads and writes so many bytes.
+template <class F>
+void measure(const Exec& exec, benchmark::State& state, std::size_t bytes, const F& f) {
+  const double seconds = median_seconds(exec, f, benchmark_seconds);
+  const double limit = copy_bandwidth(exec, bytes);
+  report(state, seconds);
+  state.counters["GB/s"] = 1e-9 * static_cast<double>(bytes) / seconds;
+  state.counters["copy_GB/s"] = 1e-9 * limit;
+  state.counters["%copy"] = 100 * static_cast<double>(bytes) / seconds / limit;
+}
+
+void add_weight(const Extents& extents) {
+  const auto add = [&](const std::string& what, bool back) {
+    add_benchmark(what + "/" + extents.name, [=](const Exec& exec, benchmark::State& state) {
+      const auto plain_bytes = bytes_like(extents.rows, extents.k / 2);
+      const auto tiled_bytes = bytes_like(extents.rows, extents.k / 2);
+      const OutCodes<RowMajor> plain(plain_bytes);
+      const OutCodes<Tile16x16> tiled(tiled_bytes);
+      measure(exec, state, plain_bytes.size() + tiled_bytes.size(), [&] {
+        if (back) {
+          KokkosMX::unshuffle_weight(exec, tiled, plain);
+        } else {
+          KokkosMX::shuffle_weight(exec, plain, tiled);
+        }
+      });
+    });
+  };
+  add("shuffle_weight", false);
+  add("unshuffle_weight", true);
+}
+
+void add_scale(const Extents& extents) {
+  const auto add = [&](const std::string& what, bool back) {
+    add_benchmark(what + "/" + extents.name, [=](const Exec& exec, benchmark::State& state) {
+      const auto plain_bytes = scales_like<RowMajor>(extents);
+      const auto tiled_bytes = scales_like<Tile32x8>(extents);
+      const OutScales<RowMajor> plain(plain_bytes);
+      const OutScales<Tile32x8> tiled(tiled_bytes);
+      measure(exec, state, plain_bytes.size() + tiled_bytes.size(), [&] {
+        if (back) {
+          KokkosMX::unshuffle_scale(exec, tiled, plain);
+        } else {
+          KokkosMX::shuffle_scale(exec, plain, tiled);
+        }
+      });
+    });
+  };
+  add("shuffle_scale", false);
+  add("unshuffle_scale", true);
+}
+
+void add_all(const BenchmarkOptions&, const Exec&) {
+  // Read and written: 1 MiB, 16 MiB, 256 MiB; the largest B of the leaderboard.
+  for (const Extents& extents :
+       {Extents{"L2", 1024, 1024}, Extents{"L3", 4096, 4096}, Extents{"memory", 16384, 16384},
+        Extents{"leaderboard_2112x7168", 2112, 7168},
+        Extents{"leaderboard_7168x2048", 7168, 2048}}) {
+    add_weight(extents);
+  }
+  for (const Extents& extents :
+       {Extents{"L2", 4096, 4096}, Extents{"L3", 16384, 16384}, Extents{"memory", 32768, 65536},
+        Extents{"leaderboard_2112x7168", 2112, 7168}}) {
+    add_scale(extents);
+  }
+}
+
+}  // namespace
+}  // namespace KokkosMXPerf
+
+int main(int argc, char** argv) {
+  return KokkosMXPerf::benchmark_main(argc, argv, KokkosMXPerf::add_all);
+}

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What a workspace promises: how many bytes, that a call with one neither allocates nor fences, and
+// that two calls with two of them run side by side.
+
+#include <gtest/gtest.h>
+
+#include <KokkosMX.hpp>
+#include <Kokkos_Core.hpp>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "GemmCases.hpp"
+#include "Inputs.hpp"
+#include "ReferenceGemm.hpp"
+
+// ------------------------------------------------------------------------------ counted memory
+
+namespace {
+std::atomic<bool> watching{false};
+std::atomic<std::uint64_t> allocations{0};
+[[maybe_unused]] void count_allocation() {
+  if (watching.load(std::memory_order_relaxed)) allocations.fetch_add(1);
+}
+}  // namespace
+
+#if defined(__SANITIZE_ADDRESS__)
+#define KOKKOSMX_TEST_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define KOKKOSMX_TEST_SANITIZED
+#endif
+#endif
+
+// Where the C library lets a program replace malloc, that counts operator new as well; elsewhere
+// operator new alone is counted, and nothing under a sanitizer, which replaces both itself.
+#if defined(KOKKOSMX_TEST_SANITIZED)
+constexpr bool counts_host_memory = false;
+#elif defined(__GLIBC__)
+constexpr bool counts_host_memory = true;
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t bytes) noexcept {
+  count_allocation();
+  return __libc_malloc(bytes);
+}
+void* calloc(std::size_t count, std::size_t bytes) noexcept {
+  count_allocation();
+  return __libc_calloc(count, bytes);
+}
+void* realloc(void* memory, std::size_t bytes) noexcept {
+  count_allocation();
+  return __libc_realloc(memory, bytes);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
+  count_allocation();
+  return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t bytes) noexcept {
+  count_allocation();
+  *memory = __libc_memalign(alignment, bytes);
+  return *memory == nullptr ? 12 : 0;
+}
+}
+#else
+constexpr bool counts_host_memory = true;
+void* operator new(std::size_t bytes) {
+  count_allocation();
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void* operator new[](std::size_t bytes) { return operator new(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+#endif
+
+namespace {
+
+using namespace KokkosMXTest;
+using KokkosMX::BFloat16;
+using KokkosMX::rules::reference;
+namespace Tools = Kokkos::Tools::Experimental;
+
+template <class F>
+std::uint64_t allocations_of(const F& f) {
+  allocations = 0;
+  watching = true;
+  f();
+  watching = false;
+  return allocations;
+}
+
+// What Kokkos reports while a callback is set. One kind at a time: a callback on kernels makes
+// Kokkos fence around them.
+struct Reported {
+  static inline std::atomic<int> count{0};
+  static inline std::vector<std::string> names;
+};
+template <class F>
+int fences_of(const F& f) {
+  Reported::count = 0;
+  Tools::set_begin_fence_callback(
+      [](const char*, const std::uint32_t, std::uint64_t*) { ++Reported::count; });
+  f();
+  Tools::set_begin_fence_callback(nullptr);
+  return Reported::count;
+}
+template <class F>
+int kokkos_allocations_of(const F& f) {
+  Reported::count = 0;
+  Tools::set_allocate_data_callback([](const Kokkos_Profiling_SpaceHandle, const char*, const void*,
+                                       const std::uint64_t) { ++Reported::count; });
+  f();
+  Tools::set_allocate_data_callback(nullptr);
+  return Reported::count;
+}
+template <class F>
+int deep_copies_of(const F& f) {
+  Reported::count = 0;
+  Tools::set_begin_deep_copy_callback([](const Kokkos_Profiling_SpaceHandle, const char*,
+                                         const void*, const Kokkos_Profiling_SpaceHandle,
+                                         const char*, const void*,
+                                         const std::uint64_t) { ++Reported::count; });
+  f();
+  Tools::set_begin_deep_copy_callback(nullptr);
+  return Reported::count;
+}
+template <class F>
+std::vector<std::string> kernels_of(const F& f) {
+  const auto begin = [](const char* name, const std::uint32_t, std::uint64_t*) {
+    Reported::names.emplace_back(name);
+  };
+  Reported::names.clear();
+  Tools::set_begin_parallel_for_callback(begin);
+  Tools::set_begin_parallel_reduce_callback(begin);
+  Tools::set_begin_parallel_scan_callback(begin);
+  f();
+  Tools::set_begin_parallel_for_callback(nullptr);
+  Tools::set_begin_parallel_reduce_callback(nullptr);
+  Tools::set_begin_parallel_scan_callback(nullptr);
+  return Reported::names;
+}
+
+// ------------------------------------------------------------------------------ calls
+
+constexpr std::int64_t m = 21, n = 37, k = 352;
+
+using Dense = Kokkos::View<const BFloat16**, Kokkos::LayoutRight, Space>;
+Dense dense(std::int64_t rows, std::uint64_t seed) {
+  Kokkos::View<BFloat16**, Kokkos::LayoutRight, Space> x("dense", rows, k);
+  const auto bits = to_device(bell(rows, k, seed, 12));
+  Kokkos::deep_copy(Kokkos::View<std::uint16_t*, Space, Unmanaged>(
+                        reinterpret_cast<std::uint16_t*>(x.data()), rows * k),
+                    bits);
+  return x;
+}
+
+using Plain = KokkosMX::Matrix<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
+
+// Both operands in all the ways that a call takes them, and what it has to give.
+struct Inputs {
+  Dense dense_a = dense(m, 1), dense_b = dense(n, 2);
+  KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space> qa{"a", m, k},
+      qb{"b", n, k};
+  Bits expected;
+
+  Inputs() {
+    KokkosMX::quantize(Exec(), dense_a, qa.matrix(), reference);
+    KokkosMX::quantize(Exec(), dense_b, qb.matrix(), reference);
+    Exec().fence();
+    HostMatrix a(m, k), b(n, k);
+    const auto read = [](const auto& storage, HostMatrix& x) {
+      x.codes = to_host(DeviceArray<std::uint8_t>(storage.codes().data(), x.codes.size()));
+      x.scales = to_host(DeviceArray<std::uint8_t>(storage.scales().data(), x.scales.size()));
+    };
+    read(qa, a);
+    read(qb, b);
+    expected = ReferenceProduct(a, b).all();
+  }
+  Plain a() const { return qa.matrix(); }
+  Plain b() const { return qb.matrix(); }
+  Plain a_without_summaries() const { return {qa.matrix().codes(), qa.matrix().scales()}; }
+  Plain b_without_summaries() const { return {qb.matrix().codes(), qb.matrix().scales()}; }
+
+  // Calls f(a, b, rule) for every way; the rule is there where an operand is dense.
+  template <class F>
+  void every_way(const F& f) const {
+    f(a(), b_without_summaries(), "A has summaries");
+    f(a_without_summaries(), b(), "B has summaries");
+    f(a_without_summaries(), b_without_summaries(), "no summaries");
+    f(dense_a, dense_b, "dense");
+    f(dense_a, b(), "A dense");
+    f(dense_a, b_without_summaries(), "A dense, B without summaries");
+    f(a_without_summaries(), dense_b, "B dense");
+  }
+};
+
+template <class A, class B>
+constexpr bool both_matrices =
+    KokkosMX::Impl::is_matrix<A>::value&& KokkosMX::Impl::is_matrix<B>::value;
+
+using CView = DeviceRows<float>;
+
+template <class A, class B>
+std::size_t size_of(const A& a, const B& b, const CView& c) {
+  if constexpr (both_matrices<A, B>) {
+    EXPECT_EQ(KokkosMX::gemm_workspace_size(Exec(), a, b, c),
+              KokkosMX::quantize_gemm_workspace_size(Exec(), a, b, c));
+    return KokkosMX::gemm_workspace_size(Exec(), a, b, c);
+  } else {
+    return KokkosMX::quantize_gemm_workspace_size(Exec(), a, b, c);
+  }
+}
+template <class A, class B>
+void call(const Exec& exec, const KokkosMX::Workspace<Space>& workspace, const A& a, const B& b,
+          const CView& c, const KokkosMX::GemmOptions<Space>& options = {}) {
+  if constexpr (both_matrices<A, B>) {
+    KokkosMX::gemm(exec, workspace, a, b, c, options);
+  } else {
+    KokkosMX::quantize_gemm(exec, workspace, a, b, c, reference, options);
+  }
+}
+template <class A, class B>
+void call_without(const A& a, const B& b, const CView& c) {
+  if constexpr (both_matrices<A, B>) {
+    KokkosMX::gemm(Exec(), a, b, c);
+  } else {
+    KokkosMX::quantize_gemm(Exec(), a, b, c, reference);
+  }
+}
+
+KokkosMX::Workspace<Space> part(const DeviceArray<std::uint8_t>& memory, std::size_t first,
+                                std::size_t bytes) {
+  return KokkosMX::Workspace<Space>(
+      Kokkos::View<std::uint8_t*, Space, Unmanaged>(memory.data() + first, bytes));
+}
+
+// The exact number of bytes is enough, wherever they start and whatever they hold; no byte around
+// them is written.
+TEST(Workspace, ExactBytesAnywhere) {
+  const Inputs inputs;
+  inputs.every_way([&](const auto& a, const auto& b, const std::string& way) {
+    const DeviceOutput<float> c(m, n, n, 1, 0, {});
+    const std::size_t bytes = size_of(a, b, c.view());
+    EXPECT_GT(bytes, 0u) << way;
+    for (const std::size_t start : {0, 1, 3, 8, 63, 64}) {
+      std::vector<std::uint8_t> before = random_bytes(bytes + 256, start);
+      if (start % 2 == 1) before.assign(before.size(), 255);
+      const auto memory = to_device(before);
+      call(Exec(), part(memory, 64 + start, bytes), a, b, c.view());
+      Exec().fence();
+      expect_equal_bits(inputs.expected, c.result(), n, way);
+      std::vector<std::uint8_t> after = to_host(memory);
+      std::copy_n(before.begin() + 64 + start, bytes, after.begin() + 64 + start);
+      EXPECT_EQ(after, before) << way << ": bytes around the workspace changed";
+    }
+  });
+}
+
+// A byte less, and nothing happens but an exception.
+TEST(Workspace, OneByteTooSmall) {
+  const Inputs inputs;
+  inputs.every_way([&](const auto& a, const auto& b, const std::string& way) {
+    const DeviceOutput<float> c(m, n, n, 1, 0, {});
+    const std::size_t bytes = size_of(a, b, c.view());
+    const std::vector<std::uint8_t> before = random_bytes(bytes, 9);
+    const auto memory = to_device(before);
+    const Bits c_before = c.result();
+    const DeviceArray<std::uint64_t> counts("counts", KokkosMX::tier_count);
+    KokkosMX::GemmOptions<Space> options;
+    options.tier_counts(counts);
+    for (const KokkosMX::Workspace<Space>& workspace :
+         {part(memory, 0, bytes - 1), part(memory, 0, 0), KokkosMX::Workspace<Space>()}) {
+      try {
+        call(Exec(), workspace, a, b, c.view(), options);
+        ADD_FAILURE() << way << ": no exception";
+      } catch (const std::invalid_argument& error) {
+        const std::string message = error.what();
+        EXPECT_NE(message.find("workspace"), std::string::npos) << message;
+        EXPECT_NE(message.find(std::to_string(bytes)), std::string::npos) << message;
+        EXPECT_NE(message.find(std::to_string(workspace.bytes())), std::string::npos) << message;
+      }
+      Exec().fence();
+      EXPECT_EQ(c.result(), c_before) << way;
+      EXPECT_EQ(to_host(memory), before) << way;
+      EXPECT_EQ(to_host(counts), std::vector<std::uint64_t>(KokkosMX::tier_count, 0)) << way;
+    }
+  });
+}
+
+// With both summaries at hand no bytes are needed.
+TEST(Workspace, NoneNeeded) {
+  const Inputs inputs;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  EXPECT_EQ(KokkosMX::gemm_workspace_size(Exec(), inputs.a(), inputs.b(), c.view()), 0u);
+  call(Exec(), KokkosMX::Workspace<Space>(), inputs.a(), inputs.b(), c.view());
+  Exec().fence();
+  expect_equal_bits(inputs.expected, c.result(), n, "no workspace");
+}
+
+// Asking for the size runs, allocates and waits for nothing.
+TEST(Workspace, SizeIsFree) {
+  const Inputs inputs;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  const CView view = c.view();
+  inputs.every_way([&](const auto& a, const auto& b, const std::string& way) {
+    const auto ask = [&] { size_of(a, b, view); };
+    EXPECT_EQ(fences_of(ask), 0) << way;
+    EXPECT_EQ(kokkos_allocations_of(ask), 0) << way;
+    EXPECT_TRUE(kernels_of(ask).empty()) << way;
+  });
+}
+
+TEST(Workspace, CallsNeitherAllocateNorFence) {
+  const Inputs inputs;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  const CView view = c.view();
+  // The counters count.
+  if (counts_host_memory) {
+    EXPECT_GE(allocations_of([] {
+                const volatile auto size = 1000u;
+                const std::vector<int> memory(size);
+                EXPECT_NE(memory.data(), nullptr);
+              }),
+              1u);
+  }
+  EXPECT_GE(fences_of([] { Exec().fence(); }), 1);
+  EXPECT_GE(kokkos_allocations_of([] { const DeviceArray<int> memory("memory", 10); }), 1);
+  EXPECT_GE(deep_copies_of([&] {
+              Kokkos::deep_copy(DeviceArray<int>("to", 10), DeviceArray<int>("from", 10));
+            }),
+            1);
+  const auto check = [&](const auto& a, const auto& b, const std::string& way) {
+    const std::size_t bytes = size_of(a, b, view);
+    const DeviceArray<std::uint8_t> memory("memory", bytes);
+    const KokkosMX::Workspace<Space> workspace = part(memory, 0, bytes);
+    const Exec exec;
+    const auto once = [&] { call(exec, workspace, a, b, view); };
+    for (int warm_up = 0; warm_up < 3; ++warm_up) once();
+    exec.fence();
+    EXPECT_EQ(allocations_of(once), 0u) << way << ": host memory";
+    EXPECT_EQ(fences_of(once), 0) << way;
+    EXPECT_EQ(kokkos_allocations_of(once), 0) << way;
+    EXPECT_EQ(deep_copies_of(once), 0) << way;
+    exec.fence();
+    expect_equal_bits(inputs.expected, c.result(), n, way);
+  };
+  inputs.every_way(check);
+  check(inputs.a(), inputs.b(), "both summaries");
+}
+
+// The overloads without a workspace do both, and what they return is ready.
+TEST(Workspace, OverloadsWithoutOneAllocateAndFence) {
+  const Inputs inputs;
+  inputs.every_way([&](const auto& a, const auto& b, const std::string& way) {
+    const DeviceOutput<float> c(m, n, n, 1, 0, {});
+    const CView view = c.view();
+    const auto once = [&] { call_without(a, b, view); };
+    EXPECT_GE(fences_of(once), 1) << way;
+    EXPECT_GE(kokkos_allocations_of(once), 1) << way;
+    expect_equal_bits(inputs.expected, c.result(), n, way);
+  });
+}
+
+TEST(Workspace, EveryKernelHasALabel) {
+  const Inputs inputs;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  const CView view = c.view();
+  std::set<std::string> all;
+  inputs.every_way([&](const auto& a, const auto& b, const std::string& way) {
+    const std::size_t bytes = size_of(a, b, view);
+    const DeviceArray<std::uint8_t> memory("memory", bytes);
+    const std::vector<std::string> names =
+        kernels_of([&] { call(Exec(), part(memory, 0, bytes), a, b, view); });
+    Exec().fence();
+    EXPECT_GE(names.size(), 2u) << way;
+    for (const std::string& name : names) {
+      EXPECT_EQ(name.rfind("KokkosMX::", 0), 0u) << way << ": " << name;
+      all.insert(name);
+    }
+  });
+  EXPECT_GE(all.size(), 3u) << "quantize, summarize and gemm have labels of their own";
+}
+
+// Two instances, two workspaces, two host threads, again and again.
+TEST(Workspace, TwoInstancesAtOnce) {
+  const Inputs inputs;
+  std::vector<Exec> instances(2);
+  if (Exec().concurrency() >= 2) {
+    const auto parts = Kokkos::Experimental::partition_space(Exec(), 1, 1);
+    instances = {parts[0], parts[1]};
+  }
+  const DeviceOutput<float> outputs[] = {{m, n, n, 1, 0, {}}, {m, n, n, 1, 0, {}}};
+  const std::size_t bytes = KokkosMX::quantize_gemm_workspace_size(
+      Exec(), inputs.dense_a, inputs.dense_b, outputs[0].view());
+  const DeviceArray<std::uint8_t> memory[] = {DeviceArray<std::uint8_t>("first", bytes),
+                                              DeviceArray<std::uint8_t>("second", bytes)};
+  std::array<std::uint64_t, 2> wrong{};
+  const auto work = [&](int which) {
+    const Exec& exec = instances[which];
+    for (int i = 0; i < 40; ++i) {
+      const CView c = outputs[which].view();
+      const KokkosMX::Workspace<Space> workspace = part(memory[which], 0, bytes);
+      // What one thread does differs from what the other does at the same time.
+      if ((i + which) % 2 == 0) {
+        call(exec, workspace, inputs.dense_a, inputs.dense_b, c);
+      } else {
+        call(exec, workspace, inputs.a_without_summaries(), inputs.dense_b, c);
+      }
+      exec.fence();
+      if (outputs[which].result() != inputs.expected) ++wrong[which];
+    }
+  };
+  std::thread first(work, 0), second(work, 1);
+  first.join();
+  second.join();
+  EXPECT_EQ(wrong, (std::array<std::uint64_t, 2>{}));
+}
+
+}  // namespace

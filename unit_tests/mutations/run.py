@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Proves that the tests of the product would notice a wrong library.
+
+Copies the sources, builds the library and Test_Gemm, and runs Test_Gemm's quick suites: they have to
+pass. Then makes one mistake after the other in the copy, builds the library again, and the same
+suites have to fail. A mistake is an exact text that is replaced; a text that the sources do not hold
+exactly once is an error, so that the list below keeps up with them.
+
+  unit_tests/mutations/run.py [--build DIR] [--work DIR]
+
+--build is a configured build folder (build/release) whose compiler and Kokkos are used again.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Name, and (file, text, replacement) of every replacement.
+MUTATIONS = [
+    (
+        "aligned tier: the certificate's constant doubled",
+        [
+            (
+                "src/atoms/gemm/loops.hpp",
+                "certificate_bits = 62;",
+                "certificate_bits = 63;",
+            )
+        ],
+    ),
+    (
+        "aligned tier: < 2^62 made <= 2^62",
+        [
+            (
+                "src/gemm/exact_sum.hpp",
+                "if (width > bits + 1) return false;",
+                "if (width > bits + 2) return false;",
+            ),
+            (
+                "src/gemm/exact_sum.hpp",
+                "return bits >= 64 ? high == 0 : high == 0 && bottom >> bits == 0;",
+                "return bits >= 64 ? high == 0 : high == 0 && (bottom - 1) >> bits == 0;",
+            ),
+        ],
+    ),
+    (
+        "window tier: the certificate's constant doubled",
+        [
+            (
+                "src/gemm/exact_sum.hpp",
+                "a.spread + b.spread + sum_bits <= 63;",
+                "a.spread + b.spread + sum_bits <= 64;",
+            )
+        ],
+    ),
+    (
+        "wide tier: what lies below the last 64 bits is cut off",
+        [
+            (
+                "src/gemm/exact_sum.hpp",
+                "sticky = sticky || limb_[i] != 0;",
+                "sticky = sticky || limb_[i] < 0;",
+            )
+        ],
+    ),
+]
+
+# What the copy needs of the sources, and the copy's build of the first one's cache.
+SOURCES = ["CMakeLists.txt", "LICENSE", "cmake", "include", "src", "unit_tests"]
+CACHED = ["CMAKE_CXX_COMPILER", "Kokkos_ROOT", "Kokkos_DIR", "GTest_DIR", "KokkosMX_WHEEL_DIR"]
+
+
+def run(command, **arguments):
+    return subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **arguments,
+    )
+
+
+def must_run(command):
+    result = run(command)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
+
+
+def cached_settings(build):
+    cache = build / "CMakeCache.txt"
+    if not cache.is_file():
+        sys.exit(f"{build} is not a configured build folder: name one by --build")
+    settings = []
+    for line in cache.read_text().splitlines():
+        match = re.match(r"(\w+):(\w+)=(.+)$", line)
+        if match and match[1] in CACHED and not match[3].endswith("-NOTFOUND"):
+            settings.append(f"-D{match[1]}:{match[2]}={match[3]}")
+    return settings
+
+
+def replaced(copy, replacements):
+    """Applies the replacements; returns the files' texts before."""
+    before = {}
+    for name, text, replacement in replacements:
+        path = copy / name
+        content = path.read_text()
+        before.setdefault(path, content)
+        if content.count(text) != 1:
+            sys.exit(f"{name} holds {content.count(text)} times, not once: {text}")
+        path.write_text(content.replace(text, replacement))
+    return before
+
+
+def failed_tests(test, *arguments):
+    """The names of the quick tests that fail."""
+    quick = [test, "--gtest_brief=1", "--gtest_filter=-*Full.*:*Full/*", *arguments]
+    # Waiting threads leave the cores to others.
+    result = run(quick, timeout=900, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
+    failed = re.findall(r"^\[  FAILED  \] (\S+?),? .*\(\d+ ms\)$", result.stdout, re.MULTILINE)
+    if (result.returncode == 0) != (not failed) or result.returncode not in (0, 1):
+        sys.exit(f"Test_Gemm ended with {result.returncode}:\n{result.stdout[-4000:]}")
+    return failed, result.stdout
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--work", type=pathlib.Path, help="where to copy and build")
+    options = parser.parse_args()
+    settings = cached_settings(options.build)
+    work = options.work or pathlib.Path(tempfile.mkdtemp(prefix="kokkosmx-mutations-"))
+    copy, build = work / "source", work / "build"
+    try:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(parents=True)
+        for name in SOURCES:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name)
+            else:
+                shutil.copy2(ROOT / name, copy / name)
+        for name, replacements in MUTATIONS:  # the texts first: building takes a while
+            for path, content in replaced(copy, replacements).items():
+                path.write_text(content)
+        start = time.monotonic()
+        # Optimized enough to run, little enough to compile fast.
+        must_run(
+            ["cmake", "-S", copy, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Mutation"]
+            + ["-DCMAKE_CXX_FLAGS=-O1", "-DKokkosMX_ENABLE_PERF_TESTS=OFF"]
+            + settings
+        )
+        make = ["cmake", "--build", build, "--target", "kokkosmx_Test_Gemm"]
+        test = build / "unit_tests" / "Test_Gemm"
+        must_run(make)
+        failed, output = failed_tests(test)
+        print(f"unchanged: built and run in {time.monotonic() - start:.0f} s", flush=True)
+        if failed:
+            sys.exit(f"the unchanged library fails: {', '.join(failed)}\n{output[-4000:]}")
+        unnoticed = []
+        for name, replacements in MUTATIONS:
+            start = time.monotonic()
+            before = replaced(copy, replacements)
+            must_run(make)
+            failed, _ = failed_tests(test, "--gtest_fail_fast")
+            for path, content in before.items():
+                path.write_text(content)
+            verdict = f"fails {', '.join(failed)}" if failed else "NOT NOTICED"
+            print(f"{name}: {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
+            if not failed:
+                unnoticed.append(name)
+        if unnoticed:
+            sys.exit(f"mutations: {len(unnoticed)} of {len(MUTATIONS)} not noticed")
+        print(f"mutations: {len(MUTATIONS)}/{len(MUTATIONS)} noticed")
+    finally:
+        if options.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
