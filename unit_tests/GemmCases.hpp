@@ -245,6 +245,10 @@ class DeviceMatrix {
     }
   }
 
+  // The matrix of a form with neither of the tiles.
+  KokkosMX::Matrix<KokkosMX::RowMajor, KokkosMX::RowMajor, Space> plain() const {
+    return matrix<KokkosMX::RowMajor, KokkosMX::RowMajor>();
+  }
   // Calls f with a KokkosMX::Matrix of the form's type; tiles: whether codes may be in Tile16x16.
   template <bool tiles = true, class F>
   void visit(F&& f) const {
@@ -264,8 +268,6 @@ class DeviceMatrix {
       f(plain());
     }
   }
-  // The matrix of a form with neither of the tiles.
-  auto plain() const { return matrix<KokkosMX::RowMajor, KokkosMX::RowMajor>(); }
   const DeviceArray<KokkosMX::RowSummary>& summaries() const { return summaries_; }
 
  private:

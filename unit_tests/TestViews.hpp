@@ -79,7 +79,9 @@ class Placed {
         buffer_(sizeof(T) *
                 size(2 * placement.offset + batch * batch_stride() + placement.row_gap)) {
     std::vector<T> host(buffer_.size() / sizeof(T));
-    std::memset(static_cast<void*>(host.data()), fill, host.size() * sizeof(T));
+    if (!host.empty()) {
+      std::memset(static_cast<void*>(host.data()), fill, host.size() * sizeof(T));
+    }
     write(host);
   }
   Placed(std::int64_t batch, std::int64_t rows, std::int64_t cols,

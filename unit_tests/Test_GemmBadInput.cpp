@@ -65,10 +65,10 @@ class GemmBadInput : public ::testing::Test {
 
   static DeviceRows<const std::uint8_t> bytes(const std::uint8_t* at, std::int64_t rows,
                                               std::int64_t cols) {
-    return {at, Strides(rows, cols, cols, 1)};
+    return DeviceRows<const std::uint8_t>(at, Strides(rows, cols, cols, 1));
   }
   DeviceRows<float> c(std::int64_t rows = m, std::int64_t cols = n) const {
-    return {c_at_, Strides(rows, cols, cols, 1)};
+    return DeviceRows<float>(c_at_, Strides(rows, cols, cols, 1));
   }
   Plain a(std::int64_t rows = m, std::int64_t cols = k) const {
     return {Codes<RowMajor, Space>(bytes(a_codes_at_, rows, cols / 2)),
@@ -79,20 +79,20 @@ class GemmBadInput : public ::testing::Test {
             Scales<RowMajor, Space>(bytes(b_scales_at_, rows, cols / 32))};
   }
   Kokkos::View<RowSummary*, Space, Unmanaged> summaries(RowSummary* at, std::int64_t rows) const {
-    return {at, static_cast<std::size_t>(rows)};
+    return Kokkos::View<RowSummary*, Space, Unmanaged>(at, static_cast<std::size_t>(rows));
   }
   Dense dense_a(std::int64_t rows = m, std::int64_t cols = k) const {
-    return {dense_a_at_, Strides(rows, cols, cols, 1)};
+    return Dense(dense_a_at_, Strides(rows, cols, cols, 1));
   }
   Dense dense_b(std::int64_t rows = n, std::int64_t cols = k) const {
-    return {dense_b_at_, Strides(rows, cols, cols, 1)};
+    return Dense(dense_b_at_, Strides(rows, cols, cols, 1));
   }
   KokkosMX::Workspace<Space> workspace() const {
     return KokkosMX::Workspace<Space>(
         Kokkos::View<std::uint8_t*, Space, Unmanaged>(workspace_at_, workspace_bytes));
   }
   Kokkos::View<const float*, Space, Unmanaged> bias(std::int64_t cols = n) const {
-    return {bias_at_, static_cast<std::size_t>(cols)};
+    return Kokkos::View<const float*, Space, Unmanaged>(bias_at_, static_cast<std::size_t>(cols));
   }
   Options counted() const { return Options().tier_counts(counts_); }
 
