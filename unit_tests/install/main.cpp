@@ -20,7 +20,8 @@ int main(int argc, char* argv[]) {
   Kokkos::deep_copy(b, -0.5f);  // likewise 1/8 and -4
   KokkosMX::quantize_gemm(Space(), a, b, c, KokkosMX::rules::ocp_floor);
 
-  const auto host = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace(), c);
+  Kokkos::View<float**, Kokkos::LayoutRight, Kokkos::HostSpace> host("host", m, n);
+  Kokkos::deep_copy(host, c);
   for (int i = 0; i < m; ++i) {
     for (int j = 0; j < n; ++j) {
       if (host(i, j) != -0.75f * k) {
