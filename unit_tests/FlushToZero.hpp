@@ -27,18 +27,19 @@ inline constexpr bool can_flush_to_zero =
     false;
 #endif
 
-/// f() once on every thread that exec's kernels run on, the caller's among them.
+/// f() on every thread that exec's kernels run on, the caller's first: of OpenMP's runtimes LLVM's
+/// hands the caller's floating-point control to the others at each parallel region, GNU's lets each
+/// thread keep its own.
 template <class Exec, class F>
 void on_every_thread(const Exec& exec, const F& f) {
   exec.fence();
+  f();
 #ifdef KOKKOS_ENABLE_OPENMP
   if constexpr (std::is_same_v<Exec, Kokkos::OpenMP>) {
 #pragma omp parallel
     f();
-    return;
   }
 #endif
-  f();
 }
 
 }  // namespace Impl

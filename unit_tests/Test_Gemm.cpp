@@ -1131,25 +1131,27 @@ std::size_t on_every_thread(const F& f) {
   return std::set<std::thread::id>(ids.begin(), ids.end()).size();
 }
 
-// Gives every thread of the pool a control word, restores it at the end.
+// Gives every thread of the pool a control word, restores it at the end. The caller's comes first:
+// LLVM's OpenMP hands it to the others at each parallel region, GNU's lets each keep its own.
 class ControlWords {
  public:
-  explicit ControlWords(unsigned set) : before_(Kokkos::OpenMP().concurrency()) {
+  explicit ControlWords(unsigned set)
+      : caller_(_mm_getcsr()), before_(Kokkos::OpenMP().concurrency()) {
     unsigned* const before = before_.data();
-    EXPECT_EQ(on_every_thread([=](int i) {
-                before[i] = _mm_getcsr();
-                _mm_setcsr(before[i] | set);
-              }),
-              before_.size());
+    on_every_thread([=](int i) { before[i] = _mm_getcsr(); });
+    _mm_setcsr(caller_ | set);
+    EXPECT_EQ(on_every_thread([=](int i) { _mm_setcsr(before[i] | set); }), before_.size());
   }
   ~ControlWords() {
     const unsigned* const before = before_.data();
+    _mm_setcsr(caller_);
     on_every_thread([=](int i) { _mm_setcsr(before[i]); });
   }
   ControlWords(const ControlWords&) = delete;
   ControlWords& operator=(const ControlWords&) = delete;
 
  private:
+  unsigned caller_;
   std::vector<unsigned> before_;
 };
 

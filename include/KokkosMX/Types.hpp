@@ -121,7 +121,7 @@ inline constexpr int tier_count = 4;
 
 /// What the certificate must know of a row: made while quantizing, or from codes and scales.
 /// With m the code's magnitude in halves (0, 1, 2, 3, 4, 6, 8, 12), over the row's blocks b that
-/// hold a nonzero code and whose scale s_b is not 255:
+/// hold a nonzero magnitude and whose scale s_b is not 255:
 ///   lo = min s_b, hi = max s_b, n = sum over b of 4^(s_b - lo) * (sum of m^2 in b),
 /// n saturating at 2^64 - 1. A row without such a block has lo = hi = n = 0.
 /// (By Cauchy-Schwarz, sum_k |a_ik b_jk| <= sqrt(n_i n_j) in units of 2^(lo_i + lo_j - 256).)

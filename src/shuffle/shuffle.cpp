@@ -18,7 +18,7 @@ namespace {
 /// Threads of a team, on devices.
 constexpr int copy_threads = 128;
 
-/// Items are groups of 16 rows, the height of a tile of codes; a thread moves whole blocks.
+/// Items are groups of 16 rows, the height of a tile of codes; a thread moves a column of blocks.
 struct CopyCodes {
   CodesMap from, to;
   std::int64_t rows, blocks, groups;
@@ -29,17 +29,20 @@ struct CopyCodes {
     const std::int64_t batch = item / groups;
     const std::int64_t first = item % groups * 16;
     const std::int64_t height = rows - first < 16 ? rows - first : 16;
-    for_each(group, height * blocks, [&](std::int64_t i) {
-      const std::int64_t row = first + i % height, block = i / height;
-      const std::uint8_t* source = from.at(batch, row, block);
-      std::uint8_t* target = to.at(batch, row, block);
-      for (int byte = 0; byte < block_bytes; ++byte) target[byte] = source[byte];
+    for_each(group, blocks, [&](std::int64_t block) {
+      for (std::int64_t row = first; row < first + height; ++row) {
+        const std::uint8_t* source = from.at(batch, row, block);
+        std::uint8_t* target = to.at(batch, row, block);
+        std::uint8_t bytes[block_bytes];  // read whole, so that no store can be in the way
+        for (int i = 0; i < block_bytes; ++i) bytes[i] = source[i];
+        for (int i = 0; i < block_bytes; ++i) target[i] = bytes[i];
+      }
     });
   }
 };
 
 /// Items are groups of 32 rows of the output, the height of a tile of scales; what lies outside the
-/// matrix is padding, written with 0.
+/// matrix is padding, written with 0. A thread moves 8 columns.
 struct CopyScales {
   ScalesMap from, to;
   std::int64_t rows, cols, groups;
@@ -50,10 +53,14 @@ struct CopyScales {
     const std::int64_t batch = item / groups;
     const std::int64_t first = item % groups * 32;
     const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
-    for_each(group, height * to.cols, [&](std::int64_t i) {
-      const std::int64_t row = first + i / to.cols, col = i % to.cols;
-      const bool inside = row < rows && col < cols;
-      *to.at(batch, row, col) = inside ? *from.at(batch, row, col) : std::uint8_t{0};
+    for_each(group, (to.cols + 7) / 8, [&](std::int64_t i) {
+      const std::int64_t end = 8 * i + 8 < to.cols ? 8 * i + 8 : to.cols;
+      for (std::int64_t row = first; row < first + height; ++row) {
+        for (std::int64_t col = 8 * i; col < end; ++col) {
+          const bool inside = row < rows && col < cols;
+          *to.at(batch, row, col) = inside ? *from.at(batch, row, col) : std::uint8_t{0};
+        }
+      }
     });
   }
 };
