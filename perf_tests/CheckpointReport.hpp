@@ -226,10 +226,11 @@ inline bool checkpoint_report(const Exec& exec, const std::string& path, double 
     for (const std::int64_t count : f.rows_with_spread) {
       std::printf(" %5.1f", rows > 0 ? 100 * static_cast<double>(count) / rows : 0.0);
     }
-    std::printf(" %4d %8.2f%% %8.2f %11.1f %11.1f %12.1f %lld/%lld  %s\n", f.largest_spread,
-                f.certified_percent(), f.sqnr(), 1e6 * f.quantize, 1e6 * f.prepared,
-                1e6 * f.whole_job, static_cast<long long>(f.differing),
-                static_cast<long long>(f.sampled), name.c_str());
+    std::printf(" %4d %8.2f%% %8.2f %11s %11s %12s %lld/%lld  %s\n", f.largest_spread,
+                f.certified_percent(), f.sqnr(), cell(1e6 * f.quantize, 1).c_str(),
+                cell(1e6 * f.prepared, 1).c_str(), cell(1e6 * f.whole_job, 1).c_str(),
+                static_cast<long long>(f.differing), static_cast<long long>(f.sampled),
+                name.c_str());
     std::fflush(stdout);
   };
 

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -106,6 +107,14 @@ inline std::vector<double> interleaved_medians(const Exec& exec,
 
 inline double median_seconds(const Exec& exec, const std::function<void()>& thing, double seconds) {
   return interleaved_medians(exec, {thing}, seconds).front();
+}
+
+/// A number in a column, or - where there is none.
+inline std::string cell(double value, int decimals) {
+  if (!(value > 0)) return "-";
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.*f", decimals, value);
+  return text;
 }
 
 // ------------------------------------------------------------------------------ limits

@@ -132,13 +132,6 @@ Result run_shape(const Exec& exec, const LeaderboardRow& row, const Options& opt
   return result;
 }
 
-/// A number in a column, or - where there is none.
-std::string cell(double value, int decimals) {
-  if (!(value > 0)) return "-";
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.*f", decimals, value);
-  return text;
-}
 double ratio(double other, double ours) { return ours > 0 ? other / ours : 0; }
 
 bool leaderboard(const Exec& exec, const Options& options) {

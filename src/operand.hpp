@@ -35,7 +35,10 @@ struct ScalesMap {
 
   KOKKOS_INLINE_FUNCTION std::uint8_t* at(std::int64_t b, std::int64_t r, std::int64_t k) const {
     return data + b * batch + (r >> 5) * row_32 + ((r >> 4) & 1) * row_16 + (r & 15) * row_1 +
-           (k >> 3) * col_8 + ((k >> 2) & 1) * col_4 + (k & 3) * col_1;
+           col_offset(k);
+  }
+  KOKKOS_INLINE_FUNCTION std::int64_t col_offset(std::int64_t k) const {
+    return (k >> 3) * col_8 + ((k >> 2) & 1) * col_4 + (k & 3) * col_1;
   }
 };
 

@@ -76,6 +76,8 @@ struct GemmKernel {
     /// Bit t: some output of the atom takes tier t. all: of any atom.
     std::uint8_t tiers[Tile::atoms_m * Tile::atoms_n];
     unsigned all_tiers;
+    /// Every output takes Tier::aligned.
+    bool all_aligned;
   };
 
   /// A tile of C: its first row and column, and how much of it lies in C.
@@ -181,12 +183,38 @@ struct GemmKernel {
     });
   }
 
+  /// The largest of everything that a certificate looks at.
+  template <int Rows>
+  KOKKOS_INLINE_FUNCTION static RowState worst_state(const Panel<Rows>& panel, int rows) {
+    RowState worst{0, 0, 0, false};
+    for (int i = 0; i < rows; ++i) {
+      const RowState& state = panel.state[i];
+      if (state.n > worst.n) worst.n = state.n;
+      if (state.spread > worst.spread) worst.spread = state.spread;
+      worst.has_nan = worst.has_nan || state.has_nan;
+    }
+    return worst;
+  }
+
   /// Fills tiers and all_tiers. Ends with a barrier.
   template <class Group>
   KOKKOS_INLINE_FUNCTION void choose_tiers(const Group& group, Scratch& scratch,
                                            const Place& place) const {
-    if (group.rank() == 0) scratch.all_tiers = 0;
+    // Certificates are monotone: what holds for the worst row and column holds for the tile.
+    if (group.rank() == 0) {
+      scratch.all_aligned =
+          tier_of<Atom>(worst_state(scratch.a, place.rows), worst_state(scratch.b, place.cols),
+                        sum_bits, p.minimum_tier) == Tier::aligned;
+      scratch.all_tiers = scratch.all_aligned ? 1u << static_cast<unsigned>(Tier::aligned) : 0u;
+    }
     group.barrier();
+    if (scratch.all_aligned) {
+      for_each(group, place.atoms_m * place.atoms_n, [&](std::int64_t atom) {
+        scratch.tiers[atom] = static_cast<std::uint8_t>(scratch.all_tiers);
+      });
+      group.barrier();
+      return;
+    }
     for_each(group, place.atoms_m * place.atoms_n, [&](std::int64_t atom) {
       const int row = place.row_of_atom(static_cast<int>(atom)) * Atom::M;
       const int col = place.col_of_atom(static_cast<int>(atom)) * Atom::N;
@@ -225,23 +253,44 @@ struct GemmKernel {
                                      const MatrixMap& matrix, std::int64_t batch,
                                      std::int64_t first_row, int rows, int padded,
                                      std::int64_t first, int count) const {
-    for_each(group, std::int64_t{1} * padded * count, [&](std::int64_t i) {
-      const int row = static_cast<int>(i) / count, block = static_cast<int>(i) % count;
+    // Copies: the panel's bytes could be these numbers, for all that a compiler knows.
+    const CodesMap codes = matrix.codes;
+    const ScalesMap scales = matrix.scales;
+    const auto unpack_block = [&](int row, int block, const RowState& state,
+                                  const std::uint8_t* row_codes, const std::uint8_t* row_scales) {
       element* to = panel.elements + Atom::panel_offset(row, block, Tile::panel_blocks);
-      const RowState& state = panel.state[row];
-      if (row >= rows || (tier == Tier::aligned && state.spread > Atom::max_shift)) {
-        for (int e = 0; e < block_size; ++e) to[e] = 0;
-        panel.shift[row][block] = 0;
-        return;
-      }
       const std::int64_t at = first + block;
       // Outside 0..spread only for blocks of zeros and rows with NaN, where no shift matters.
-      const int distance = *matrix.scales.at(batch, first_row + row, at) - state.lo;
+      const int distance = row_scales[scales.col_offset(at)] - state.lo;
       const int shift = distance < 0 || distance > state.spread ? 0 : distance;
-      Atom::unpack(matrix.codes.at(batch, first_row + row, at), tier == Tier::aligned ? shift : 0,
-                   to);
+      Atom::unpack(row_codes + at * codes.block, tier == Tier::aligned ? shift : 0, to);
       panel.shift[row][block] = static_cast<std::uint8_t>(shift);
-    });
+    };
+    const auto clear_block = [&](int row, int block) {
+      element* to = panel.elements + Atom::panel_offset(row, block, Tile::panel_blocks);
+      for (int e = 0; e < block_size; ++e) to[e] = 0;
+      panel.shift[row][block] = 0;
+    };
+    const auto over_blocks = [&](int row, int begin, int end, int step) {
+      const RowState state = panel.state[row];
+      if (row >= rows || (tier == Tier::aligned && state.spread > Atom::max_shift)) {
+        for (int block = begin; block < end; block += step) clear_block(row, block);
+        return;
+      }
+      const std::uint8_t* row_codes = codes.at(batch, first_row + row, 0);
+      const std::uint8_t* row_scales = scales.at(batch, first_row + row, 0);
+      for (int block = begin; block < end; block += step) {
+        unpack_block(row, block, state, row_codes, row_scales);
+      }
+    };
+    if constexpr (Group::is_serial) {
+      for (int row = 0; row < padded; ++row) over_blocks(row, 0, count, 1);
+    } else {
+      for_each(group, std::int64_t{1} * padded * count, [&](std::int64_t i) {
+        const int row = static_cast<int>(i) / count, block = static_cast<int>(i) % count;
+        over_blocks(row, block, block + 1, 1);
+      });
+    }
   }
 
   /// Calls f(slot, atom row, atom column, blocks) for each panel of K and each of this worker's
@@ -312,7 +361,8 @@ struct GemmKernel {
         if (row >= place.rows || col >= place.cols) continue;
         const RowState& a = scratch.a.state[row];
         const RowState& b = scratch.b.state[col];
-        const Tier tier = tier_of<Atom>(a, b, sum_bits, p.minimum_tier);
+        const Tier tier =
+            scratch.all_aligned ? Tier::aligned : tier_of<Atom>(a, b, sum_bits, p.minimum_tier);
         const int unit = unit_exponent(a.lo, b.lo);
         std::uint32_t product = f32_nan;
         switch (tier) {

@@ -25,7 +25,7 @@ namespace KokkosMX::Impl {
 /// The e8m0 scale of a block whose largest magnitude has the float32 bits amax, finite: see
 /// ScaleMode. The quotients by 4 and 6 round to float32; where they are subnormal the scale is 1,
 /// or 0 if they round to zero (amax of up to 2 and 3 units of 2^-149).
-KOKKOS_INLINE_FUNCTION int scale_of(ScaleMode mode, std::uint32_t amax) {
+KOKKOS_FORCEINLINE_FUNCTION int scale_of(ScaleMode mode, std::uint32_t amax) {
   int scale = 0, least = 0;
   switch (mode) {
     case ScaleMode::floor:
@@ -47,13 +47,13 @@ KOKKOS_INLINE_FUNCTION int scale_of(ScaleMode mode, std::uint32_t amax) {
 }
 
 /// The position of the leading bit of 1, 3, 5 or 7.
-KOKKOS_INLINE_FUNCTION constexpr int leading_bit(std::uint32_t odd) {
+KOKKOS_FORCEINLINE_FUNCTION constexpr int leading_bit(std::uint32_t odd) {
   return odd >= 4 ? 2 : (odd >= 2 ? 1 : 0);
 }
 
 /// The bits of odd * 2^exponent, a normal number of the format.
 template <class Format>
-KOKKOS_INLINE_FUNCTION std::uint32_t normal_bits(std::uint32_t odd, int exponent) {
+KOKKOS_FORCEINLINE_FUNCTION constexpr std::uint32_t normal_bits(std::uint32_t odd, int exponent) {
   constexpr int p = Format::mantissa;
   const int top = leading_bit(odd);
   // The leading bit of odd << (p - top) adds 1 to the exponent field.
@@ -74,44 +74,18 @@ KOKKOS_INLINE_FUNCTION std::uint32_t least_at(std::uint32_t odd, int exponent, b
 }
 
 /// The seven midpoints 1/4, 3/4, 5/4, 7/4, 5/2, 7/2, 5 as odd * 2^exponent.
-KOKKOS_INLINE_FUNCTION constexpr std::uint32_t midpoint_odd(int i) {
+KOKKOS_FORCEINLINE_FUNCTION constexpr std::uint32_t midpoint_odd(int i) {
   return (0x5757'531u >> (4 * i)) & 0xFu;
 }
-KOKKOS_INLINE_FUNCTION constexpr int midpoint_exponent(int i) {
+KOKKOS_FORCEINLINE_FUNCTION constexpr int midpoint_exponent(int i) {
   return i < 4 ? -2 : (i < 6 ? -1 : 0);
 }
 
-/// What a block's elements are compared with, once its scale is known.
-struct Thresholds {
-  std::uint32_t reach[7];  ///< the code's magnitude is the number of these that are reached
-  std::uint32_t sign;      ///< least magnitude whose sign is kept
-};
-
-/// Ties go to the even code: away from codes 1, 3, 5, 7, whose midpoint below must be exceeded.
-/// With ties_up the sign is that of the float32 product x * 2^(127 - s), which is zero up to
-/// 2^-150.
+/// Least magnitude whose sign is kept. With ties_up the sign is that of the float32 product
+/// x * 2^(127 - s), which is zero up to 2^-150; up to scale 127 that lies below every subnormal.
 template <class Format>
-KOKKOS_INLINE_FUNCTION Thresholds thresholds_of(Rounding rounding, int scale) {
-  Thresholds t;
-  const bool to_even = rounding == Rounding::nearest_even;
-  // 1/4 and 5 times 2^(scale - 127) are normal: so are all, and only their exponents depend on it.
-  const bool all_normal = scale - 129 >= 1 - Format::bias && scale - 125 <= Format::bias;
-  if (all_normal) {
-    const std::uint32_t power = static_cast<std::uint32_t>(scale - 127) << Format::mantissa;
-    const std::uint32_t strict = to_even ? 1u : 0u;
-    for (int i = 0; i < 7; ++i) {
-      t.reach[i] = normal_bits<Format>(midpoint_odd(i), midpoint_exponent(i)) + power +
-                   (i % 2 == 0 ? strict : 0u);
-    }
-  } else {
-    for (int i = 0; i < 7; ++i) {
-      t.reach[i] = least_at<Format>(midpoint_odd(i), midpoint_exponent(i) + scale - 127,
-                                    to_even && i % 2 == 0);
-    }
-  }
-  // Up to scale 127 the bound lies below every format's least subnormal.
-  t.sign = to_even ? 0u : (scale < 128 ? 1u : least_at<Format>(1u, scale - 277, true));
-  return t;
+KOKKOS_FORCEINLINE_FUNCTION std::uint32_t sign_from(bool to_even, int scale) {
+  return to_even ? 0u : (scale < 128 ? 1u : least_at<Format>(1u, scale - 277, true));
 }
 
 /// What quantizing a block gives besides its codes.
@@ -136,14 +110,11 @@ struct QuantizeLoops {
   /// x: 32 elements; codes: 16 bytes. Any alignment.
   KOKKOS_FORCEINLINE_FUNCTION static BlockResult quantize(const unsigned char* x,
                                                           std::uint8_t* codes, QuantizeRule rule) {
-    bits raw[block_size];
     lane magnitude[block_size];
-    for (int i = 0; i < block_size; ++i) {
-      raw[i] = load<bits>(x + i * static_cast<int>(sizeof(bits)));
-    }
     lane largest = 0;
     for (int i = 0; i < block_size; ++i) {
-      magnitude[i] = static_cast<lane>(raw[i] & magnitude_mask);
+      magnitude[i] =
+          static_cast<lane>(load<bits>(x + i * static_cast<int>(sizeof(bits))) & magnitude_mask);
       largest = magnitude[i] > largest ? magnitude[i] : largest;
     }
     int scale;
@@ -159,15 +130,31 @@ struct QuantizeLoops {
                   ? 254
                   : scale_of(rule.scale_mode(), amax);
     }
-    const Thresholds t = thresholds_of<Format>(rule.rounding(), scale);
 
     lane code[block_size];
     lane below[7];
-    for (int j = 0; j < 7; ++j) below[j] = static_cast<lane>(t.reach[j] - 1u);
-    const lane loses_sign = static_cast<lane>(static_cast<lane>(t.sign) - 1);
-    constexpr lane inf = static_cast<lane>(Format::inf);
+    lane power = 0;
+    const bool to_even = rule.rounding() == Rounding::nearest_even;
+    // Ties go to the even code: away from codes 1, 3, 5, 7, whose midpoint below must be exceeded.
+    // 1/4 and 5 times 2^(scale - 127) are normal: so are all midpoints, and only their exponents
+    // depend on the scale. Magnitudes are brought down to compare with constants.
+    if (scale - 129 >= 1 - Format::bias && scale - 125 <= Format::bias) {
+      power = static_cast<lane>((scale - 127) * (1 << Format::mantissa));
+      const unsigned strict = to_even ? 0u : 1u;
+      for (int j = 0; j < 7; ++j) {
+        below[j] = static_cast<lane>(normal_bits<Format>(midpoint_odd(j), midpoint_exponent(j)) -
+                                     (j % 2 == 0 ? strict : 1u));
+      }
+    } else {
+      for (int j = 0; j < 7; ++j) {
+        below[j] =
+            static_cast<lane>(least_at<Format>(midpoint_odd(j), midpoint_exponent(j) + scale - 127,
+                                               to_even && j % 2 == 0) -
+                              1u);
+      }
+    }
     for (int i = 0; i < block_size; ++i) {
-      const lane m = magnitude[i];
+      const lane m = static_cast<lane>(magnitude[i] - power);
       lane c = 0;
       for (int j = 0; j < 7; ++j) c = static_cast<lane>(c + (m > below[j] ? 1 : 0));
       code[i] = c;
@@ -177,8 +164,11 @@ struct QuantizeLoops {
       const lane halves = halves_of_magnitude(code[i]);
       sum_of_squares += static_cast<std::int32_t>(halves) * halves;
     }
+    const lane loses_sign = static_cast<lane>(sign_from<Format>(to_even, scale) - 1);
+    constexpr lane inf = static_cast<lane>(Format::inf);
     for (int i = 0; i < block_size; ++i) {
-      const lane sign = static_cast<lane>((raw[i] >> (sign_shift - 3)) & 8);
+      const lane sign = static_cast<lane>(
+          (load<bits>(x + i * static_cast<int>(sizeof(bits))) >> (sign_shift - 3)) & 8);
       const lane m = magnitude[i];
       code[i] = static_cast<lane>(code[i] | (m > loses_sign && m <= inf ? sign : 0));
     }
