@@ -200,6 +200,7 @@ struct GemmKernel {
   template <class Group>
   KOKKOS_INLINE_FUNCTION void choose_tiers(const Group& group, Scratch& scratch,
                                            const Place& place) const {
+    group.barrier();  // the states are there
     // Certificates are monotone: what holds for the worst row and column holds for the tile.
     if (group.rank() == 0) {
       scratch.all_aligned =
