@@ -11,21 +11,36 @@
 
 namespace KokkosMX::Impl {
 
+namespace {
+
+/// A dense operand and a matrix of the same extents.
+struct Pair {
+  DenseMap dense;
+  MatrixMap matrix;
+};
+
+Pair checked_pair(const Check& check, const DenseRef& x, const MatrixRef& q) {
+  const Pair pair{check.dense_rows("x", x), check.matrix("q", q)};
+  const MatrixMap& matrix = pair.matrix;
+  check.require(
+      matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
+      "x and q to have the same extents (batch, rows, K)");
+  return pair;
+}
+
+}  // namespace
+
 template <class ExecSpace>
 void quantize(const ExecSpace& exec, const DenseRef& x, const MatrixRef& q, QuantizeRule rule) {
   Check check("quantize");
   check.tell("x", x);
   check.tell("q", q);
-  const DenseMap dense = check.dense_rows("x", x);
-  const MatrixMap matrix = check.matrix("q", q);
-  check.require(
-      matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
-      "q to have the extents of x (batch, rows, K)");
+  const Pair pair = checked_pair(check, x, q);
   Regions outputs, inputs;
   outputs.add("q", q);
   inputs.add("x", x);
   check.disjoint(outputs, inputs);
-  launch_quantize(exec, x.element, dense, matrix, rule);
+  launch_quantize(exec, x.element, pair.dense, pair.matrix, rule);
 }
 
 template <class ExecSpace>
@@ -33,16 +48,12 @@ void dequantize(const ExecSpace& exec, const MatrixRef& q, const DenseRef& x) {
   Check check("dequantize");
   check.tell("q", q);
   check.tell("x", x);
-  const DenseMap dense = check.dense_rows("x", x);
-  const MatrixMap matrix = check.matrix("q", q);
-  check.require(
-      matrix.batch == x.batch && matrix.rows == x.rows && matrix.blocks * block_size == x.cols,
-      "x to have the extents of q (batch, rows, K)");
+  const Pair pair = checked_pair(check, x, q);
   Regions outputs, inputs;
   outputs.add("x", x);
   inputs.add("q", q);
   check.disjoint(outputs, inputs);
-  launch_dequantize(exec, matrix, x.element, dense);
+  launch_dequantize(exec, pair.matrix, x.element, pair.dense);
 }
 
 template <class ExecSpace>
