@@ -6,7 +6,9 @@
 /// Which atoms an execution space has, and which of them run here: the best that the processor can,
 /// or the one that the environment variable KOKKOSMX_ATOM names.
 
+#include "atoms/gemm/amx.hpp"
 #include "atoms/gemm/avx2.hpp"
+#include "atoms/gemm/avx512.hpp"
 #include "atoms/gemm/portable.hpp"
 #include "atoms/quantize/avx2.hpp"
 #include "atoms/quantize/portable.hpp"
@@ -26,10 +28,18 @@ struct Avx2Atoms {
   using Gemm = Avx2GemmAtom;
   using Quantize = Avx2QuantizeAtom;
 };
+struct VnniAtoms {
+  using Gemm = VnniGemmAtom;
+  using Quantize = Avx2QuantizeAtom;
+};
+struct AmxAtoms {
+  using Gemm = AmxGemmAtom;
+  using Quantize = Avx2QuantizeAtom;
+};
 #endif
 
 /// The sets of host atoms, worst first.
-enum class HostAtoms { portable, avx2 };
+enum class HostAtoms { portable, avx2, avx512vnni, amx };
 
 /// Made once, at the first call: see atom_select.cpp.
 /// \throws std::runtime_error where KOKKOSMX_ATOM names none that can run; it lists those that can.
@@ -40,9 +50,15 @@ template <class ExecSpace, class F>
 void with_atoms(F&& f) {
 #if KOKKOSMX_HAVE_X86_ATOMS
   if constexpr (is_host_space_v<ExecSpace>) {
-    if (host_atoms() == HostAtoms::avx2) {
-      f(Avx2Atoms{});
-      return;
+    switch (host_atoms()) {
+      case HostAtoms::avx2:
+        return f(Avx2Atoms{});
+      case HostAtoms::avx512vnni:
+        return f(VnniAtoms{});
+      case HostAtoms::amx:
+        return f(AmxAtoms{});
+      case HostAtoms::portable:
+        break;
     }
   }
 #endif

@@ -25,6 +25,7 @@ struct CodesMap {
   KOKKOS_INLINE_FUNCTION std::uint8_t* at(std::int64_t b, std::int64_t r, std::int64_t k) const {
     return data + b * batch + (r >> 4) * tile_of_16_rows + (r & 15) * row + k * block;
   }
+  bool is_panels() const { return false; }
 };
 
 /// Scales: one byte for (batch, row, block). rows and cols include the layout's padding.

@@ -55,8 +55,8 @@ KOKKOSMX_AVX512_INLINE __m512i dot_add(__m512i sum, __m512i a, __m512i b) {
   const __m512i a_odd = _mm512_srli_epi16(a, 8);
   const __m512i b_even = _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8);
   const __m512i b_odd = _mm512_srai_epi16(b, 8);
-  return _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_madd_epi16(a_even, b_even),
-                                                _mm512_madd_epi16(a_odd, b_odd)));
+  return _mm512_add_epi32(
+      sum, _mm512_add_epi32(_mm512_madd_epi16(a_even, b_even), _mm512_madd_epi16(a_odd, b_odd)));
 #else
   return _mm512_dpbusd_epi32(sum, a, b);
 #endif
@@ -140,8 +140,7 @@ KOKKOSMX_AMX_INLINE void tile_release() { _tile_release(); }
 /// written: so these are no functions.
 #ifdef KOKKOSMX_MODEL_INSTRUCTIONS
 #define KOKKOSMX_TILE_ZERO(tile) ::KokkosMX::Impl::x86::tile_zero<tile>()
-#define KOKKOSMX_TILE_LOAD(tile, from, stride) \
-  ::KokkosMX::Impl::x86::tile_load<tile>(from, stride)
+#define KOKKOSMX_TILE_LOAD(tile, from, stride) ::KokkosMX::Impl::x86::tile_load<tile>(from, stride)
 #define KOKKOSMX_TILE_STORE(tile, to, stride) ::KokkosMX::Impl::x86::tile_store<tile>(to, stride)
 /// TDPBSSD: c (rows, n) += a (rows, 4 k signed bytes) * b (k, n columns of 4 signed bytes).
 #define KOKKOSMX_TILE_DOT_ADD(c, a, b) ::KokkosMX::Impl::x86::tile_dot_add<c, a, b>()

@@ -29,6 +29,9 @@ struct Epilogue {
   /// No operand is read, and t starts as +0.
   KOKKOS_INLINE_FUNCTION bool skips_product() const { return is_zero(alpha); }
 
+  /// C is the product, converted.
+  bool is_plain() const { return alpha == f32_one && is_zero(beta) && bias == nullptr; }
+
   /// t = RN(alpha * P); if beta != 0: t = RN(t + RN(beta * C)); with a bias: t = RN(t + bias);
   /// C = RNE(t).
   KOKKOS_INLINE_FUNCTION void operator()(std::int64_t b, std::int64_t i, std::int64_t j,

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 
 namespace KokkosMX::Impl {
 
@@ -39,48 +40,43 @@ class Pieces {
   std::uintptr_t begin_, next_;
 };
 
-/// Whether an operand needs anything of the workspace.
-bool needs_workspace(const OperandRef& operand) {
-  return operand.is_dense || !operand.matrix.summaries.present;
-}
-
 /// An operand, checked: where its codes, scales and summaries are or will be.
 struct Prepared {
   MatrixMap matrix;
   DenseMap dense;  // where the operand is dense
 };
 
-/// Completes the maps of an operand with pieces of the workspace.
-void place(const OperandRef& operand, Prepared& prepared, Pieces& pieces) {
+/// Memory of the workspace for the codes and scales of an operand that the call quantizes.
+void place_quantized(Prepared& prepared, Pieces& pieces) {
   MatrixMap& matrix = prepared.matrix;
-  if (operand.is_dense) {
-    const std::int64_t row_bytes = matrix.blocks * block_bytes;
-    matrix.codes = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * row_bytes),
-                    matrix.rows * row_bytes, 16 * row_bytes, row_bytes, block_bytes};
-    const std::int64_t ld = matrix.blocks;
-    matrix.scales = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * ld),
-                     matrix.rows * ld,
-                     32 * ld,
-                     16 * ld,
-                     ld,
-                     8,
-                     4,
-                     1,
-                     matrix.rows,
-                     ld};
-    if (matrix.batch == 1) matrix.codes.batch = matrix.scales.batch = 0;
-  }
-  if (needs_workspace(operand)) {
-    matrix.summaries = {pieces.take<RowSummary>(matrix.batch * matrix.rows),
-                        matrix.batch == 1 ? 0 : matrix.rows, 1};
-  }
+  const std::int64_t row_bytes = matrix.blocks * block_bytes;
+  matrix.codes = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * row_bytes),
+                  matrix.rows * row_bytes, 16 * row_bytes, row_bytes, block_bytes};
+  const std::int64_t ld = matrix.blocks;
+  matrix.scales = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * ld),
+                   matrix.rows * ld,
+                   32 * ld,
+                   16 * ld,
+                   ld,
+                   8,
+                   4,
+                   1,
+                   matrix.rows,
+                   ld};
+  if (matrix.batch == 1) matrix.codes.batch = matrix.scales.batch = 0;
+}
+
+void place_summaries(Prepared& prepared, Pieces& pieces) {
+  MatrixMap& matrix = prepared.matrix;
+  matrix.summaries = {pieces.take<RowSummary>(matrix.batch * matrix.rows),
+                      matrix.batch == 1 ? 0 : matrix.rows, 1};
 }
 
 /// A call's arguments after every check.
 struct Call {
   Prepared a, b;
   std::int64_t batch, m, n, blocks;
-  std::size_t workspace_bytes;
+  bool empty() const { return batch == 0 || m == 0 || n == 0; }
 };
 
 void add(Regions& regions, const char* name, const OperandRef& operand) {
@@ -112,7 +108,7 @@ void tell(Check& check, const char* name, const OperandRef& operand) {
   }
 }
 
-/// Checks operands and C and counts the workspace; the pieces have no memory yet.
+/// Checks operands and C; what the workspace will hold has no memory yet.
 Call checked_call(Check& check, const OperandRef& a, const OperandRef& b, const DenseRef& c) {
   tell(check, "A", a);
   tell(check, "B", b);
@@ -138,23 +134,187 @@ Call checked_call(Check& check, const OperandRef& a, const OperandRef& b, const 
       return "the batch extents of A and B to be 1 or C's, " + std::to_string(c.batch);
     });
   }
-  if (needs_workspace(a) || needs_workspace(b)) {
-    Pieces pieces(0);
-    place(a, call.a, pieces);
-    place(b, call.b, pieces);
-    call.workspace_bytes = pieces.taken() + workspace_alignment - 1;
-  }
   return call;
 }
 
-template <class ExecSpace>
-void prepare(const ExecSpace& exec, const OperandRef& operand, const Prepared& prepared,
-             const QuantizeRule* rule) {
-  if (operand.is_dense) {
-    launch_quantize(exec, operand.dense.element, prepared.dense, prepared.matrix, *rule);
-  } else if (!operand.matrix.summaries.present) {
-    launch_summarize(exec, prepared.matrix);
+/// What a kernel needs to know besides the operands.
+struct Product {
+  Epilogue epilogue;
+  Tier minimum_tier;
+  std::uint64_t* counts;
+  const QuantizeRule* rule;
+};
+
+/// A product by the tile kernel: every operand becomes a matrix with summaries first.
+template <class ExecSpace, class Atom>
+class TileProduct {
+ public:
+  /// Takes what is needed from the pieces.
+  TileProduct(const ExecSpace&, const OperandRef& a, const OperandRef& b, const Call& call,
+              Pieces& pieces)
+      : a_(a), b_(b), call_(call) {
+    for (auto [operand, prepared] : {std::pair{&a, &call_.a}, std::pair{&b, &call_.b}}) {
+      if (operand->is_dense) place_quantized(*prepared, pieces);
+      if (operand->is_dense || !operand->matrix.summaries.present) {
+        place_summaries(*prepared, pieces);
+      }
+    }
   }
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    if (!product.epilogue.skips_product()) {
+      prepare(exec, a_, call_.a, product.rule);
+      prepare(exec, b_, call_.b, product.rule);
+    }
+    GemmProblem problem{};
+    problem.a = call_.a.matrix;
+    problem.b = call_.b.matrix;
+    problem.epilogue = product.epilogue;
+    problem.batch = call_.batch;
+    problem.m = call_.m;
+    problem.n = call_.n;
+    problem.blocks = call_.blocks;
+    problem.minimum_tier = product.minimum_tier;
+    problem.counts = product.counts;
+    using Tile = typename GemmTileOf<ExecSpace>::type;
+    const auto kernel = GemmKernel<Atom, Tile>::make(
+        problem, gemm_config<Atom, Tile>(call_.batch, call_.m, call_.n, concurrency_of(exec)));
+    static const std::string label = "KokkosMX::gemm";
+    launch(label, exec, kernel.tiles(), Tile::threads, kernel);
+  }
+
+ private:
+  static void prepare(const ExecSpace& exec, const OperandRef& operand, const Prepared& prepared,
+                      const QuantizeRule* rule) {
+    if (operand.is_dense) {
+      launch_quantize(exec, operand.dense.element, prepared.dense, prepared.matrix, *rule);
+    } else if (!operand.matrix.summaries.present) {
+      launch_summarize(exec, prepared.matrix);
+    }
+  }
+
+  const OperandRef& a_;
+  const OperandRef& b_;
+  Call call_;
+};
+
+template <class Kernel>
+struct PrepareX {
+  Kernel kernel;
+  struct Scratch {};
+  template <class Group>
+  void operator()(const Group&, Scratch&, std::int64_t item) const {
+    kernel.prepare_x(item);
+  }
+};
+template <class Kernel>
+struct WorkOnTasks {
+  Kernel kernel;
+  struct Scratch {};
+  template <class Group>
+  void operator()(const Group&, Scratch&, std::int64_t item) const {
+    kernel.work(item);
+  }
+};
+
+/// A product by the panel kernel, on hosts.
+template <class ExecSpace, class Atoms>
+class PanelProduct {
+ public:
+  using Atom = typename Atoms::Gemm;
+
+  PanelProduct(const ExecSpace& exec, const OperandRef& a, const OperandRef& b, const Call& call,
+               Pieces& pieces)
+      : a_(a), b_(b), call_(call) {
+    for (auto [operand, prepared] : {std::pair{&a, &call_.a}, std::pair{&b, &call_.b}}) {
+      if (!operand->is_dense && !operand->matrix.summaries.present) {
+        place_summaries(*prepared, pieces);
+      }
+    }
+    PanelProblem& problem = kernel_.p;
+    problem.y_is_b = call.n >= call.m;
+    problem.y = panel_operand(problem.y_is_b ? b : a, problem.y_is_b ? call_.b : call_.a);
+    problem.x = panel_operand(problem.y_is_b ? a : b, problem.y_is_b ? call_.a : call_.b);
+    problem.batch = call.batch;
+    problem.blocks = call.blocks;
+    problem.sum_bits = bits_of_sum(call.blocks);
+    kernel_.config = panel_config<Atom>(problem, concurrency_of(exec));
+    kernel_.layout = PanelKernel<Atom>::worker_layout(problem, kernel_.config);
+    PanelMemory& memory = kernel_.memory;
+    const std::int64_t panels = problem.x.batch * problem.x.panels();
+    if (!problem.x.is_panels()) {
+      memory.x_codes = pieces.take<std::uint8_t>(panels * problem.groups() * panel_group_bytes);
+      memory.x_scales = pieces.take<std::uint8_t>(panels * problem.groups() * panel_group_scales);
+    }
+    memory.x_states = pieces.take<PanelState>(panels);
+    memory.x_elements =
+        pieces.take<unsigned char>(panels * kernel_.x_panel_elements() *
+                                   static_cast<std::int64_t>(sizeof(typename Atom::element)));
+    memory.workers = pieces.take<unsigned char>(kernel_.config.workers *
+                                                static_cast<std::int64_t>(kernel_.layout.bytes));
+    memory.next_task = pieces.take<std::int64_t>(1);
+  }
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    PanelKernel<Atom> kernel = kernel_;
+    kernel.p.epilogue = product.epilogue;
+    kernel.p.minimum_tier = product.minimum_tier;
+    kernel.p.counts = product.counts;
+    if (product.rule != nullptr) kernel.p.rule = *product.rule;
+    if (!a_.is_dense && !a_.matrix.summaries.present) launch_summarize(exec, call_.a.matrix);
+    if (!b_.is_dense && !b_.matrix.summaries.present) launch_summarize(exec, call_.b.matrix);
+    static const std::string prepare_label = "KokkosMX::gemm: prepare";
+    launch(prepare_label, exec, kernel.prepare_items(), 1, PrepareX<PanelKernel<Atom>>{kernel});
+    static const std::string label = "KokkosMX::gemm";
+    launch(label, exec, kernel.config.workers, 1, WorkOnTasks<PanelKernel<Atom>>{kernel});
+  }
+
+ private:
+  static PanelOperand panel_operand(const OperandRef& operand, const Prepared& prepared) {
+    PanelOperand result{};
+    if (operand.is_dense) {
+      result.dense = prepared.dense;
+      with_format(operand.dense.element, [&](auto format) {
+        result.quantize = &quantize_panel_row<typename Atoms::Quantize, decltype(format)>;
+      });
+    }
+    result.matrix = prepared.matrix;
+    result.batch = prepared.matrix.batch;
+    result.rows = prepared.matrix.rows;
+    return result;
+  }
+
+  const OperandRef& a_;
+  const OperandRef& b_;
+  Call call_;
+  PanelKernel<Atom> kernel_{};
+};
+
+/// Calls f with the product that these arguments get on exec; it takes its pieces.
+template <class ExecSpace, class F>
+void with_product(const ExecSpace& exec, const OperandRef& a, const OperandRef& b, const Call& call,
+                  Pieces& pieces, F&& f) {
+  with_atoms<ExecSpace>([&](auto atoms) {
+    using Atoms = decltype(atoms);
+    if constexpr (PanelAtom<typename Atoms::Gemm>) {
+      if (call.blocks <= most_groups_in_int32 * group_blocks) {
+        f(PanelProduct<ExecSpace, Atoms>(exec, a, b, call, pieces));
+        return;
+      }
+      f(TileProduct<ExecSpace, PortableGemmAtom>(exec, a, b, call, pieces));
+    } else {
+      f(TileProduct<ExecSpace, typename Atoms::Gemm>(exec, a, b, call, pieces));
+    }
+  });
+}
+
+template <class ExecSpace>
+std::size_t workspace_bytes(const ExecSpace& exec, const OperandRef& a, const OperandRef& b,
+                            const Call& call) {
+  if (call.empty()) return 0;
+  Pieces pieces(0);
+  with_product(exec, a, b, call, pieces, [](const auto&) {});
+  return pieces.taken() == 0 ? 0 : pieces.taken() + workspace_alignment - 1;
 }
 
 std::uint32_t bits_of(float x) {
@@ -166,23 +326,23 @@ std::uint32_t bits_of(float x) {
 }  // namespace
 
 template <class ExecSpace>
-std::size_t gemm_workspace_size(const ExecSpace&, const OperandRef& a, const OperandRef& b,
+std::size_t gemm_workspace_size(const ExecSpace& exec, const OperandRef& a, const OperandRef& b,
                                 const DenseRef& c) {
   Check check("gemm_workspace_size");
-  return checked_call(check, a, b, c).workspace_bytes;
+  return workspace_bytes(exec, a, b, checked_call(check, a, b, c));
 }
 
 template <class ExecSpace>
-void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, const OperandRef& a,
+void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_size, const OperandRef& a,
           const OperandRef& b, const DenseRef& c, const GemmSettings& settings,
           const QuantizeRule* rule) {
   Check check(rule == nullptr ? "gemm" : "quantize_gemm");
   if (settings.has_bias) check.tell("extent of the bias", settings.bias_size);
   if (settings.has_counts) check.tell("extent of tier_counts", settings.counts_size);
-  check.tell("bytes of workspace", static_cast<std::int64_t>(workspace_bytes));
-  Call call = checked_call(check, a, b, c);
-  const bool empty = call.batch == 0 || call.m == 0 || call.n == 0;
-  check.require(c.data != nullptr || empty, "C to be an allocated View");
+  check.tell("bytes of workspace", static_cast<std::int64_t>(workspace_size));
+  const Call call = checked_call(check, a, b, c);
+  const std::size_t needed = workspace_bytes(exec, a, b, call);
+  check.require(c.data != nullptr || call.empty(), "C to be an allocated View");
   check.require(!settings.has_bias || settings.bias_size == call.n,
                 [&] { return "a bias of extent N = " + std::to_string(call.n); });
   check.require(!settings.has_bias || settings.bias != nullptr || call.n == 0,
@@ -192,10 +352,8 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
       [&] {
         return "tier_counts to be an allocated View of extent " + std::to_string(tier_count);
       });
-  check.require(
-      workspace_bytes >= call.workspace_bytes &&
-          (workspace != nullptr || call.workspace_bytes == 0),
-      [&] { return "a workspace of at least " + std::to_string(call.workspace_bytes) + " bytes"; });
+  check.require(workspace_size >= needed && (workspace != nullptr || needed == 0),
+                [&] { return "a workspace of at least " + std::to_string(needed) + " bytes"; });
 
   Regions outputs, inputs;
   add(inputs, "A", a);
@@ -207,50 +365,30 @@ void gemm(const ExecSpace& exec, void* workspace, std::size_t workspace_bytes, c
                 {{{1, 0}, {1, 0}, {settings.bias_size, settings.bias_stride * 4}}}});
   }
   outputs.add("C", c);
-  if (call.workspace_bytes > 0) {
-    outputs.add("the workspace", workspace, static_cast<std::int64_t>(call.workspace_bytes));
+  if (needed > 0) {
+    outputs.add("the workspace", workspace, static_cast<std::int64_t>(needed));
   }
   if (settings.has_counts) {
     outputs.add("tier_counts", settings.counts,
                 tier_count * static_cast<std::int64_t>(sizeof(std::uint64_t)));
   }
   check.disjoint(outputs, inputs);
-  if (empty) return;
+  if (call.empty()) return;
 
+  const Product product{
+      {const_cast<void*>(c.data), c.element, c.batch_stride, c.row_stride, c.col_stride,
+       bits_of(settings.alpha), bits_of(settings.beta), settings.bias, settings.bias_stride},
+      settings.minimum_tier,
+      settings.counts,
+      rule};
   Pieces pieces(reinterpret_cast<std::uintptr_t>(workspace));
-  place(a, call.a, pieces);
-  place(b, call.b, pieces);
-  GemmProblem problem{};
-  problem.a = call.a.matrix;
-  problem.b = call.b.matrix;
-  problem.epilogue = {const_cast<void*>(c.data),
-                      c.element,
-                      c.batch_stride,
-                      c.row_stride,
-                      c.col_stride,
-                      bits_of(settings.alpha),
-                      bits_of(settings.beta),
-                      settings.bias,
-                      settings.bias_stride};
-  problem.batch = call.batch;
-  problem.m = call.m;
-  problem.n = call.n;
-  problem.blocks = call.blocks;
-  problem.minimum_tier = settings.minimum_tier;
-  problem.counts = settings.counts;
-  if (!problem.epilogue.skips_product()) {
-    prepare(exec, a, call.a, rule);
-    prepare(exec, b, call.b, rule);
+  if (product.epilogue.skips_product()) {
+    Pieces none(0);  // only C is touched
+    TileProduct<ExecSpace, PortableGemmAtom>(exec, a, b, call, none).run(exec, product);
+    return;
   }
-
-  with_atoms<ExecSpace>([&](auto atoms) {
-    using Atom = typename decltype(atoms)::Gemm;
-    using Tile = typename GemmTileOf<ExecSpace>::type;
-    const auto kernel = GemmKernel<Atom, Tile>::make(
-        problem, gemm_config<Atom, Tile>(call.batch, call.m, call.n, concurrency_of(exec)));
-    static const std::string label = "KokkosMX::gemm";
-    launch(label, exec, kernel.tiles(), Tile::threads, kernel);
-  });
+  with_product(exec, a, b, call, pieces,
+               [&](const auto& any_product) { any_product.run(exec, product); });
 }
 
 #define KOKKOSMX_INSTANTIATE(Space)                                                              \

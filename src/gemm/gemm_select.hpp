@@ -7,9 +7,11 @@
 
 #include "../launch.hpp"
 #include "gemm_kernel.hpp"
+#include "panel_kernel.hpp"
 
 #include <Kokkos_Core.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -48,6 +50,32 @@ GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n,
       }
     }
   }
+  return config;
+}
+
+/// How the panel kernel cuts its work.
+template <PanelAtom Atom>
+PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
+  constexpr std::int64_t bytes = Atom::panel_group_elements * sizeof(typename Atom::element);
+  PanelConfig config{};
+  const std::int64_t groups = std::max<std::int64_t>(p.groups(), 1);
+  config.workers = static_cast<int>(concurrency);
+  config.x_panels = static_cast<int>(std::clamp<std::int64_t>(p.x.panels(), 1, 32));
+  // A task takes about 128 Ki elements of y: enough that matrix units do not fall asleep while it
+  // quantizes them, few enough that codes stay in L2.
+  std::int64_t y_panels = std::clamp<std::int64_t>(64 / groups, 1, 16);
+  // Fewer, where that gives every worker as many tasks as the others.
+  const std::int64_t all = p.batch * p.y.panels();
+  const std::int64_t each = (all + concurrency - 1) / concurrency;
+  const std::int64_t rounds = std::max<std::int64_t>((each + y_panels - 1) / y_panels, 1);
+  y_panels = (each + rounds - 1) / rounds;
+  // Whole blocks of the atom's.
+  constexpr std::int64_t block = Atom::block_y;
+  if (y_panels > block) y_panels = (y_panels + block - 1) / block * block;
+  config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 32));
+  // Elements of a chunk of y: about 64 KiB, in L2, while those of x pass through L1.
+  config.groups = static_cast<int>(std::clamp<std::int64_t>(65536 / (bytes * config.y_panels), 1,
+                                                            std::min<std::int64_t>(groups, 4)));
   return config;
 }
 

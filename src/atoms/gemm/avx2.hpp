@@ -3,34 +3,171 @@
 #define KOKKOSMX_SRC_ATOMS_GEMM_AVX2_HPP
 
 /// \file avx2.hpp
-/// The loops compiled for AVX2, in a library that is built without -march.
+/// The panel kernel's atom for AVX2: products of pairs of int16 (VPMADDWD).
+///
+/// Elements of y: 16 rows of 128 int16; x: 64 pairs by 16 rows of 2 int16. The order within a
+/// group, the same for both: for each 16 bytes of a row's codes their low nibbles, then their high
+/// ones.
 
-#include "../atom_function.hpp"
-#include "gemm_atom.hpp"
-#include "loops.hpp"
+#include "../x86.hpp"
+#include "panel_atom.hpp"
 
 #include <cstdint>
+#include <cstring>
 
 #if KOKKOSMX_HAVE_X86_ATOMS
 
 namespace KokkosMX::Impl {
 
-struct Avx2GemmAtom : Int16Loops {
+struct Avx2GemmAtom {
   static constexpr const char* name = "avx2";
+  static constexpr int block_y = 1;
+  static constexpr int block_x = 1;
+  using element = std::int16_t;
+  static constexpr int panel_group_elements = panel_rows * group_size;
 
-  KOKKOSMX_AVX2_FUNCTION static void unpack(const std::uint8_t* codes, int shift, element* to) {
-    Int16Loops::unpack(codes, shift, to);
+  static void begin() {}
+  static void end() {}
+
+  KOKKOSMX_AVX2_FUNCTION static void unpack_y(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, element* to) {
+    for (int g = 0; g < groups; ++g) {
+      unpack_rows(codes + g * panel_group_bytes, scales + g * panel_group_scales, base,
+                  to + g * panel_group_elements);
+    }
   }
-  KOKKOSMX_AVX2_FUNCTION static void multiply_add(Accumulator& accumulator, const element* a,
-                                                  const element* b, int count, int blocks) {
-    Int16Loops::multiply_add(accumulator, a, b, count, blocks);
+  KOKKOSMX_AVX2_FUNCTION static void unpack_x(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, element* to) {
+    for (int g = 0; g < groups; ++g) {
+      alignas(64) element rows[panel_group_elements];
+      unpack_rows(codes + g * panel_group_bytes, scales + g * panel_group_scales, base, rows);
+      element* out = to + g * panel_group_elements;
+      for (int half = 0; half < panel_rows; half += 8) {
+        for (int pair = 0; pair < group_size / 2; pair += 8) {
+          transpose(rows + half * group_size + 2 * pair, out + pair * 2 * panel_rows + 2 * half);
+        }
+      }
+    }
   }
-  KOKKOSMX_AVX2_FUNCTION static std::int32_t block_product(const std::uint8_t* a,
-                                                           const std::uint8_t* b) {
-    return Int16Loops::block_product(a, b);
+  KOKKOSMX_AVX2_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
+                                              std::int64_t sums_x, const element* y,
+                                              std::int64_t stride_y, const element* x,
+                                              std::int64_t stride_x, int y_panels, int x_panels,
+                                              int groups, bool add) {
+    for (int q = 0; q < x_panels; ++q) {
+      for (int p = 0; p < y_panels; ++p) {
+        for (int r = 0; r < panel_rows; r += 4) {
+          block(sums + p * sums_y + q * sums_x + r * panel_rows, y + p * stride_y + r * group_size,
+                x + q * stride_x, groups, add);
+        }
+      }
+    }
   }
+  KOKKOSMX_AVX2_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
+                                                    std::int32_t* products) {
+    PanelLoops::group_products(a, b, products);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void store(const std::int32_t* sums, bool transposed,
+                                           const PanelStore& to) {
+    PanelLoops::store(sums, transposed, to);
+  }
+
+ private:
+#define KOKKOSMX_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
+  KOKKOSMX_AVX2_INLINE static __m256i widen(__m128i narrow, __m256i factor) {
+    return _mm256_mullo_epi16(_mm256_cvtepi8_epi16(narrow), factor);
+  }
+
+  KOKKOSMX_AVX2_INLINE static void unpack_rows(const std::uint8_t* codes,
+                                               const std::uint8_t* scales, const PanelBase& base,
+                                               element* to) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i values =
+        _mm256_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12, 0, 1, 2, 3, 4, 6,
+                         8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    for (int r = 0; r < panel_rows; ++r) {
+      // What the four blocks' elements are multiplied with: 0 leaves a block out.
+      std::uint64_t factors = 0;
+      for (int b = 0; b < group_blocks; ++b) {
+        const int shift =
+            PanelLoops::shift_of(scales[group_blocks * r + b], base.scale[group_blocks * r + b]);
+        factors |= (shift < 0 ? std::uint64_t{0} : std::uint64_t{1} << shift) << (16 * b);
+      }
+      const __m256i factor = _mm256_set1_epi64x(static_cast<long long>(factors));
+      for (int h = 0; h < 2; ++h) {
+        const __m256i bytes = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(codes + r * row_group_bytes + 32 * h));
+        const __m256i low = _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, nibble));
+        const __m256i high =
+            _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
+        auto* out = reinterpret_cast<__m256i*>(to + r * group_size + 64 * h);
+        _mm256_store_si256(out, widen(_mm256_castsi256_si128(low), factor));
+        _mm256_store_si256(out + 1, widen(_mm256_castsi256_si128(high), factor));
+        _mm256_store_si256(out + 2, widen(_mm256_extracti128_si256(low, 1), factor));
+        _mm256_store_si256(out + 3, widen(_mm256_extracti128_si256(high, 1), factor));
+      }
+    }
+  }
+
+  /// 8 rows of 8 pairs, a row every group_size elements, to 8 pairs of 8 rows, a pair every 2 *
+  /// panel_rows elements.
+  KOKKOSMX_AVX2_INLINE static void transpose(const element* from, element* to) {
+    __m256i v[8], t[8];
+    for (int i = 0; i < 8; ++i) {
+      v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * group_size));
+    }
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+      t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+      v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+      v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+      v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * 2 * panel_rows),
+                          _mm256_permute2x128_si256(v[i], v[i + 4], 0x20));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (i + 4) * 2 * panel_rows),
+                          _mm256_permute2x128_si256(v[i], v[i + 4], 0x31));
+    }
+  }
+
+  /// 4 rows of y by 16 of x.
+  KOKKOSMX_AVX2_INLINE static void block(std::int32_t* sums, const element* y, const element* x,
+                                         int groups, bool add) {
+    __m256i sum[4][2];
+    for (int r = 0; r < 4; ++r) {
+      for (int h = 0; h < 2; ++h) sum[r][h] = _mm256_setzero_si256();
+    }
+    for (int g = 0; g < groups; ++g) {
+      const element* row = y + g * panel_group_elements;
+      const element* pairs = x + g * panel_group_elements;
+      for (int pair = 0; pair < group_size / 2; ++pair) {
+        const auto* at = reinterpret_cast<const __m256i*>(pairs + pair * 2 * panel_rows);
+        const __m256i first = _mm256_load_si256(at), second = _mm256_load_si256(at + 1);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          std::int32_t two;
+          std::memcpy(&two, row + r * group_size + 2 * pair, sizeof(two));
+          const __m256i both = _mm256_set1_epi32(two);
+          sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(first, both));
+          sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(second, both));
+        }
+      }
+    }
+    for (int r = 0; r < 4; ++r) {
+      for (int h = 0; h < 2; ++h) {
+        auto* to = reinterpret_cast<__m256i*>(sums + r * panel_rows + 8 * h);
+        _mm256_storeu_si256(to,
+                            add ? _mm256_add_epi32(sum[r][h], _mm256_loadu_si256(to)) : sum[r][h]);
+      }
+    }
+  }
+#undef KOKKOSMX_AVX2_INLINE
 };
-static_assert(GemmAtom<Avx2GemmAtom>);
+static_assert(PanelAtom<Avx2GemmAtom>);
 
 }  // namespace KokkosMX::Impl
 

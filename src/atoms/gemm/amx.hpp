@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_GEMM_AMX_HPP
+#define KOKKOSMX_SRC_ATOMS_GEMM_AMX_HPP
+
+/// \file amx.hpp
+/// The atom for AMX int8: tiles of 16 rows of y by 16 rows of x, 64 elements of K an instruction.
+
+#include "../x86.hpp"
+#include "avx512.hpp"
+#include "panel_atom.hpp"
+
+#include <cstdint>
+
+#if KOKKOSMX_HAVE_X86_ATOMS
+
+namespace KokkosMX::Impl {
+
+struct AmxGemmAtom : Int8Panels {
+  static constexpr const char* name = "amx";
+  static constexpr int block_y = 4;
+  static constexpr int block_x = 2;
+
+  KOKKOSMX_AMX_FUNCTION static void begin() {
+    x86::TileConfig config;
+    for (int t = 0; t < 8; ++t) {
+      config.rows[t] = panel_rows;
+      config.row_bytes[t] = 64;
+    }
+    x86::tile_configure(config);
+  }
+  KOKKOSMX_AMX_FUNCTION static void end() { x86::tile_release(); }
+
+  KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_rows(codes, scales, base, groups, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_columns<false>(codes, scales, base, groups, to);
+  }
+  KOKKOSMX_AMX_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
+                                             std::int64_t sums_x, const element* y,
+                                             std::int64_t stride_y, const element* x,
+                                             std::int64_t stride_x, int y_panels, int x_panels,
+                                             int groups, bool add) {
+    const int tiles = 2 * groups;
+    int p = 0;
+    // A product takes 52 cycles and one can start every 16: four accumulators at a time.
+    if (x_panels == 1) {
+      for (; p + 4 <= y_panels; p += 4) {
+        four_by_one(sums + p * sums_y, sums_y, y + p * stride_y, stride_y, x, tiles, add);
+      }
+    }
+    for (; p + 2 <= y_panels; p += 2) {
+      int q = 0;
+      for (; q + 2 <= x_panels; q += 2) {
+        two_by_two(sums + p * sums_y + q * sums_x, sums_y, sums_x, y + p * stride_y, stride_y,
+                   x + q * stride_x, stride_x, tiles, add);
+      }
+      for (; q < x_panels; ++q) {
+        two_by_one(sums + p * sums_y + q * sums_x, sums_y, y + p * stride_y, stride_y,
+                   x + q * stride_x, tiles, add);
+      }
+    }
+    for (; p < y_panels; ++p) {
+      for (int q = 0; q < x_panels; ++q) {
+        one_by_one(sums + p * sums_y + q * sums_x, y + p * stride_y, x + q * stride_x, tiles, add);
+      }
+    }
+  }
+  KOKKOSMX_AVX512_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
+                                                      std::int32_t* products) {
+    PanelLoops::group_products(a, b, products);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void store(const std::int32_t* sums, bool transposed,
+                                             const PanelStore& to) {
+    store_panel(sums, transposed, to);
+  }
+
+ private:
+  KOKKOSMX_AMX_INLINE static void two_by_two(std::int32_t* sums, std::int64_t sums_y,
+                                             std::int64_t sums_x, const element* y,
+                                             std::int64_t stride_y, const element* x,
+                                             std::int64_t stride_x, int tiles, bool add) {
+    if (add) {
+      KOKKOSMX_TILE_LOAD(0, sums, 64);
+      KOKKOSMX_TILE_LOAD(1, sums + sums_x, 64);
+      KOKKOSMX_TILE_LOAD(2, sums + sums_y, 64);
+      KOKKOSMX_TILE_LOAD(3, sums + sums_y + sums_x, 64);
+    } else {
+      KOKKOSMX_TILE_ZERO(0);
+      KOKKOSMX_TILE_ZERO(1);
+      KOKKOSMX_TILE_ZERO(2);
+      KOKKOSMX_TILE_ZERO(3);
+    }
+    for (int t = 0; t < tiles; ++t) {
+      KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(5, x + stride_x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
+      KOKKOSMX_TILE_LOAD(7, y + stride_y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_DOT_ADD(1, 6, 5);
+      KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
+      KOKKOSMX_TILE_DOT_ADD(3, 7, 5);
+    }
+    KOKKOSMX_TILE_STORE(0, sums, 64);
+    KOKKOSMX_TILE_STORE(1, sums + sums_x, 64);
+    KOKKOSMX_TILE_STORE(2, sums + sums_y, 64);
+    KOKKOSMX_TILE_STORE(3, sums + sums_y + sums_x, 64);
+  }
+  KOKKOSMX_AMX_INLINE static void four_by_one(std::int32_t* sums, std::int64_t sums_y,
+                                              const element* y, std::int64_t stride_y,
+                                              const element* x, int tiles, bool add) {
+    if (add) {
+      KOKKOSMX_TILE_LOAD(0, sums, 64);
+      KOKKOSMX_TILE_LOAD(1, sums + sums_y, 64);
+      KOKKOSMX_TILE_LOAD(2, sums + 2 * sums_y, 64);
+      KOKKOSMX_TILE_LOAD(3, sums + 3 * sums_y, 64);
+    } else {
+      KOKKOSMX_TILE_ZERO(0);
+      KOKKOSMX_TILE_ZERO(1);
+      KOKKOSMX_TILE_ZERO(2);
+      KOKKOSMX_TILE_ZERO(3);
+    }
+    for (int t = 0; t < tiles; ++t) {
+      const element* at = y + t * tile_bytes;
+      KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(5, at, 64);
+      KOKKOSMX_TILE_LOAD(6, at + stride_y, 64);
+      KOKKOSMX_TILE_DOT_ADD(0, 5, 4);
+      KOKKOSMX_TILE_LOAD(7, at + 2 * stride_y, 64);
+      KOKKOSMX_TILE_DOT_ADD(1, 6, 4);
+      KOKKOSMX_TILE_LOAD(5, at + 3 * stride_y, 64);
+      KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
+      KOKKOSMX_TILE_DOT_ADD(3, 5, 4);
+    }
+    KOKKOSMX_TILE_STORE(0, sums, 64);
+    KOKKOSMX_TILE_STORE(1, sums + sums_y, 64);
+    KOKKOSMX_TILE_STORE(2, sums + 2 * sums_y, 64);
+    KOKKOSMX_TILE_STORE(3, sums + 3 * sums_y, 64);
+  }
+  KOKKOSMX_AMX_INLINE static void two_by_one(std::int32_t* sums, std::int64_t sums_y,
+                                             const element* y, std::int64_t stride_y,
+                                             const element* x, int tiles, bool add) {
+    if (add) {
+      KOKKOSMX_TILE_LOAD(0, sums, 64);
+      KOKKOSMX_TILE_LOAD(1, sums + sums_y, 64);
+    } else {
+      KOKKOSMX_TILE_ZERO(0);
+      KOKKOSMX_TILE_ZERO(1);
+    }
+    for (int t = 0; t < tiles; ++t) {
+      KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(7, y + stride_y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
+      KOKKOSMX_TILE_DOT_ADD(1, 7, 4);
+    }
+    KOKKOSMX_TILE_STORE(0, sums, 64);
+    KOKKOSMX_TILE_STORE(1, sums + sums_y, 64);
+  }
+  KOKKOSMX_AMX_INLINE static void one_by_one(std::int32_t* sums, const element* y, const element* x,
+                                             int tiles, bool add) {
+    if (add) {
+      KOKKOSMX_TILE_LOAD(0, sums, 64);
+    } else {
+      KOKKOSMX_TILE_ZERO(0);
+    }
+    for (int t = 0; t < tiles; ++t) {
+      KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
+    }
+    KOKKOSMX_TILE_STORE(0, sums, 64);
+  }
+};
+static_assert(PanelAtom<AmxGemmAtom>);
+
+}  // namespace KokkosMX::Impl
+
+#endif
+
+#endif

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_GEMM_AVX512_HPP
+#define KOKKOSMX_SRC_ATOMS_GEMM_AVX512_HPP
+
+/// \file avx512.hpp
+/// What the int8 atoms share, and the atom for AVX512-VNNI.
+///
+/// Elements of y: a group of a panel is two tiles of 16 rows of 64 bytes, the first of the even
+/// elements of each block (low nibbles), the second of the odd ones; byte 4 j + b belongs to block
+/// b. Elements of x: the same tiles with their dwords transposed, 16 values of j by 16 rows of 4
+/// bytes: what VPDPBUSD and TDPBSSD take.
+
+#include "../x86.hpp"
+#include "panel_atom.hpp"
+
+#include <cstdint>
+
+#if KOKKOSMX_HAVE_X86_ATOMS
+
+namespace KokkosMX::Impl {
+
+struct Int8Panels {
+  using element = std::int8_t;
+  static constexpr int tile_bytes = panel_rows * row_group_bytes;
+  static constexpr int panel_group_elements = 2 * tile_bytes;
+
+  /// Entry 16 * shift + code: the code's value in halves, shifted; + 128 as a byte if is_unsigned.
+  struct Table {
+    alignas(64) std::uint8_t value[64];
+    constexpr explicit Table(bool is_unsigned) : value{} {
+      constexpr int halves[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+      for (int i = 0; i < 64; ++i) {
+        const int magnitude = halves[i & 7] << (i >> 4);
+        const int number = (i & 8) != 0 ? -magnitude : magnitude;
+        value[i] = static_cast<std::uint8_t>(number + (is_unsigned ? 128 : 0));
+      }
+    }
+  };
+
+  /// 16 * shift of each block of a panel's group, and the bits of a code to keep: none of a block
+  /// that is left out.
+  struct Shifts {
+    __m512i shift, keep;
+  };
+  KOKKOSMX_AVX512_INLINE static Shifts shifts(const std::uint8_t* scales, const PanelBase& base) {
+    const __m512i distance =
+        _mm512_sub_epi8(_mm512_loadu_si512(scales), _mm512_load_si512(base.scale));
+    const __mmask64 inside = _mm512_cmplt_epu8_mask(distance, _mm512_set1_epi8(band_width));
+    // A distance that is kept has two bits: no bit crosses into the next byte.
+    const __m512i kept = _mm512_maskz_mov_epi8(inside, distance);
+    return {_mm512_slli_epi16(kept, 4), _mm512_maskz_set1_epi8(inside, 15)};
+  }
+  /// (codes & keep) | shift.
+  KOKKOSMX_AVX512_INLINE static __m512i index(__m512i codes, const Shifts& s) {
+    return _mm512_ternarylogic_epi32(codes, s.keep, s.shift, 0xEA);
+  }
+
+  KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
+                                                 const std::uint8_t* scales, const PanelBase& base,
+                                                 int groups, element* to) {
+    static constexpr Table table(false);
+    const __m512i values = _mm512_load_si512(table.value);
+    for (int g = 0; g < groups; ++g) {
+      const Shifts all = shifts(scales + g * panel_group_scales, base);
+      alignas(64) std::int32_t shift[panel_rows];
+      alignas(64) std::int32_t keep[panel_rows];
+      _mm512_store_si512(shift, all.shift);
+      _mm512_store_si512(keep, all.keep);
+      const std::uint8_t* from = codes + g * panel_group_bytes;
+      element* tile = to + g * panel_group_elements;
+      for (int r = 0; r < panel_rows; ++r) {
+        const Shifts row = {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
+        const __m512i code = _mm512_loadu_si512(from + r * row_group_bytes);
+        const __m512i even = x86::permute_bytes(index(code, row), values);
+        const __m512i odd = x86::permute_bytes(index(_mm512_srli_epi16(code, 4), row), values);
+        _mm512_store_si512(tile + r * 64, even);
+        _mm512_store_si512(tile + tile_bytes + r * 64, odd);
+      }
+    }
+  }
+
+  /// Transposes 16 x 16 dwords.
+  KOKKOSMX_AVX512_INLINE static void transpose(__m512i (&v)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xDD);
+      t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xDD);
+    }
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+      v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+      v[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+      v[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    }
+  }
+
+  template <bool is_unsigned>
+  KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
+                                                    const std::uint8_t* scales,
+                                                    const PanelBase& base, int groups,
+                                                    element* to) {
+    static constexpr Table table(is_unsigned);
+    const __m512i values = _mm512_load_si512(table.value);
+    for (int g = 0; g < groups; ++g) {
+      // A dword of a row's codes holds one j of all four blocks, as the row's dword of shifts does.
+      const Shifts all = shifts(scales + g * panel_group_scales, base);
+      const std::uint8_t* from = codes + g * panel_group_bytes;
+      element* tile = to + g * panel_group_elements;
+      __m512i v[16];
+      for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(from + r * row_group_bytes);
+      transpose(v);
+      for (int j = 0; j < 16; ++j) {
+        const __m512i even = x86::permute_bytes(index(v[j], all), values);
+        const __m512i odd = x86::permute_bytes(index(_mm512_srli_epi16(v[j], 4), all), values);
+        _mm512_store_si512(tile + j * 64, even);
+        _mm512_store_si512(tile + tile_bytes + j * 64, odd);
+      }
+    }
+  }
+
+  KOKKOSMX_AVX512_INLINE static void store_panel(const std::int32_t* sums, bool transposed,
+                                                 const PanelStore& to) {
+    __m512i v[16];
+    for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(sums + 16 * r);
+    if (transposed) transpose(v);
+    const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent);
+    const __mmask16 cols = static_cast<__mmask16>((1u << to.cols) - 1u);
+    for (int r = 0; r < to.rows; ++r) {
+      // The rounding stands in the instruction: the thread's rounding mode has no say.
+      const __m512i rounded = _mm512_castps_si512(
+          _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      const __m512i exponent = _mm512_slli_epi32(
+          _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
+      const __m512i bits =
+          _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+      const std::int64_t at = r * to.row_stride;
+      if (to.element == Element::bf16) {
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i narrow = _mm512_srli_epi32(
+            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+        _mm256_mask_storeu_epi16(static_cast<std::uint16_t*>(to.c) + at, cols,
+                                 _mm512_cvtepi32_epi16(narrow));
+      } else if (to.element == Element::f32) {
+        _mm512_mask_storeu_epi32(static_cast<std::uint32_t*>(to.c) + at, cols, bits);
+      } else {
+        alignas(64) std::uint32_t row[16];
+        _mm512_store_si512(row, bits);
+        for (int j = 0; j < to.cols; ++j) store_from_f32(to.element, to.c, at + j, row[j]);
+      }
+    }
+  }
+};
+
+struct VnniGemmAtom : Int8Panels {
+  static constexpr const char* name = "avx512vnni";
+  static constexpr int block_y = 1;
+  static constexpr int block_x = 2;
+
+  static void begin() {}
+  static void end() {}
+
+  KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_rows(codes, scales, base, groups, to);
+  }
+  /// VPDPBUSD takes one operand unsigned: elements of x are 128 too large.
+  KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_columns<true>(codes, scales, base, groups, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
+                                                std::int64_t sums_x, const element* y,
+                                                std::int64_t stride_y, const element* x,
+                                                std::int64_t stride_x, int y_panels, int x_panels,
+                                                int groups, bool add) {
+    for (int p = 0; p < y_panels; ++p) {
+      for (int half = 0; half < 2; ++half) {
+        const element* rows = y + p * stride_y + half * 8 * 64;
+        std::int32_t offset[8];
+        sums_of_rows(rows, groups, offset);
+        std::int32_t* to = sums + p * sums_y + half * 128;
+        int q = 0;
+        for (; q + 2 <= x_panels; q += 2) {
+          block<2>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+        }
+        for (; q < x_panels; ++q) {
+          block<1>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+        }
+      }
+    }
+  }
+  KOKKOSMX_AVX512_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
+                                                      std::int32_t* products) {
+    PanelLoops::group_products(a, b, products);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void store(const std::int32_t* sums, bool transposed,
+                                             const PanelStore& to) {
+    store_panel(sums, transposed, to);
+  }
+
+ private:
+  /// -128 * the sum of each of 8 rows of y.
+  KOKKOSMX_AVX512_INLINE static void sums_of_rows(const element* rows, int groups,
+                                                  std::int32_t (&offset)[8]) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int r = 0; r < 8; ++r) {
+      __m512i sum = _mm512_setzero_si512();
+      for (int g = 0; g < groups; ++g) {
+        const element* row = rows + g * panel_group_elements + r * 64;
+        sum = x86::dot_add(sum, ones, _mm512_load_si512(row));
+        sum = x86::dot_add(sum, ones, _mm512_load_si512(row + tile_bytes));
+      }
+      offset[r] = -128 * _mm512_reduce_add_epi32(sum);
+    }
+  }
+
+  /// 8 rows of y by x_panels panels of x.
+  template <int x_panels>
+  KOKKOSMX_AVX512_INLINE static void block(std::int32_t* sums, std::int64_t sums_x,
+                                           const element* rows, const element* x,
+                                           std::int64_t stride_x, const std::int32_t (&offset)[8],
+                                           int groups, bool add) {
+    __m512i sum[8][x_panels];
+    for (int r = 0; r < 8; ++r) {
+      for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_set1_epi32(offset[r]);
+    }
+    for (int t = 0; t < 2 * groups; ++t) {
+      const element* row_tile = rows + t * tile_bytes;
+      const element* x_tile = x + t * tile_bytes;
+#pragma GCC unroll 2
+      for (int j = 0; j < 16; ++j) {
+        __m512i columns[x_panels];
+        for (int q = 0; q < x_panels; ++q) {
+          columns[q] = _mm512_load_si512(x_tile + q * stride_x + j * 64);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; ++r) {
+          std::int32_t four;
+          std::memcpy(&four, row_tile + r * 64 + 4 * j, sizeof(four));
+          const __m512i row = _mm512_set1_epi32(four);
+          for (int q = 0; q < x_panels; ++q) {
+            sum[r][q] = x86::dot_add(sum[r][q], columns[q], row);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < 8; ++r) {
+      for (int q = 0; q < x_panels; ++q) {
+        std::int32_t* to = sums + q * sums_x + r * 16;
+        _mm512_storeu_si512(to,
+                            add ? _mm512_add_epi32(sum[r][q], _mm512_loadu_si512(to)) : sum[r][q]);
+      }
+    }
+  }
+};
+static_assert(PanelAtom<VnniGemmAtom>);
+
+}  // namespace KokkosMX::Impl
+
+#endif
+
+#endif

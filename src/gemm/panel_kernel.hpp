@@ -1,0 +1,483 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_GEMM_PANEL_KERNEL_HPP
+#define KOKKOSMX_SRC_GEMM_PANEL_KERNEL_HPP
+
+/// \file panel_kernel.hpp
+/// The GEMM kernel of hosts with vector or matrix units, in two steps over any PanelAtom.
+///
+/// One operand is called x (the one with fewer rows), the other y. First x is brought whole into
+/// the atom's elements, panel by panel (quantized first, where it is dense). Then tasks, each some
+/// panels of y by some of x: a task brings its part of y into a worker's memory (quantizes it
+/// there, where it is dense: its codes are never written anywhere else), and goes over K in chunks,
+/// whose elements of y stay in the caches next to the core.
+///
+/// Rows are aligned to their least scale, so one pass with int32 accumulators over all of K serves
+/// all outputs whose row and column have a spread of at most 3. Other outputs are summed one by
+/// one.
+
+#include <KokkosMX/Types.hpp>
+
+#include "../atoms/gemm/panel_atom.hpp"
+#include "../operand.hpp"
+#include "epilogue.hpp"
+#include "exact_sum.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace KokkosMX::Impl {
+
+/// Quantizes a row: see QuantizeLoops::quantize_row. Makes lo, hi and has_nan of the summary, and n
+/// as zero or nonzero.
+using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t blocks,
+                                           std::uint8_t* codes, std::int64_t codes_stride,
+                                           std::uint8_t* scales, std::int64_t scales_stride,
+                                           QuantizeRule rule);
+
+/// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix with
+/// summaries.
+struct PanelOperand {
+  QuantizeRowFunction quantize;
+  DenseMap dense;
+  MatrixMap matrix;
+  std::int64_t batch, rows;
+
+  std::int64_t panels() const { return (rows + panel_rows - 1) / panel_rows; }
+  /// Codes and scales lie as panels already.
+  bool is_panels() const { return quantize == nullptr && matrix.codes.is_panels(); }
+};
+
+/// Codes and scales of a panel: groups follow one another.
+struct PanelView {
+  const std::uint8_t* codes;
+  const std::uint8_t* scales;
+};
+
+/// What a panel's rows ask for.
+struct PanelState {
+  PanelBase base;
+  RowState row[panel_rows];
+  /// lo - 128, of a row without nonzero blocks -1: an output's unit is 2^(sum of its row's and its
+  /// column's).
+  std::int32_t exponent[panel_rows];
+  std::int32_t least_exponent, largest_exponent;
+  /// Every row fits the atom's integers in one pass, none holds a NaN.
+  bool aligned;
+};
+
+/// How work is cut: see gemm_select.hpp.
+struct PanelConfig {
+  int y_panels, x_panels;  ///< of a task
+  int groups;              ///< of K in a chunk
+  int workers;
+};
+
+/// A worker's memory, as offsets in bytes.
+struct WorkerLayout {
+  std::size_t codes, scales, states, elements, sums, bytes;
+};
+
+struct PanelProblem {
+  PanelOperand y, x;
+  QuantizeRule rule = rules::reference;
+  Epilogue epilogue;
+  /// y is B: an output's row in C is its row of x.
+  bool y_is_b;
+  std::int64_t batch, blocks;
+  Tier minimum_tier;
+  std::uint64_t* counts;  ///< null where nobody counts
+  int sum_bits;
+
+  std::int64_t groups() const { return (blocks + group_blocks - 1) / group_blocks; }
+};
+
+/// Memory of the whole call, from the workspace.
+struct PanelMemory {
+  std::uint8_t* x_codes;   ///< null where x lies as panels
+  std::uint8_t* x_scales;  ///< the same
+  PanelState* x_states;
+  unsigned char* x_elements;
+  unsigned char* workers;
+  std::int64_t* next_task;
+};
+
+template <PanelAtom Atom>
+struct PanelKernel {
+  PanelProblem p;
+  PanelConfig config;
+  PanelMemory memory;
+  WorkerLayout layout;
+
+  using element = typename Atom::element;
+  static constexpr std::size_t line = 64;
+
+  static std::size_t aligned_size(std::size_t bytes) { return (bytes + line - 1) / line * line; }
+  std::int64_t x_panel_elements() const { return p.groups() * Atom::panel_group_elements; }
+
+  static WorkerLayout worker_layout(const PanelProblem& p, const PanelConfig& config) {
+    const auto panels = static_cast<std::size_t>(config.y_panels);
+    const auto groups = static_cast<std::size_t>(p.groups());
+    const bool own_codes = !p.y.is_panels();
+    WorkerLayout layout{};
+    std::size_t next = 0;
+    const auto take = [&next](std::size_t bytes) {
+      const std::size_t at = next;
+      next += aligned_size(bytes);
+      return at;
+    };
+    layout.codes = take(own_codes ? panels * groups * panel_group_bytes : 0);
+    layout.scales = take(own_codes ? panels * groups * panel_group_scales : 0);
+    layout.states = take(panels * sizeof(PanelState));
+    layout.elements = take(panels * static_cast<std::size_t>(config.groups) *
+                           Atom::panel_group_elements * sizeof(element));
+    layout.sums = take(panels * static_cast<std::size_t>(config.x_panels) * panel_outputs *
+                       sizeof(std::int32_t));
+    layout.bytes = next + 64 * line;  // workers' memories do not begin at the same place of a page
+    return layout;
+  }
+
+  // ---- The first step: item = a panel of x. ----
+
+  std::int64_t prepare_items() const { return p.x.batch * p.x.panels(); }
+  void prepare_x(std::int64_t item) const {
+    if (item == 0) *memory.next_task = 0;
+    const std::int64_t groups = p.groups();
+    const std::int64_t batch = item / p.x.panels(), panel = item % p.x.panels();
+    std::uint8_t* codes = memory.x_codes;
+    std::uint8_t* scales = memory.x_scales;
+    if (codes != nullptr) {
+      codes += item * groups * panel_group_bytes;
+      scales += item * groups * panel_group_scales;
+    }
+    PanelState& state = memory.x_states[item];
+    const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
+    auto* to = reinterpret_cast<element*>(memory.x_elements) + item * x_panel_elements();
+    const std::int64_t whole = p.blocks / group_blocks;
+    Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
+    if (whole == groups) return;
+    // Whatever lies in the padding of K counts as zero: here, and so in every product.
+    const int tail = static_cast<int>(p.blocks % group_blocks);
+    std::uint8_t padded_codes[panel_group_bytes], padded_scales[panel_group_scales];
+    for (int i = 0; i < panel_group_bytes; ++i) {
+      padded_codes[i] =
+          i % group_blocks < tail ? view.codes[whole * panel_group_bytes + i] : std::uint8_t{0};
+    }
+    for (int i = 0; i < panel_group_scales; ++i) {
+      padded_scales[i] = i % group_blocks < tail ? view.scales[whole * panel_group_scales + i]
+                                                 : state.base.scale[i];
+    }
+    Atom::unpack_x(padded_codes, padded_scales, state.base, 1,
+                   to + whole * Atom::panel_group_elements);
+  }
+
+  // ---- The second step: item = a worker, which takes tasks until there are none. ----
+
+  std::int64_t y_tasks() const { return (p.y.panels() + config.y_panels - 1) / config.y_panels; }
+  std::int64_t x_tasks() const { return (p.x.panels() + config.x_panels - 1) / config.x_panels; }
+  /// Where y is made in the task, all of x is multiplied with it there.
+  std::int64_t tasks() const { return p.batch * y_tasks() * (p.y.is_panels() ? x_tasks() : 1); }
+
+  void work(std::int64_t worker) const {
+    unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
+    std::atomic_ref<std::int64_t> next(*memory.next_task);
+    const std::int64_t count = tasks();
+    Atom::begin();
+    for (std::int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) {
+      do_task(task, own);
+    }
+    Atom::end();
+  }
+
+ private:
+  /// Part of C: panels of y by panels of x.
+  struct Place {
+    std::int64_t batch;
+    std::int64_t y_panel, x_panel;  ///< the first ones
+    int y_panels, x_panels;
+    const PanelView* y_views;
+    const PanelState* y_states;
+    const PanelState* x_states;
+  };
+
+  static std::int64_t batch_of(const PanelOperand& operand, std::int64_t batch) {
+    return operand.batch == 1 ? 0 : batch;
+  }
+
+  void do_task(std::int64_t task, unsigned char* own) const {
+    static constexpr int most_y_panels = 64;
+    const std::int64_t parts = p.y.is_panels() ? x_tasks() : 1;
+    const std::int64_t x_part = task % parts, y_part = task / parts % y_tasks();
+    Place place{};
+    place.batch = task / parts / y_tasks();
+    place.y_panel = y_part * config.y_panels;
+    place.y_panels =
+        static_cast<int>(std::min<std::int64_t>(config.y_panels, p.y.panels() - place.y_panel));
+    auto* states = reinterpret_cast<PanelState*>(own + layout.states);
+    PanelView views[most_y_panels];
+    for (int i = 0; i < place.y_panels; ++i) {
+      views[i] = load_panel(
+          p.y, batch_of(p.y, place.batch), place.y_panel + i,
+          own + layout.codes + static_cast<std::size_t>(i * p.groups()) * panel_group_bytes,
+          own + layout.scales + static_cast<std::size_t>(i * p.groups()) * panel_group_scales,
+          states[i]);
+    }
+    place.y_views = views;
+    place.y_states = states;
+    const std::int64_t first_part = parts == 1 ? 0 : x_part;
+    const std::int64_t last_part = parts == 1 ? x_tasks() : x_part + 1;
+    for (std::int64_t part = first_part; part < last_part; ++part) {
+      place.x_panel = part * config.x_panels;
+      place.x_panels =
+          static_cast<int>(std::min<std::int64_t>(config.x_panels, p.x.panels() - place.x_panel));
+      place.x_states = memory.x_states + batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
+      multiply(place, own);
+    }
+  }
+
+  void multiply(const Place& place, unsigned char* own) const {
+    auto* elements = reinterpret_cast<element*>(own + layout.elements);
+    auto* sums = reinterpret_cast<std::int32_t*>(own + layout.sums);
+    const std::int64_t groups = p.groups();
+    const std::int64_t sums_x = panel_outputs, sums_y = place.x_panels * sums_x;
+    const auto* x =
+        reinterpret_cast<const element*>(memory.x_elements) +
+        (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
+    std::uint64_t counts[tier_count] = {};
+    if (groups == 0) {
+      std::memset(sums, 0, static_cast<std::size_t>(place.y_panels * sums_y) * sizeof(*sums));
+      for (int i = 0; i < place.y_panels; ++i) {
+        for (int j = 0; j < place.x_panels; ++j) {
+          finish(place, i, j, sums + i * sums_y + j * sums_x, counts);
+        }
+      }
+    }
+    for (std::int64_t first = 0; first < groups; first += config.groups) {
+      const int count = static_cast<int>(std::min<std::int64_t>(config.groups, groups - first));
+      const std::int64_t y_stride = std::int64_t{count} * Atom::panel_group_elements;
+      for (int i = 0; i < place.y_panels; ++i) {
+        Atom::unpack_y(place.y_views[i].codes + first * panel_group_bytes,
+                       place.y_views[i].scales + first * panel_group_scales, place.y_states[i].base,
+                       count, elements + i * y_stride);
+      }
+      const bool last = first + count == groups;
+      for (int j = 0; j < place.x_panels; j += Atom::block_x) {
+        const int x_panels = std::min(Atom::block_x, place.x_panels - j);
+        for (int i = 0; i < place.y_panels; i += Atom::block_y) {
+          const int y_panels = std::min(Atom::block_y, place.y_panels - i);
+          std::int32_t* to = sums + i * sums_y + j * sums_x;
+          Atom::multiply(to, sums_y, sums_x, elements + i * y_stride, y_stride,
+                         x + j * x_panel_elements() + first * Atom::panel_group_elements,
+                         x_panel_elements(), y_panels, x_panels, count, first != 0);
+          if (!last) continue;
+          for (int a = 0; a < y_panels; ++a) {
+            for (int b = 0; b < x_panels; ++b) {
+              finish(place, i + a, j + b, to + a * sums_y + b * sums_x, counts);
+            }
+          }
+        }
+      }
+    }
+    if (p.counts != nullptr) {
+      for (int t = 0; t < tier_count; ++t) {
+        if (counts[t] != 0) Kokkos::atomic_add(&p.counts[t], counts[t]);
+      }
+    }
+  }
+
+  /// Rounds the sums of panel i of y by panel j of x and stores what lies in C.
+  void finish(const Place& place, int i, int j, const std::int32_t* sums,
+              std::uint64_t (&counts)[tier_count]) const {
+    const PanelState& y = place.y_states[i];
+    const PanelState& x = place.x_states[j];
+    const std::int64_t y_row = (place.y_panel + i) * panel_rows;
+    const std::int64_t x_row = (place.x_panel + j) * panel_rows;
+    const int y_rows = static_cast<int>(std::min<std::int64_t>(panel_rows, p.y.rows - y_row));
+    const int x_rows = static_cast<int>(std::min<std::int64_t>(panel_rows, p.x.rows - x_row));
+    const Epilogue& epilogue = p.epilogue;
+    const bool all_aligned = y.aligned && x.aligned && p.minimum_tier <= Tier::aligned;
+    // A nonzero sum lies between 1 and 2^31.
+    const bool normal = y.least_exponent + x.least_exponent >= -126 &&
+                        y.largest_exponent + x.largest_exponent <= 127 - 31;
+    if (all_aligned && normal) {
+      counts[static_cast<int>(Tier::aligned)] +=
+          static_cast<std::uint64_t>(y_rows) * static_cast<std::uint64_t>(x_rows);
+      const std::int64_t y_step = p.y_is_b ? epilogue.col : epilogue.row;
+      const std::int64_t x_step = p.y_is_b ? epilogue.row : epilogue.col;
+      if (epilogue.is_plain() && (x_step == 1 || y_step == 1)) {
+        const bool transposed = x_step != 1;
+        const int bytes = epilogue.element == Element::f32 ? 4 : 2;
+        auto* c = static_cast<unsigned char*>(epilogue.c) +
+                  (place.batch * epilogue.batch + y_row * y_step + x_row * x_step) * bytes;
+        Atom::store(
+            sums, transposed,
+            transposed
+                ? PanelStore{x.exponent, y.exponent, c, epilogue.element, x_step, x_rows, y_rows}
+                : PanelStore{y.exponent, x.exponent, c, epilogue.element, y_step, y_rows, x_rows});
+        return;
+      }
+      std::uint32_t products[panel_outputs];
+      Atom::store(sums, false,
+                  PanelStore{y.exponent, x.exponent, products, Element::f32, panel_rows, panel_rows,
+                             panel_rows});
+      for (int r = 0; r < y_rows; ++r) {
+        for (int c = 0; c < x_rows; ++c) {
+          put(place.batch, y_row + r, x_row + c, products[r * panel_rows + c]);
+        }
+      }
+      return;
+    }
+    const PanelView x_view = view_of(p.x, memory, batch_of(p.x, place.batch), place.x_panel + j);
+    for (int r = 0; r < y_rows; ++r) {
+      for (int c = 0; c < x_rows; ++c) {
+        const Tier tier = tier_of_output(y.row[r], x.row[c]);
+        std::uint32_t product = f32_nan;
+        if (tier == Tier::aligned) {
+          product =
+              round_to_f32(std::int64_t{sums[r * panel_rows + c]}, y.exponent[r] + x.exponent[c]);
+        } else if (tier != Tier::automatic) {
+          product = sum_of_one(place.y_views[i], r, y.row[r], x_view, c, x.row[c], tier);
+        }
+        put(place.batch, y_row + r, x_row + c, product);
+        ++counts[static_cast<int>(tier)];
+      }
+    }
+  }
+
+  /// Aligned rows need no certificate: no sum of up to most_groups_in_int32 groups leaves int32.
+  Tier tier_of_output(const RowState& a, const RowState& b) const {
+    if (a.has_nan || b.has_nan) return Tier::automatic;
+    if (p.minimum_tier <= Tier::aligned && a.spread < band_width && b.spread < band_width) {
+      return Tier::aligned;
+    }
+    if (p.minimum_tier <= Tier::window && certified_window(a, b, p.sum_bits)) return Tier::window;
+    return Tier::wide;
+  }
+
+  void put(std::int64_t batch, std::int64_t y, std::int64_t x, std::uint32_t product) const {
+    if (p.y_is_b) {
+      p.epilogue(batch, x, y, product);
+    } else {
+      p.epilogue(batch, y, x, product);
+    }
+  }
+
+  /// One output of Tier::window or Tier::wide.
+  std::uint32_t sum_of_one(const PanelView& y, int y_row, const RowState& a, const PanelView& x,
+                           int x_row, const RowState& b, Tier tier) const {
+    WideSum wide;
+    std::int64_t window = 0;
+    int terms = 0;
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      std::int32_t products[group_blocks];
+      Atom::group_products(y.codes + g * panel_group_bytes + y_row * row_group_bytes,
+                           x.codes + g * panel_group_bytes + x_row * row_group_bytes, products);
+      const std::int64_t left = p.blocks - g * group_blocks;
+      for (int k = 0; k < group_blocks && k < left; ++k) {
+        const std::int64_t at = g * panel_group_scales + k;
+        const int shift_a = y.scales[at + y_row * group_blocks] - a.lo;
+        const int shift_b = x.scales[at + x_row * group_blocks] - b.lo;
+        if (shift_a < 0 || shift_a > a.spread || shift_b < 0 || shift_b > b.spread) {
+          continue;  // a block of zeros
+        }
+        if (tier == Tier::window) {
+          window += std::int64_t{products[k]} * (std::int64_t{1} << (shift_a + shift_b));
+        } else {
+          wide.add(products[k], shift_a + shift_b);
+        }
+      }
+      if ((terms += group_blocks) == WideSum::terms_between_carries) {
+        wide.carry();
+        terms = 0;
+      }
+    }
+    const int unit = unit_exponent(a.lo, b.lo);
+    return tier == Tier::window ? round_to_f32(window, unit) : wide.round(unit);
+  }
+
+  /// A panel of x, after the first step.
+  PanelView view_of(const PanelOperand& operand, const PanelMemory& m, std::int64_t batch,
+                    std::int64_t panel) const {
+    if (operand.is_panels()) return panel_in_place(operand, batch, panel);
+    const std::int64_t at = (batch * operand.panels() + panel) * p.groups();
+    return {m.x_codes + at * panel_group_bytes, m.x_scales + at * panel_group_scales};
+  }
+
+  static PanelView panel_in_place(const PanelOperand& operand, std::int64_t batch,
+                                  std::int64_t panel) {
+    return {operand.matrix.codes.at(batch, panel * panel_rows, 0),
+            operand.matrix.scales.at(batch, panel * panel_rows, 0)};
+  }
+
+  /// Codes, scales and state of a panel; codes and scales go to the given memory unless they lie as
+  /// panels already.
+  PanelView load_panel(const PanelOperand& operand, std::int64_t batch, std::int64_t panel,
+                       std::uint8_t* codes, std::uint8_t* scales, PanelState& state) const {
+    const std::int64_t first = panel * panel_rows;
+    const int rows = static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - first));
+    RowSummary summaries[panel_rows] = {};
+    const bool in_place = operand.is_panels();
+    if (!in_place && rows < panel_rows) {
+      for (std::int64_t g = 0; g < p.groups(); ++g) {
+        std::memset(codes + g * panel_group_bytes + rows * row_group_bytes, 0,
+                    static_cast<std::size_t>((panel_rows - rows) * row_group_bytes));
+        std::memset(scales + g * panel_group_scales + rows * group_blocks, 0,
+                    static_cast<std::size_t>((panel_rows - rows) * group_blocks));
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      if (operand.quantize != nullptr) {
+        summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
+                                        codes + r * row_group_bytes, panel_group_bytes,
+                                        scales + r * group_blocks, panel_group_scales, p.rule);
+      } else {
+        if (!in_place) copy_row(operand.matrix, batch, first + r, r, codes, scales);
+        summaries[r] = *operand.matrix.summaries.at(batch, first + r);
+      }
+    }
+    set_state(summaries, state);
+    return in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+  }
+
+  /// A row of a matrix in another layout to row r of a panel.
+  void copy_row(const MatrixMap& matrix, std::int64_t batch, std::int64_t row, int r,
+                std::uint8_t* codes, std::uint8_t* scales) const {
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      std::uint8_t* to = codes + g * panel_group_bytes + r * row_group_bytes;
+      std::uint8_t* scale = scales + g * panel_group_scales + r * group_blocks;
+      for (int b = 0; b < group_blocks; ++b) {
+        const std::int64_t block = g * group_blocks + b;
+        std::uint8_t bytes[block_bytes] = {};
+        scale[b] = 0;
+        if (block < p.blocks) {
+          std::memcpy(bytes, matrix.codes.at(batch, row, block), block_bytes);
+          scale[b] = *matrix.scales.at(batch, row, block);
+        }
+        for (int j = 0; j < block_bytes; ++j) to[group_blocks * j + b] = bytes[j];
+      }
+    }
+  }
+
+  static void set_state(const RowSummary (&summaries)[panel_rows], PanelState& state) {
+    state.aligned = true;
+    state.least_exponent = 1 << 10;
+    state.largest_exponent = -(1 << 10);
+    for (int r = 0; r < panel_rows; ++r) {
+      const RowSummary& s = summaries[r];
+      state.row[r] = {s.n, s.lo, s.hi - s.lo, s.has_nan != 0};
+      state.exponent[r] = s.n == 0 ? -1 : s.lo - 128;
+      state.least_exponent = std::min(state.least_exponent, state.exponent[r]);
+      state.largest_exponent = std::max(state.largest_exponent, state.exponent[r]);
+      state.aligned = state.aligned && state.row[r].spread < band_width && !state.row[r].has_nan;
+      std::memset(state.base.scale + r * group_blocks, s.lo, group_blocks);
+    }
+  }
+};
+
+}  // namespace KokkosMX::Impl
+
+#endif
