@@ -46,27 +46,29 @@ struct AmxGemmAtom : Int8Panels {
                                              std::int64_t stride_x, int y_panels, int x_panels,
                                              int groups, bool add) {
     const int tiles = 2 * groups;
-    int p = 0;
-    // A product takes 52 cycles and one can start every 16: four accumulators at a time.
-    if (x_panels == 1) {
-      for (; p + 4 <= y_panels; p += 4) {
-        four_by_one(sums + p * sums_y, sums_y, y + p * stride_y, stride_y, x, tiles, add);
+    // A product takes 52 cycles and one can start every 16: four accumulators at a time. A pair of
+    // panels of x stays in the first cache while y passes.
+    for (int j = 0; j + 2 <= x_panels; j += 2) {
+      for (int i = 0; i + 2 <= y_panels; i += 2) {
+        two_by_two(sums + i * sums_y + j * sums_x, sums_y, sums_x, y + i * stride_y, stride_y,
+                   x + j * stride_x, stride_x, tiles, add);
       }
     }
-    for (; p + 2 <= y_panels; p += 2) {
-      int q = 0;
-      for (; q + 2 <= x_panels; q += 2) {
-        two_by_two(sums + p * sums_y + q * sums_x, sums_y, sums_x, y + p * stride_y, stride_y,
-                   x + q * stride_x, stride_x, tiles, add);
+    if (x_panels % 2 != 0) {
+      std::int32_t* to = sums + (x_panels - 1) * sums_x;
+      const element* last = x + (x_panels - 1) * stride_x;
+      int i = 0;
+      for (; i + 4 <= y_panels; i += 4) {
+        four_by_one(to + i * sums_y, sums_y, y + i * stride_y, stride_y, last, tiles, add);
       }
-      for (; q < x_panels; ++q) {
-        two_by_one(sums + p * sums_y + q * sums_x, sums_y, y + p * stride_y, stride_y,
-                   x + q * stride_x, tiles, add);
+      for (; i < y_panels; ++i) {
+        one_by_one(to + i * sums_y, y + i * stride_y, last, tiles, add);
       }
     }
-    for (; p < y_panels; ++p) {
-      for (int q = 0; q < x_panels; ++q) {
-        one_by_one(sums + p * sums_y + q * sums_x, y + p * stride_y, x + q * stride_x, tiles, add);
+    if (y_panels % 2 != 0) {
+      const int i = y_panels - 1;
+      for (int j = 0; j < x_panels / 2 * 2; ++j) {
+        one_by_one(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, tiles, add);
       }
     }
   }
@@ -140,26 +142,6 @@ struct AmxGemmAtom : Int8Panels {
     KOKKOSMX_TILE_STORE(1, sums + sums_y, 64);
     KOKKOSMX_TILE_STORE(2, sums + 2 * sums_y, 64);
     KOKKOSMX_TILE_STORE(3, sums + 3 * sums_y, 64);
-  }
-  KOKKOSMX_AMX_INLINE static void two_by_one(std::int32_t* sums, std::int64_t sums_y,
-                                             const element* y, std::int64_t stride_y,
-                                             const element* x, int tiles, bool add) {
-    if (add) {
-      KOKKOSMX_TILE_LOAD(0, sums, 64);
-      KOKKOSMX_TILE_LOAD(1, sums + sums_y, 64);
-    } else {
-      KOKKOSMX_TILE_ZERO(0);
-      KOKKOSMX_TILE_ZERO(1);
-    }
-    for (int t = 0; t < tiles; ++t) {
-      KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
-      KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
-      KOKKOSMX_TILE_LOAD(7, y + stride_y + t * tile_bytes, 64);
-      KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
-      KOKKOSMX_TILE_DOT_ADD(1, 7, 4);
-    }
-    KOKKOSMX_TILE_STORE(0, sums, 64);
-    KOKKOSMX_TILE_STORE(1, sums + sums_y, 64);
   }
   KOKKOSMX_AMX_INLINE static void one_by_one(std::int32_t* sums, const element* y, const element* x,
                                              int tiles, bool add) {
