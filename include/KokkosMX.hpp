@@ -7,6 +7,7 @@
 
 #include <KokkosMX/Gemm.hpp>
 #include <KokkosMX/Matrix.hpp>
+#include <KokkosMX/Prepare.hpp>
 #include <KokkosMX/Quantize.hpp>
 #include <KokkosMX/Shuffle.hpp>
 #include <KokkosMX/Types.hpp>

@@ -46,12 +46,46 @@ std::string describe(const Name& name, const DenseRef& dense) {
          shape({dense.batch_stride, dense.row_stride, dense.col_stride});
 }
 
+const char* part_of(CodesKind kind) {
+  switch (kind) {
+    case CodesKind::row_major:
+      return " codes";
+    case CodesKind::tile_16x16:
+      return " codes in Tile16x16";
+    case CodesKind::tile_16x128:
+      return " codes in Tile16x128";
+  }
+  return "?";
+}
+const char* part_of(ScalesKind kind) {
+  switch (kind) {
+    case ScalesKind::row_major:
+      return " scales";
+    case ScalesKind::tile_32x8:
+      return " scales in Tile32x8";
+    case ScalesKind::tile_16x4:
+      return " scales in Tile16x4";
+  }
+  return "?";
+}
+ScalesShape shape_of_scales(ScalesKind kind, std::int64_t rows, std::int64_t k) {
+  switch (kind) {
+    case ScalesKind::row_major:
+      return scales_shape<RowMajor>(rows, k);
+    case ScalesKind::tile_32x8:
+      return scales_shape<Tile32x8>(rows, k);
+    case ScalesKind::tile_16x4:
+      return scales_shape<Tile16x4>(rows, k);
+  }
+  return {};
+}
+
 std::string describe(const char* name, const MatrixRef& matrix) {
-  const bool tiled_codes = matrix.codes_kind == CodesKind::tile_16x16;
-  const bool tiled_scales = matrix.scales_kind == ScalesKind::tile_32x8;
-  std::string text =
-      describe(Name{name, tiled_codes ? " codes in Tile16x16" : " codes"}, matrix.codes) + "; " +
-      describe(Name{name, tiled_scales ? " scales in Tile32x8" : " scales"}, matrix.scales);
+  std::string text = describe(Name{name, part_of(matrix.codes_kind)}, matrix.codes);
+  if (matrix.codes_kind == CodesKind::tile_16x128) {
+    text += " for rows = " + std::to_string(matrix.rows) + " and K = " + std::to_string(matrix.k);
+  }
+  text += "; " + describe(Name{name, part_of(matrix.scales_kind)}, matrix.scales);
   if (matrix.summaries.present) {
     text += "; " + std::string(name) +
             " summaries (batch, rows) = " + shape({matrix.summaries.batch, matrix.summaries.rows}) +
@@ -230,28 +264,63 @@ DenseMap Check::dense_rows(const char* name, const DenseRef& dense) const {
           dense.batch == 1 ? 0 : dense.batch_stride * size, dense.row_stride * size};
 }
 
-CodesMap Check::codes(const Name& name, const BytesRef& codes, CodesKind kind) const {
-  require(codes.cols % block_bytes == 0, [&] {
-    return "the bytes in a row of " + name.text() +
-           " (K/2) to be a multiple of 16 (K of 32), are " + std::to_string(codes.cols);
-  });
+CodesMap Check::codes(const Name& name, const BytesRef& codes, CodesKind kind, std::int64_t rows,
+                      std::int64_t k) const {
+  if (kind == CodesKind::tile_16x128) {
+    require(rows >= 0 && k >= 0 && k % block_size == 0, [&] {
+      return name.text() +
+             " in Tile16x128 to have K a multiple of 32, are rows = " + std::to_string(rows) +
+             " and K = " + std::to_string(k);
+    });
+    const CodesShape padded = codes_shape<Tile16x128>(rows, k);
+    require(codes.rows == padded.rows && codes.cols == padded.bytes, [&] {
+      return name.text() + " in Tile16x128 to have (batch, rows, bytes) = " +
+             shape({codes.batch, padded.rows, padded.bytes}) +
+             ", rows padded to 16 and K to 128, for rows = " + std::to_string(rows) +
+             " and K = " + std::to_string(k);
+    });
+  } else {
+    require(codes.cols % block_bytes == 0, [&] {
+      return "the bytes in a row of " + name.text() +
+             " (K/2) to be a multiple of 16 (K of 32), are " + std::to_string(codes.cols);
+    });
+  }
   contiguous_rows(name, codes.cols, codes.col_stride);
   allocated(name, codes.data, codes.batch == 0 || codes.rows == 0 || codes.cols == 0);
-  auto* data = const_cast<std::uint8_t*>(codes.data);
-  const std::int64_t batch = codes.batch == 1 ? 0 : codes.batch_stride;
+  CodesMap map{};
+  map.data = const_cast<std::uint8_t*>(codes.data);
+  map.batch = codes.batch == 1 ? 0 : codes.batch_stride;
+  map.rows = codes.rows;
+  map.blocks = codes.cols / block_bytes;
+  map.byte = 1;
   if (kind == CodesKind::row_major) {
-    return {data, batch, 16 * codes.row_stride, codes.row_stride, block_bytes};
+    map.tile_of_16_rows = 16 * codes.row_stride;
+    map.row = codes.row_stride;
+    map.block_4 = 4 * block_bytes;
+    map.block_1 = block_bytes;
+    return map;
   }
-  require(codes.rows % 16 == 0 && codes.cols % 32 == 0, [&] {
+  const bool is_16x16 = kind == CodesKind::tile_16x16;
+  require(!is_16x16 || (codes.rows % 16 == 0 && codes.cols % 32 == 0), [&] {
     return name.text() +
            " in Tile16x16 to have rows a multiple of 16 and K a multiple of 64, are rows = " +
            std::to_string(codes.rows) + " and K = " + std::to_string(2 * codes.cols);
   });
   require(codes.rows <= 1 || codes.row_stride == codes.cols, [&] {
-    return name.text() + " in Tile16x16 to be contiguous (row stride " +
-           std::to_string(codes.cols) + ")";
+    return name.text() + (is_16x16 ? " in Tile16x16" : " in Tile16x128") +
+           " to be contiguous (row stride " + std::to_string(codes.cols) + ")";
   });
-  return {data, batch, 16 * codes.cols, block_bytes, 16 * block_bytes};
+  map.tile_of_16_rows = 16 * codes.cols;
+  map.block_4 = 4 * 16 * block_bytes;
+  if (is_16x16) {
+    map.row = block_bytes;
+    map.block_1 = 16 * block_bytes;
+  } else {
+    map.row = 4 * block_bytes;
+    map.block_1 = 1;
+    map.byte = 4;
+  }
+  return map;
 }
 
 ScalesMap Check::scales(const Name& name, const BytesRef& scales, ScalesKind kind) const {
@@ -263,22 +332,24 @@ ScalesMap Check::scales(const Name& name, const BytesRef& scales, ScalesKind kin
   if (kind == ScalesKind::row_major) {
     return {data, batch, 32 * ld, 16 * ld, ld, 8, 4, 1, scales.rows, scales.cols};
   }
+  const bool is_32x8 = kind == ScalesKind::tile_32x8;
   require(scales.rows <= 1 || ld == scales.cols, [&] {
-    return name.text() + " in Tile32x8 to be contiguous (row stride " +
-           std::to_string(scales.cols) + ")";
+    return name.text() + (is_32x8 ? " in Tile32x8" : " in Tile16x4") +
+           " to be contiguous (row stride " + std::to_string(scales.cols) + ")";
   });
-  return {data, batch, 32 * scales.cols, 1, 4, 256, 2, 64, scales.rows, scales.cols};
+  if (is_32x8) {
+    return {data, batch, 32 * scales.cols, 1, 4, 256, 2, 64, scales.rows, scales.cols};
+  }
+  return {data, batch, 32 * scales.cols, 16 * scales.cols, 4, 128, 64, 1, scales.rows, scales.cols};
 }
 
 MatrixMap Check::matrix(const char* name, const MatrixRef& matrix) const {
   MatrixMap map{};
-  map.codes = codes({name, " codes"}, matrix.codes, matrix.codes_kind);
+  map.codes = codes({name, " codes"}, matrix.codes, matrix.codes_kind, matrix.rows, matrix.k);
   map.batch = matrix.codes.batch;
-  map.rows = matrix.codes.rows;
-  map.blocks = matrix.codes.cols / block_bytes;
-  const ScalesShape expected = matrix.scales_kind == ScalesKind::row_major
-                                   ? scales_shape<RowMajor>(map.rows, block_size * map.blocks)
-                                   : scales_shape<Tile32x8>(map.rows, block_size * map.blocks);
+  map.rows = matrix.rows;
+  map.blocks = matrix.k / block_size;
+  const ScalesShape expected = shape_of_scales(matrix.scales_kind, matrix.rows, matrix.k);
   require(matrix.scales.batch == map.batch && matrix.scales.rows == expected.rows &&
               matrix.scales.cols == expected.cols,
           [&] {

@@ -86,7 +86,9 @@ class Check {
   DenseMap dense_rows(const char* name, const DenseRef& dense) const;
   /// Codes and scales that agree, in layouts that can hold them, allocated.
   MatrixMap matrix(const char* name, const MatrixRef& matrix) const;
-  CodesMap codes(const Name& name, const BytesRef& codes, CodesKind kind) const;
+  /// rows, k: of the matrix, without padding.
+  CodesMap codes(const Name& name, const BytesRef& codes, CodesKind kind, std::int64_t rows,
+                 std::int64_t k) const;
   ScalesMap scales(const Name& name, const BytesRef& scales, ScalesKind kind) const;
 
   /// No two of an output's elements share memory, and no output shares any with an input or with

@@ -17,15 +17,44 @@
 
 namespace KokkosMX::Impl {
 
-/// Codes: the 16 bytes of (batch, row, block) lie together in every layout.
+/// Codes: the 16 bytes of (batch, row, block), each `byte` after the one before. rows and blocks
+/// include the layout's padding.
 struct CodesMap {
   std::uint8_t* data;
-  std::int64_t batch, tile_of_16_rows, row, block;  // strides in bytes
+  std::int64_t batch, tile_of_16_rows, row, block_4, block_1, byte;  // strides in bytes
+  std::int64_t rows, blocks;
 
   KOKKOS_INLINE_FUNCTION std::uint8_t* at(std::int64_t b, std::int64_t r, std::int64_t k) const {
-    return data + b * batch + (r >> 4) * tile_of_16_rows + (r & 15) * row + k * block;
+    return data + b * batch + (r >> 4) * tile_of_16_rows + (r & 15) * row + block_offset(k);
   }
-  bool is_panels() const { return false; }
+  KOKKOS_INLINE_FUNCTION std::int64_t block_offset(std::int64_t k) const {
+    return (k >> 2) * block_4 + (k & 3) * block_1;
+  }
+  /// The 16 bytes of the block at `from`, one after the other: where they lie, or in local.
+  KOKKOS_INLINE_FUNCTION const std::uint8_t* load(const std::uint8_t* from,
+                                                  std::uint8_t (&local)[block_bytes]) const {
+    if (byte == 1) return from;
+    for (int i = 0; i < block_bytes; ++i) local[i] = from[i * byte];
+    return local;
+  }
+  /// The block of a place, loaded.
+  KOKKOS_INLINE_FUNCTION const std::uint8_t* load(std::int64_t b, std::int64_t r, std::int64_t k,
+                                                  std::uint8_t (&local)[block_bytes]) const {
+    return load(at(b, r, k), local);
+  }
+  /// Calls make(bytes), which writes 16 bytes, and has them at `to`.
+  template <class Make>
+  KOKKOS_INLINE_FUNCTION auto store(std::uint8_t* to, const Make& make) const {
+    std::uint8_t local[block_bytes];
+    const auto result = make(byte == 1 ? to : local);
+    if (byte != 1) {
+      for (int i = 0; i < block_bytes; ++i) to[i * byte] = local[i];
+    }
+    return result;
+  }
+  KOKKOS_INLINE_FUNCTION void clear(std::uint8_t* to) const {
+    for (int i = 0; i < block_bytes; ++i) to[i * byte] = 0;
+  }
 };
 
 /// Scales: one byte for (batch, row, block). rows and cols include the layout's padding.

@@ -4,6 +4,7 @@
 
 /// \file ReferenceShuffle.hpp
 /// aiter's two layouts as their definitions read: a view with more dimensions and a permutation.
+/// The two of prepared operands, byte by byte.
 
 #include <cstddef>
 #include <cstdint>
@@ -51,6 +52,41 @@ inline std::vector<std::uint8_t> reference_shuffle_scale(const std::vector<std::
     }
   }
   return permuted(padded, {padded_rows / 32, 2, 16, padded_cols / 8, 2, 4}, {0, 3, 5, 2, 4, 1});
+}
+
+/// Tile16x128: byte j of block k of row r is byte 4 j + k % 4 of the 64 of (r, k / 4); those lie in
+/// the order (rows / 16, groups of 4 blocks, 16 rows). Where there is no code the padding's byte.
+/// (Inlined, it makes g++ 12 warn of its own library's code.)
+[[gnu::noinline]] inline std::vector<std::uint8_t> reference_prepare_codes(
+    const std::vector<std::uint8_t>& codes, std::int64_t rows, std::int64_t k,
+    std::uint8_t padding = 0) {
+  const std::int64_t groups = (k + 127) / 128, tiles = (rows + 15) / 16;
+  std::vector<std::uint8_t> result(static_cast<std::size_t>(tiles * groups * 1024), padding);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t byte = 0; byte < k / 2; ++byte) {
+      const std::int64_t block = byte / 16, j = byte % 16;
+      const std::int64_t run = (row / 16 * groups + block / 4) * 16 + row % 16;
+      result[static_cast<std::size_t>(64 * run + 4 * j + block % 4)] =
+          codes[static_cast<std::size_t>(row * (k / 2) + byte)];
+    }
+  }
+  return result;
+}
+
+/// Tile16x4: (rows / 16, groups of 4 blocks, 16 rows, 4 blocks).
+[[gnu::noinline]] inline std::vector<std::uint8_t> reference_prepare_scales(
+    const std::vector<std::uint8_t>& scales, std::int64_t rows, std::int64_t k,
+    std::uint8_t padding = 0) {
+  const std::int64_t groups = (k + 127) / 128, tiles = (rows + 15) / 16;
+  std::vector<std::uint8_t> result(static_cast<std::size_t>(tiles * groups * 64), padding);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t block = 0; block < k / 32; ++block) {
+      const std::int64_t run = (row / 16 * groups + block / 4) * 16 + row % 16;
+      result[static_cast<std::size_t>(4 * run + block % 4)] =
+          scales[static_cast<std::size_t>(row * (k / 32) + block)];
+    }
+  }
+  return result;
 }
 
 }  // namespace KokkosMXTest

@@ -178,25 +178,36 @@ class PlacedMatrix {
 
   PlacedMatrix(std::int64_t batch, std::int64_t rows, std::int64_t k, Placement codes_at = {},
                Placement scales_at = {}, Placement summaries_at = {}, std::uint8_t fill = 0xA5)
-      : codes(batch, rows, k / 2, codes_at, fill),
+      : rows(rows),
+        k(k),
+        codes(batch, KokkosMX::codes_shape<CodesLayout>(rows, k).rows,
+              KokkosMX::codes_shape<CodesLayout>(rows, k).bytes, codes_at, fill),
         scales(batch, KokkosMX::scales_shape<ScalesLayout>(rows, k).rows,
                KokkosMX::scales_shape<ScalesLayout>(rows, k).cols, scales_at, fill),
         summaries(batch, rows, 1, summaries_at, fill) {}
 
   /// Rank 2: batch 0.
   Matrix matrix2() const {
-    return Matrix(typename Matrix::codes_type(codes.view2()),
-                  typename Matrix::scales_type(scales.view2()));
+    return Matrix(codes_of(codes.view2()), typename Matrix::scales_type(scales.view2()));
   }
   Matrix matrix3() const {
-    return Matrix(typename Matrix::codes_type(codes.view3()),
-                  typename Matrix::scales_type(scales.view3()));
+    return Matrix(codes_of(codes.view3()), typename Matrix::scales_type(scales.view3()));
   }
   Matrix matrix3_with_summaries() const {
-    return Matrix(typename Matrix::codes_type(codes.view3()),
-                  typename Matrix::scales_type(scales.view3()), summaries.column());
+    return Matrix(codes_of(codes.view3()), typename Matrix::scales_type(scales.view3()),
+                  summaries.column());
   }
 
+  template <class View>
+  typename Matrix::codes_type codes_of(const View& view) const {
+    if constexpr (std::is_same_v<CodesLayout, KokkosMX::Tile16x128>) {
+      return typename Matrix::codes_type(view, rows, k);
+    } else {
+      return typename Matrix::codes_type(view);
+    }
+  }
+
+  std::int64_t rows, k;
   Placed<std::uint8_t> codes;
   Placed<std::uint8_t> scales;
   Placed<KokkosMX::RowSummary> summaries;

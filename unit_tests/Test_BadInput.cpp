@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Arguments that are wrong together: quantize, dequantize, summarize and the shuffles refuse them
-// with a message that names every extent that matters, and write nothing.
+// Arguments that are wrong together: quantize, dequantize, summarize, the shuffles and prepare
+// refuse them with a message that names every extent that matters, and write nothing.
 
 #include <gtest/gtest.h>
 
@@ -23,7 +23,9 @@ namespace {
 using KokkosMX::BFloat16;
 using KokkosMX::RowMajor;
 using KokkosMX::RowSummary;
+using KokkosMX::Tile16x128;
 using KokkosMX::Tile16x16;
+using KokkosMX::Tile16x4;
 using KokkosMX::Tile32x8;
 
 using Strings = std::vector<std::string>;
@@ -63,6 +65,14 @@ class Arena {
   KokkosMX::Scales<ScalesLayout, Space, std::uint8_t> scales(std::int64_t at, std::int64_t rows,
                                                              std::int64_t cols) const {
     return KokkosMX::Scales<ScalesLayout, Space, std::uint8_t>(plain<std::uint8_t>(at, rows, cols));
+  }
+  /// rows and K, and the extents of the buffer.
+  KokkosMX::Codes<Tile16x128, Space, std::uint8_t> prepared_codes(std::int64_t at,
+                                                                  std::int64_t rows, std::int64_t k,
+                                                                  std::int64_t padded_rows,
+                                                                  std::int64_t bytes) const {
+    return KokkosMX::Codes<Tile16x128, Space, std::uint8_t>(
+        plain<std::uint8_t>(at, padded_rows, bytes), rows, k);
   }
   bool untouched() const { return bytes_.untouched(); }
 
@@ -553,6 +563,146 @@ TEST(BadInput, InputsThatOverlapAreAccepted) {
   EXPECT_NO_THROW(KokkosMX::summarize(exec, KokkosMX::Matrix(codes, scales),
                                       arena.plain<RowSummary>(arena.q_summaries, 1, 5)));
   exec.fence();
+}
+
+// ------------------------------------------------------------------------------- prepared operands
+
+using PreparedMatrix = KokkosMX::Matrix<Tile16x128, Tile16x4, Space, std::uint8_t>;
+
+/// Both directions refuse, and nothing is written.
+template <class Plain>
+void expect_prepare_refuses(const Arena& arena, const Plain& plain, const PreparedMatrix& prepared,
+                            Strings parts) {
+  const Exec exec;
+  parts.push_back("KokkosMX::prepare: expected");
+  EXPECT_TRUE(refused([&] { KokkosMX::prepare(exec, plain, prepared); }, parts));
+  parts.back() = "KokkosMX::unprepare: expected";
+  EXPECT_TRUE(refused([&] { KokkosMX::unprepare(exec, prepared, plain); }, parts));
+  exec.fence();
+  EXPECT_TRUE(arena.untouched());
+}
+
+TEST(BadInput, PreparedCodesAndTheirBuffer) {
+  const Arena arena;
+  const KokkosMX::Matrix plain(arena.codes(0, 17, 80), arena.scales(4096, 17, 5));
+  const auto scales = arena.scales<Tile16x4>(arena.q_scales, 32, 8);
+  // The control: 17 rows and K = 160 are 32 rows of 128 bytes.
+  {
+    const Arena another;
+    const Exec exec;
+    const KokkosMX::Matrix from(another.codes(0, 17, 80), another.scales(4096, 17, 5));
+    const PreparedMatrix to(another.prepared_codes(another.q_codes, 17, 160, 32, 128),
+                            another.scales<Tile16x4>(another.q_scales, 32, 8));
+    EXPECT_NO_THROW(KokkosMX::prepare(exec, from, to));
+    EXPECT_NO_THROW(KokkosMX::unprepare(exec, to, from));
+    exec.fence();
+    EXPECT_FALSE(another.untouched());
+  }
+  for (const auto& [rows, bytes] : std::vector<std::array<std::int64_t, 2>>{
+           {17, 80}, {17, 128}, {32, 80}, {32, 96}, {32, 192}, {48, 128}, {16, 128}, {0, 128}}) {
+    const PreparedMatrix q(arena.prepared_codes(arena.q_codes, 17, 160, rows, bytes), scales);
+    const Strings parts{"Tile16x128", "(1, 32, 128)", extents({1, rows, bytes}),
+                        "rows = 17",  "K = 160",      "rows padded to 16 and K to 128",
+                        "codes"};
+    expect_prepare_refuses(arena, plain, q, parts);
+    expect_both_refuse(arena, arena.plain<BFloat16>(arena.x, 17, 160), q, parts);
+    const Exec exec;
+    EXPECT_TRUE(refused(
+        [&] { KokkosMX::summarize(exec, q, arena.plain<RowSummary>(arena.q_summaries, 1, 17)); },
+        parts));
+  }
+  // K that is none, rows that are none.
+  for (const auto& [rows, k] : std::vector<std::array<std::int64_t, 2>>{
+           {17, 150}, {17, 16}, {17, -32}, {-1, 160}, {-17, -160}}) {
+    const PreparedMatrix q(arena.prepared_codes(arena.q_codes, rows, k, 32, 128), scales);
+    expect_prepare_refuses(arena, plain, q,
+                           {"Tile16x128", "K a multiple of 32", "rows = " + std::to_string(rows),
+                            "K = " + std::to_string(k)});
+  }
+  // Scales.
+  for (const auto& [rows, cols] :
+       std::vector<std::array<std::int64_t, 2>>{{17, 5}, {32, 5}, {17, 8}, {32, 12}, {256, 8}}) {
+    const PreparedMatrix q(arena.prepared_codes(arena.q_codes, 17, 160, 32, 128),
+                           arena.scales<Tile16x4>(arena.q_scales, rows, cols));
+    expect_prepare_refuses(
+        arena, plain, q,
+        {"Tile16x4", "scales to have (batch, rows, cols) = (1, 32, 8)", extents({1, rows, cols})});
+  }
+}
+
+TEST(BadInput, PreparedIsContiguous) {
+  const Arena arena;
+  const KokkosMX::Matrix plain(arena.codes(0, 17, 80), arena.scales(4096, 17, 5));
+  const auto codes = arena.prepared_codes(arena.q_codes, 17, 160, 32, 128);
+  const KokkosMX::Codes<Tile16x128, Space, std::uint8_t> codes_with_gaps(
+      arena.view2<std::uint8_t>(arena.q_codes, 32, 128, 129), 17, 160);
+  const KokkosMX::Scales<Tile16x4, Space, std::uint8_t> scales_with_gaps(
+      arena.view2<std::uint8_t>(arena.q_scales, 32, 8, 9));
+  expect_prepare_refuses(
+      arena, plain, PreparedMatrix(codes_with_gaps, arena.scales<Tile16x4>(arena.q_scales, 32, 8)),
+      {"Tile16x128", "contiguous (row stride 128)", "129"});
+  expect_prepare_refuses(arena, plain, PreparedMatrix(codes, scales_with_gaps),
+                         {"Tile16x4", "contiguous (row stride 8)", "9"});
+}
+
+TEST(BadInput, PrepareOfDifferentExtents) {
+  const Arena arena;
+  const PreparedMatrix q(arena.prepared_codes(arena.q_codes, 17, 160, 32, 128),
+                         arena.scales<Tile16x4>(arena.q_scales, 32, 8));
+  // The padded extents are the same, and yet these are other matrices.
+  for (const auto& [rows, k] : std::vector<std::array<std::int64_t, 2>>{
+           {18, 160}, {16, 160}, {32, 160}, {17, 128}, {17, 192}, {17, 256}, {32, 256}, {0, 0}}) {
+    const KokkosMX::Matrix plain(arena.codes(0, rows, k / 2), arena.scales(8192, rows, k / 32));
+    expect_prepare_refuses(arena, plain, q,
+                           {"input and output to have the same extents", "rows = 17", "K = 160",
+                            extents({1, rows, k / 2})});
+  }
+  const KokkosMX::Matrix two(KokkosMX::Codes(arena.view3<std::uint8_t>(0, 2, 2048, 17, 80, 80)),
+                             KokkosMX::Scales(arena.view3<std::uint8_t>(8192, 2, 128, 17, 5, 5)));
+  expect_prepare_refuses(arena, two, q,
+                         {"input and output to have the same extents", "(2, 17, 80)"});
+  // What a layout cannot hold.
+  const KokkosMX::Matrix tiled(arena.codes<Tile16x16>(0, 17, 80), arena.scales(8192, 17, 5));
+  expect_prepare_refuses(arena, tiled, q, {"Tile16x16", "rows = 17", "K = 160"});
+  // Summaries of other rows.
+  const KokkosMX::Matrix plain(arena.codes(0, 17, 80), arena.scales(8192, 17, 5));
+  const PreparedMatrix with(q.codes(), q.scales(),
+                            arena.plain<RowSummary>(arena.q_summaries, 1, 32));
+  expect_prepare_refuses(arena, plain, with, {"summaries", "(1, 17)", "(1, 32)"});
+}
+
+TEST(BadInput, PrepareInPlace) {
+  const Arena arena;
+  const auto scales = arena.scales<Tile16x4>(arena.q_scales, 16, 4);
+  const auto codes = arena.prepared_codes(arena.q_codes, 16, 128, 16, 64);
+  const auto refuses = [&](const auto& plain, const PreparedMatrix& q, const std::string& reason) {
+    const Exec exec;
+    EXPECT_TRUE(refused([&] { KokkosMX::prepare(exec, plain, q); }, {reason, "(1, 16, 64)"}));
+    exec.fence();
+    EXPECT_TRUE(arena.untouched());
+  };
+  const auto plain_scales = arena.scales(4096, 16, 4);
+  for (const std::int64_t at : {-1023, -1, 0, 1, 1023}) {
+    refuses(KokkosMX::Matrix(arena.codes(arena.q_codes + at, 16, 64), plain_scales),
+            PreparedMatrix(codes, scales), "output codes not to overlap input codes");
+  }
+  const auto plain_codes = arena.codes(0, 16, 64);
+  for (const std::int64_t at : {-63, 0, 63}) {
+    refuses(KokkosMX::Matrix(plain_codes, arena.scales(arena.q_scales + at, 16, 4)),
+            PreparedMatrix(codes, scales), "output scales not to overlap input scales");
+  }
+  refuses(KokkosMX::Matrix(plain_codes, plain_scales),
+          PreparedMatrix(codes, arena.scales<Tile16x4>(arena.q_codes + 1000, 16, 4)),
+          "output codes not to overlap output scales");
+  // The padding is written, so that it too must be free: 1 row of 32 numbers fills 1024 bytes.
+  refuses(KokkosMX::Matrix(arena.codes(arena.q_codes + 1000, 1, 16), arena.scales(0, 1, 1)),
+          PreparedMatrix(arena.prepared_codes(arena.q_codes, 1, 32, 16, 64), scales),
+          "output codes not to overlap input codes");
+  // Not allocated.
+  const View2<std::uint8_t> none(nullptr, Kokkos::LayoutStride(16, 64, 64, 1));
+  refuses(KokkosMX::Matrix(plain_codes, plain_scales),
+          PreparedMatrix(KokkosMX::Codes<Tile16x128, Space, std::uint8_t>(none, 16, 128), scales),
+          "output codes to be an allocated View");
 }
 
 }  // namespace

@@ -21,7 +21,9 @@ using Exec = Kokkos::DefaultHostExecutionSpace;
 using Space = Kokkos::HostSpace;
 template <class T>
 using View = Kokkos::View<T, Kokkos::LayoutRight, Space, Kokkos::MemoryTraits<Kokkos::Unmanaged>>;
+using KokkosMX::Tile16x128;
 using KokkosMX::Tile16x16;
+using KokkosMX::Tile16x4;
 using KokkosMX::Tile32x8;
 
 struct Memory {
@@ -32,6 +34,8 @@ struct Memory {
     scales.fill(0x5A);
     tiled_codes.fill(0x5A);
     tiled_scales.fill(0x5A);
+    prepared_codes.fill(0x5A);
+    prepared_scales.fill(0x5A);
     summaries.fill({77, 7, 7, 7, {}});
   }
   bool untouched() const {
@@ -42,6 +46,8 @@ struct Memory {
     for (const std::uint8_t x : scales) same = same && x == 0x5A;
     for (const std::uint8_t x : tiled_codes) same = same && x == 0x5A;
     for (const std::uint8_t x : tiled_scales) same = same && x == 0x5A;
+    for (const std::uint8_t x : prepared_codes) same = same && x == 0x5A;
+    for (const std::uint8_t x : prepared_scales) same = same && x == 0x5A;
     for (const KokkosMX::RowSummary& x : summaries) same = same && x.n == 77;
     return same;
   }
@@ -51,6 +57,8 @@ struct Memory {
   std::array<std::uint8_t, 16 * 32> codes, tiled_codes;
   std::array<std::uint8_t, 16 * 2> scales;
   std::array<std::uint8_t, 256 * 8> tiled_scales;
+  std::array<std::uint8_t, 16 * 64> prepared_codes;
+  std::array<std::uint8_t, 16 * 4> prepared_scales;
   std::array<KokkosMX::RowSummary, 16> summaries;
 };
 
@@ -64,6 +72,11 @@ void every_call_is_refused(Memory& memory) {
       View<std::uint8_t**>(memory.tiled_codes.data(), 16, 32));
   const KokkosMX::Scales<Tile32x8, Space, std::uint8_t> tiled_scales(
       View<std::uint8_t**>(memory.tiled_scales.data(), 256, 8));
+  const KokkosMX::Matrix prepared(
+      KokkosMX::Codes<Tile16x128, Space, std::uint8_t>(
+          View<std::uint8_t**>(memory.prepared_codes.data(), 16, 64), 16, 64),
+      KokkosMX::Scales<Tile16x4, Space, std::uint8_t>(
+          View<std::uint8_t**>(memory.prepared_scales.data(), 16, 4)));
   const View<KokkosMX::RowSummary*> summaries(memory.summaries.data(), 16);
   const KokkosMX::Matrix q(codes, scales);
   const KokkosMX::Workspace<Space> workspace;
@@ -81,6 +94,8 @@ void every_call_is_refused(Memory& memory) {
   refuses([&] { KokkosMX::unshuffle_weight(exec, tiled_codes, codes); }, "unshuffle_weight");
   refuses([&] { KokkosMX::shuffle_scale(exec, scales, tiled_scales); }, "shuffle_scale");
   refuses([&] { KokkosMX::unshuffle_scale(exec, tiled_scales, scales); }, "unshuffle_scale");
+  refuses([&] { KokkosMX::prepare(exec, q, prepared); }, "KokkosMX::prepare");
+  refuses([&] { KokkosMX::unprepare(exec, prepared, q); }, "KokkosMX::unprepare");
   refuses([&] { KokkosMX::gemm(exec, workspace, q, q, c); }, "gemm");
   refuses([&] { KokkosMX::quantize_gemm(exec, workspace, x, x, c, rule); }, "gemm");
   EXPECT_TRUE(memory.untouched());

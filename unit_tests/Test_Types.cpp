@@ -28,7 +28,9 @@ using KokkosMX::MatrixStorage;
 using KokkosMX::RowMajor;
 using KokkosMX::RowSummary;
 using KokkosMX::Scales;
+using KokkosMX::Tile16x128;
 using KokkosMX::Tile16x16;
+using KokkosMX::Tile16x4;
 using KokkosMX::Tile32x8;
 
 using Byte = std::uint8_t;
@@ -50,6 +52,10 @@ static_assert(!std::is_assignable_v<Codes<RowMajor, Space>&, Codes<Tile16x16, Sp
 static_assert(std::is_constructible_v<Scales<Tile32x8, Space>, Scales<Tile32x8, Space, Byte>>);
 static_assert(!std::is_constructible_v<Scales<RowMajor, Space>, Scales<Tile32x8, Space>>);
 static_assert(!std::is_constructible_v<Scales<Tile32x8, Space>, Scales<RowMajor, Space>>);
+static_assert(std::is_constructible_v<Codes<Tile16x128, Space>, Codes<Tile16x128, Space, Byte>>);
+static_assert(!std::is_constructible_v<Codes<Tile16x128, Space>, Codes<RowMajor, Space>>);
+static_assert(!std::is_constructible_v<Codes<Tile16x16, Space>, Codes<Tile16x128, Space>>);
+static_assert(!std::is_constructible_v<Scales<Tile16x4, Space>, Scales<Tile32x8, Space>>);
 // A View becomes codes or scales only where it is said.
 static_assert(!std::is_convertible_v<View2<Byte>, Codes<RowMajor, Space>>);
 static_assert(!std::is_convertible_v<View2<Byte>, Scales<RowMajor, Space>>);
@@ -85,6 +91,59 @@ TEST(Types, ScalesShape) {
     EXPECT_EQ(scales_shape<Tile32x8>(c.rows, c.k).cols, c.padded_cols);
   }
   static_assert(scales_shape<Tile32x8>(1, 32).rows == 256);
+}
+
+TEST(Types, ShapesOfPreparedOperands) {
+  using KokkosMX::codes_shape;
+  using KokkosMX::scales_shape;
+  struct Case {
+    std::int64_t rows, k, padded_rows, padded_k;
+  };
+  for (const Case& c :
+       {Case{0, 0, 0, 0}, Case{1, 32, 16, 128}, Case{16, 128, 16, 128}, Case{17, 160, 32, 256},
+        Case{15, 96, 16, 128}, Case{1, 0, 16, 0}, Case{0, 32, 0, 128}, Case{7168, 1056, 7168, 1152},
+        Case{std::int64_t{1} << 33, 64, std::int64_t{1} << 33, 128}}) {
+    EXPECT_EQ(codes_shape<RowMajor>(c.rows, c.k).rows, c.rows);
+    EXPECT_EQ(codes_shape<RowMajor>(c.rows, c.k).bytes, c.k / 2);
+    EXPECT_EQ(codes_shape<Tile16x16>(c.rows, c.k).rows, c.rows);
+    EXPECT_EQ(codes_shape<Tile16x16>(c.rows, c.k).bytes, c.k / 2);
+    EXPECT_EQ(codes_shape<Tile16x128>(c.rows, c.k).rows, c.padded_rows);
+    EXPECT_EQ(codes_shape<Tile16x128>(c.rows, c.k).bytes, c.padded_k / 2);
+    EXPECT_EQ(scales_shape<Tile16x4>(c.rows, c.k).rows, c.padded_rows);
+    EXPECT_EQ(scales_shape<Tile16x4>(c.rows, c.k).cols, c.padded_k / 32);
+  }
+  static_assert(codes_shape<Tile16x128>(1, 32).bytes == 64);
+}
+
+// Codes, scales and summaries of a prepared operand take 4.5 bits an element at most.
+TEST(Types, PreparedOperandsTakeFourAndAHalfBits) {
+  for (const std::int64_t rows : {16, 48, 2112}) {
+    for (const std::int64_t k : {512, 640, 1024, 7168}) {
+      const MatrixStorage<Tile16x128, Tile16x4, Space> storage("weights", rows, k);
+      const std::size_t bytes = storage.codes().size() + storage.scales().size() +
+                                storage.summaries().size() * sizeof(RowSummary);
+      EXPECT_LE(2 * 8 * bytes, 9 * static_cast<std::size_t>(rows * k)) << rows << " x " << k;
+    }
+  }
+}
+
+TEST(Types, PreparedCodesTellTheirExtents) {
+  const Placed<Byte> buffer(3, 32, 128), scales_buffer(3, 32, 8);
+  const Codes<Tile16x128, Space, Byte> codes(buffer.view3(), 17, 160);
+  const Codes<Tile16x128, Space> read_only = codes;
+  for (const auto& x : {read_only, Codes<Tile16x128, Space>(codes)}) {
+    EXPECT_EQ(x.batch(), 3);
+    EXPECT_EQ(x.rows(), 17);
+    EXPECT_EQ(x.cols(), 160);
+  }
+  const M<Tile16x128, Tile16x4, Byte> matrix(codes,
+                                             Scales<Tile16x4, Space, Byte>(scales_buffer.view3()));
+  const M<Tile16x128, Tile16x4, ConstByte> const_matrix = matrix;
+  EXPECT_EQ(const_matrix.batch(), 3);
+  EXPECT_EQ(const_matrix.rows(), 17);
+  EXPECT_EQ(const_matrix.cols(), 160);
+  EXPECT_EQ(const_matrix.scales().rows(), 32);
+  EXPECT_EQ(const_matrix.scales().cols(), 8);
 }
 
 TEST(Types, CodesAndScalesTellTheirExtents) {
@@ -147,6 +206,16 @@ TEST(Types, MatrixStorage) {
   EXPECT_EQ(one.matrix().batch(), 1);
   EXPECT_EQ(one.scales().extent(1), 5u);
   EXPECT_EQ(one.scales().extent(2), 2u);
+  const MatrixStorage<Tile16x128, Tile16x4, Space> prepared("prepared", 17, 160, 2);
+  EXPECT_EQ(prepared.codes().extent(0), 2u);
+  EXPECT_EQ(prepared.codes().extent(1), 32u);
+  EXPECT_EQ(prepared.codes().extent(2), 128u);
+  EXPECT_EQ(prepared.scales().extent(1), 32u);
+  EXPECT_EQ(prepared.scales().extent(2), 8u);
+  EXPECT_EQ(prepared.summaries().extent(1), 17u);
+  EXPECT_EQ(prepared.matrix().batch(), 2);
+  EXPECT_EQ(prepared.matrix().rows(), 17);
+  EXPECT_EQ(prepared.matrix().cols(), 160);
 }
 
 TEST(Types, Reinterpret) {

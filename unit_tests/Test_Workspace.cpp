@@ -378,6 +378,46 @@ TEST(Workspace, CallsNeitherAllocateNorFence) {
   check(inputs.a(), inputs.b(), "both summaries");
 }
 
+// Nor do prepare and unprepare; their kernels have labels.
+TEST(Workspace, PrepareNeitherAllocatesNorFences) {
+  using KokkosMX::Tile16x128;
+  using KokkosMX::Tile16x4;
+  const Inputs inputs;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  const KokkosMX::MatrixStorage<Tile16x128, Tile16x4, Space> storage("b", n, k);
+  const KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space> back("b", n, k);
+  const auto prepared = storage.matrix();
+  const auto check = [&](const Plain& from, const std::string& what) {
+    const Exec exec;
+    const auto once = [&] {
+      KokkosMX::prepare(exec, from, prepared);
+      KokkosMX::unprepare(exec, prepared, back.matrix());
+    };
+    for (int warm_up = 0; warm_up < 3; ++warm_up) once();
+    exec.fence();
+    EXPECT_EQ(allocations_of(once), 0u) << what << ": host memory";
+    EXPECT_EQ(fences_of(once), 0) << what;
+    EXPECT_EQ(kokkos_allocations_of(once), 0) << what;
+    EXPECT_EQ(deep_copies_of(once), 0) << what;
+    const std::vector<std::string> names = kernels_of(once);
+    exec.fence();
+    EXPECT_GE(names.size(), 2u) << what;
+    for (const std::string& name : names) {
+      EXPECT_EQ(name.rfind("KokkosMX::", 0), 0u) << what << ": " << name;
+    }
+    // With the summaries that it made, the product needs no workspace.
+    EXPECT_EQ(KokkosMX::gemm_workspace_size(exec, inputs.a(), prepared, c.view()), 0u) << what;
+    KokkosMX::gemm(exec, KokkosMX::Workspace<Space>(), inputs.a(), prepared, c.view());
+    exec.fence();
+    expect_equal_bits(inputs.expected, c.result(), n, what);
+    KokkosMX::gemm(exec, KokkosMX::Workspace<Space>(), inputs.a(), Plain(back.matrix()), c.view());
+    exec.fence();
+    expect_equal_bits(inputs.expected, c.result(), n, what + ", and back");
+  };
+  check(inputs.b(), "summaries");
+  check(inputs.b_without_summaries(), "no summaries");
+}
+
 // The overloads without a workspace do both, and what they return is ready.
 TEST(Workspace, OverloadsWithoutOneAllocateAndFence) {
   const Inputs inputs;

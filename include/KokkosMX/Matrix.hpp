@@ -34,6 +34,52 @@ struct Tile16x16 {};
 /// 1), contiguous. What lies in the padding is never looked at.
 struct Tile32x8 {};
 
+/// Layout of codes of operands that are prepared once (see Prepare.hpp): rows padded to a multiple
+/// of 16 and K to a multiple of 128, that is of 4 blocks. The 64 bytes of 4 blocks of a row lie
+/// together, byte 4 j + b of them being byte j (0..15) of the 16 bytes of block b (0..3). In all
+/// (rows/16, K/128, 16 rows, 16 j, 4 b), contiguous. Written padding is 0; what lies in it is never
+/// looked at. A batch is the bytes of codes_shape or more after the one before.
+struct Tile16x128 {};
+
+/// Layout of scales of operands that are prepared once: rows padded to a multiple of 16 and columns
+/// to a multiple of 4, seen as (rows/16, 16, cols/4, 4) and permuted by (0, 2, 1, 3), contiguous.
+/// Written padding is 0; what lies in it is never looked at.
+struct Tile16x4 {};
+
+namespace Impl {
+template <class Layout>
+inline constexpr bool is_codes_layout_v =
+    std::is_same_v<Layout, RowMajor> || std::is_same_v<Layout, Tile16x16> ||
+    std::is_same_v<Layout, Tile16x128>;
+template <class Layout>
+inline constexpr bool is_scales_layout_v =
+    std::is_same_v<Layout, RowMajor> || std::is_same_v<Layout, Tile32x8> ||
+    std::is_same_v<Layout, Tile16x4>;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+}  // namespace Impl
+
+/// Rows of a buffer of codes and bytes in each.
+struct CodesShape {
+  std::int64_t rows;
+  std::int64_t bytes;
+};
+
+/// The shape of the buffer that holds the codes of a (rows, K) matrix in a layout: (rows, K/2)
+/// bytes for RowMajor and Tile16x16; rows rounded up to 16, K to 128 for Tile16x128.
+template <class CodesLayout>
+constexpr CodesShape codes_shape(std::int64_t rows, std::int64_t k) {
+  static_assert(Impl::is_codes_layout_v<CodesLayout>,
+                "KokkosMX: codes have the layout RowMajor, Tile16x16 or Tile16x128");
+  if constexpr (std::is_same_v<CodesLayout, Tile16x128>) {
+    return {Impl::round_up(rows, 16), Impl::round_up(k, 4 * block_size) / 2};
+  } else {
+    return {rows, k / 2};
+  }
+}
+
 /// Rows and columns of a buffer of scales.
 struct ScalesShape {
   std::int64_t rows;
@@ -41,16 +87,19 @@ struct ScalesShape {
 };
 
 /// The shape of the buffer that holds the scales of a (rows, K) matrix in a layout, in bytes:
-/// (rows, K/32) for RowMajor; both rounded up, to 256 and to 8, for Tile32x8.
+/// (rows, K/32) for RowMajor; both rounded up, to 256 and to 8 for Tile32x8, to 16 and to 4 for
+/// Tile16x4.
 template <class ScalesLayout>
 constexpr ScalesShape scales_shape(std::int64_t rows, std::int64_t k) {
-  static_assert(std::is_same_v<ScalesLayout, RowMajor> || std::is_same_v<ScalesLayout, Tile32x8>,
-                "KokkosMX: scales have the layout RowMajor or Tile32x8");
+  static_assert(Impl::is_scales_layout_v<ScalesLayout>,
+                "KokkosMX: scales have the layout RowMajor, Tile32x8 or Tile16x4");
   const std::int64_t cols = k / block_size;
   if constexpr (std::is_same_v<ScalesLayout, RowMajor>) {
     return {rows, cols};
+  } else if constexpr (std::is_same_v<ScalesLayout, Tile32x8>) {
+    return {Impl::round_up(rows, 256), Impl::round_up(cols, 8)};
   } else {
-    return {(rows + 255) / 256 * 256, (cols + 7) / 8 * 8};
+    return {Impl::round_up(rows, 16), Impl::round_up(cols, 4)};
   }
 }
 
@@ -79,18 +128,25 @@ struct DenseRef {
   std::int64_t batch_stride, row_stride, col_stride;
 };
 
-enum class CodesKind : std::uint8_t { row_major, tile_16x16 };
-enum class ScalesKind : std::uint8_t { row_major, tile_32x8 };
+enum class CodesKind : std::uint8_t { row_major, tile_16x16, tile_16x128 };
+enum class ScalesKind : std::uint8_t { row_major, tile_32x8, tile_16x4 };
 
 template <class Layout>
-inline constexpr CodesKind codes_kind_v =
-    std::is_same_v<Layout, RowMajor> ? CodesKind::row_major : CodesKind::tile_16x16;
+inline constexpr CodesKind codes_kind_v = std::is_same_v<Layout, RowMajor>
+                                              ? CodesKind::row_major
+                                              : (std::is_same_v<Layout, Tile16x16>
+                                                     ? CodesKind::tile_16x16
+                                                     : CodesKind::tile_16x128);
 template <class Layout>
-inline constexpr ScalesKind scales_kind_v =
-    std::is_same_v<Layout, RowMajor> ? ScalesKind::row_major : ScalesKind::tile_32x8;
+inline constexpr ScalesKind scales_kind_v = std::is_same_v<Layout, RowMajor>
+                                                ? ScalesKind::row_major
+                                                : (std::is_same_v<Layout, Tile32x8>
+                                                       ? ScalesKind::tile_32x8
+                                                       : ScalesKind::tile_16x4);
 
 /// Everything that the library's compiled half is told of an operand, before any check.
 struct MatrixRef {
+  std::int64_t rows, k;  // without padding
   BytesRef codes;
   BytesRef scales;
   SummariesRef summaries;
@@ -177,7 +233,6 @@ class TypedBytes {
   explicit TypedBytes(const BytesRef& ref) : ref_(ref) {}
 
   std::int64_t batch() const { return ref_.batch; }
-  std::int64_t rows() const { return ref_.rows; }
   const BytesRef& impl_ref() const { return ref_; }
 
  private:
@@ -189,34 +244,57 @@ class TypedBytes {
 /// Packed e2m1 codes of a (rows, K) matrix, or of a batch of them: (rows, K/2) bytes, low nibble =
 /// even k. Made from a View of std::uint8_t (or const) of rank 2 (rows, K/2) or 3
 /// (batch, rows, K/2); the bytes of a row are contiguous. For Tile16x16 the View has the same
-/// shape, contiguous, as aiter's tensor has. Does not own the memory.
+/// shape, contiguous, as aiter's tensor has. For Tile16x128 the View's last two extents are
+/// codes_shape<Tile16x128>(rows, K), contiguous, and rows and K are given beside it. Does not own
+/// the memory.
 template <class Layout, class MemorySpace, class Byte = const std::uint8_t>
 class Codes : public Impl::TypedBytes<Layout, MemorySpace, Byte> {
-  static_assert(std::is_same_v<Layout, RowMajor> || std::is_same_v<Layout, Tile16x16>,
-                "KokkosMX: codes have the layout RowMajor or Tile16x16");
+  static_assert(Impl::is_codes_layout_v<Layout>,
+                "KokkosMX: codes have the layout RowMajor, Tile16x16 or Tile16x128");
   using Base = Impl::TypedBytes<Layout, MemorySpace, Byte>;
 
  public:
-  using Base::Base;
+  template <class View>
+  requires Kokkos::is_view_v<View>
+  explicit Codes(const View& view)
+      : Base(view), rows_(this->impl_ref().rows), cols_(2 * this->impl_ref().cols) {
+    static_assert(!std::is_same_v<Layout, Tile16x128>,
+                  "KokkosMX: codes in Tile16x128 are made from a View, rows and K, which a padded "
+                  "View does not tell");
+  }
+  /// Tile16x128: the extents without padding. Whether the View agrees is checked where the codes
+  /// are used.
+  template <class View>
+  requires Kokkos::is_view_v<View> Codes(const View& view, std::int64_t rows, std::int64_t k)
+      : Base(view), rows_(rows), cols_(k) {
+    static_assert(std::is_same_v<Layout, Tile16x128>,
+                  "KokkosMX: rows and K are given for codes in Tile16x128 alone, the View tells "
+                  "those of others");
+  }
   /// Writable codes serve where codes are read.
   Codes(const Codes<Layout, MemorySpace, std::uint8_t>& other) requires std::is_const_v<Byte>
-      : Base(other.impl_ref()) {}
+      : Base(other.impl_ref()), rows_(other.rows()), cols_(other.cols()) {}
   Codes(const Codes&) = default;
   Codes& operator=(const Codes&) = default;
 
-  /// K: twice the bytes of a row.
-  std::int64_t cols() const { return 2 * this->impl_ref().cols; }
+  /// Rows of the matrix, without padding.
+  std::int64_t rows() const { return rows_; }
+  /// K, without padding: for RowMajor and Tile16x16 twice the bytes of a row.
+  std::int64_t cols() const { return cols_; }
+
+ private:
+  std::int64_t rows_, cols_;
 };
 template <class View>
 Codes(const View&) -> Codes<RowMajor, typename View::memory_space, typename View::value_type>;
 
 /// e8m0 scales of a (rows, K) matrix, or of a batch of them. Made from a View of std::uint8_t (or
-/// const) of rank 2 or 3 whose last two extents are scales_shape<Layout>(rows, K); for Tile32x8
-/// contiguous. Does not own the memory.
+/// const) of rank 2 or 3 whose last two extents are scales_shape<Layout>(rows, K); for Tile32x8 and
+/// Tile16x4 contiguous. Does not own the memory.
 template <class Layout, class MemorySpace, class Byte = const std::uint8_t>
 class Scales : public Impl::TypedBytes<Layout, MemorySpace, Byte> {
-  static_assert(std::is_same_v<Layout, RowMajor> || std::is_same_v<Layout, Tile32x8>,
-                "KokkosMX: scales have the layout RowMajor or Tile32x8");
+  static_assert(Impl::is_scales_layout_v<Layout>,
+                "KokkosMX: scales have the layout RowMajor, Tile32x8 or Tile16x4");
   using Base = Impl::TypedBytes<Layout, MemorySpace, Byte>;
 
  public:
@@ -227,6 +305,8 @@ class Scales : public Impl::TypedBytes<Layout, MemorySpace, Byte> {
   Scales(const Scales&) = default;
   Scales& operator=(const Scales&) = default;
 
+  /// Rows of the buffer, padding included.
+  std::int64_t rows() const { return this->impl_ref().rows; }
   /// Columns of the buffer, padding included.
   std::int64_t cols() const { return this->impl_ref().cols; }
 };
@@ -278,7 +358,12 @@ class Matrix {
   const scales_type& scales() const { return scales_; }
 
   Impl::MatrixRef impl_ref() const {
-    return {codes_.impl_ref(), scales_.impl_ref(), summaries_, Impl::codes_kind_v<CodesLayout>,
+    return {rows(),
+            cols(),
+            codes_.impl_ref(),
+            scales_.impl_ref(),
+            summaries_,
+            Impl::codes_kind_v<CodesLayout>,
             Impl::scales_kind_v<ScalesLayout>};
   }
 
@@ -304,22 +389,30 @@ class MatrixStorage {
 
   /// (batch, rows, K): K is a multiple of 32. The contents are not initialized.
   MatrixStorage(const std::string& label, std::int64_t rows, std::int64_t k, std::int64_t batch = 1)
-      : codes_(Kokkos::view_alloc(label + ": codes", Kokkos::WithoutInitializing), batch, rows,
-               k / 2),
+      : rows_(rows),
+        k_(k),
+        codes_(Kokkos::view_alloc(label + ": codes", Kokkos::WithoutInitializing), batch,
+               codes_shape<CodesLayout>(rows, k).rows, codes_shape<CodesLayout>(rows, k).bytes),
         scales_(Kokkos::view_alloc(label + ": scales", Kokkos::WithoutInitializing), batch,
                 scales_shape<ScalesLayout>(rows, k).rows, scales_shape<ScalesLayout>(rows, k).cols),
         summaries_(Kokkos::view_alloc(label + ": summaries", Kokkos::WithoutInitializing), batch,
                    rows) {}
 
   matrix_type matrix() const {
-    return matrix_type(typename matrix_type::codes_type(codes_),
-                       typename matrix_type::scales_type(scales_), summaries_);
+    using codes_type = typename matrix_type::codes_type;
+    const typename matrix_type::scales_type scales(scales_);
+    if constexpr (std::is_same_v<CodesLayout, Tile16x128>) {
+      return matrix_type(codes_type(codes_, rows_, k_), scales, summaries_);
+    } else {
+      return matrix_type(codes_type(codes_), scales, summaries_);
+    }
   }
   const bytes_view& codes() const { return codes_; }
   const bytes_view& scales() const { return scales_; }
   const summaries_view& summaries() const { return summaries_; }
 
  private:
+  std::int64_t rows_, k_;
   bytes_view codes_;
   bytes_view scales_;
   summaries_view summaries_;

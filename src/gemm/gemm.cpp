@@ -51,7 +51,14 @@ void place_quantized(Prepared& prepared, Pieces& pieces) {
   MatrixMap& matrix = prepared.matrix;
   const std::int64_t row_bytes = matrix.blocks * block_bytes;
   matrix.codes = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * row_bytes),
-                  matrix.rows * row_bytes, 16 * row_bytes, row_bytes, block_bytes};
+                  matrix.rows * row_bytes,
+                  16 * row_bytes,
+                  row_bytes,
+                  4 * block_bytes,
+                  block_bytes,
+                  1,
+                  matrix.rows,
+                  matrix.blocks};
   const std::int64_t ld = matrix.blocks;
   matrix.scales = {pieces.take<std::uint8_t>(matrix.batch * matrix.rows * ld),
                    matrix.rows * ld,

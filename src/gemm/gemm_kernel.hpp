@@ -264,7 +264,9 @@ struct GemmKernel {
       // Outside 0..spread only for blocks of zeros and rows with NaN, where no shift matters.
       const int distance = row_scales[scales.col_offset(at)] - state.lo;
       const int shift = distance < 0 || distance > state.spread ? 0 : distance;
-      Atom::unpack(row_codes + at * codes.block, tier == Tier::aligned ? shift : 0, to);
+      std::uint8_t local[block_bytes];
+      Atom::unpack(codes.load(row_codes + codes.block_offset(at), local),
+                   tier == Tier::aligned ? shift : 0, to);
       panel.shift[row][block] = static_cast<std::uint8_t>(shift);
     };
     const auto clear_block = [&](int row, int block) {
@@ -337,8 +339,10 @@ struct GemmKernel {
       if (shift_a < 0 || shift_a > a.spread || shift_b < 0 || shift_b > b.spread) {
         continue;  // a block of zeros
       }
-      const std::int32_t term = Atom::block_product(p.a.codes.at(place.batch, place.row + row, k),
-                                                    p.b.codes.at(place.batch, place.col + col, k));
+      std::uint8_t local_a[block_bytes], local_b[block_bytes];
+      const std::int32_t term =
+          Atom::block_product(p.a.codes.load(place.batch, place.row + row, k, local_a),
+                              p.b.codes.load(place.batch, place.col + col, k, local_b));
       sum.add(term, shift_a + shift_b);
       if (++terms == WideSum::terms_between_carries) {
         sum.carry();

@@ -48,8 +48,12 @@ struct PanelOperand {
   std::int64_t batch, rows;
 
   std::int64_t panels() const { return (rows + panel_rows - 1) / panel_rows; }
-  /// Codes and scales lie as panels already.
-  bool is_panels() const { return quantize == nullptr && matrix.codes.is_panels(); }
+  /// Codes and scales lie as panels already: Tile16x128 and Tile16x4.
+  bool is_panels() const {
+    const ScalesMap& scales = matrix.scales;
+    return quantize == nullptr && matrix.codes.byte == group_blocks &&
+           scales.row_1 == group_blocks && scales.col_4 == panel_group_scales;
+  }
 };
 
 /// Codes and scales of a panel: groups follow one another.
@@ -454,7 +458,8 @@ struct PanelKernel {
         std::uint8_t bytes[block_bytes] = {};
         scale[b] = 0;
         if (block < p.blocks) {
-          std::memcpy(bytes, matrix.codes.at(batch, row, block), block_bytes);
+          std::uint8_t local[block_bytes];
+          std::memcpy(bytes, matrix.codes.load(batch, row, block, local), block_bytes);
           scale[b] = *matrix.scales.at(batch, row, block);
         }
         for (int j = 0; j < block_bytes; ++j) to[group_blocks * j + b] = bytes[j];

@@ -90,21 +90,33 @@ struct QuantizeRow {
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
                                          std::int64_t row) const {
-    if (row >= q.rows) {  // padding of a scales layout
-      for_each(group, q.scales.cols, [&](std::int64_t k) { *q.scales.at(batch, row, k) = 0; });
-      return;
-    }
+    clear_padding(group, batch, row);
+    if (row >= q.rows) return;
     RowSummary part{};
     for_each(group, q.blocks, [&](std::int64_t k) {
-      const BlockResult result = Atom::template quantize<Format>(x.at(batch, row, k * bytes),
-                                                                 q.codes.at(batch, row, k), rule);
+      const BlockResult result = q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
+        return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
+      });
       *q.scales.at(batch, row, k) = result.scale;
       merge(part, summary_of_block(result.scale, result.sum_of_squares));
     });
-    for_each(group, q.scales.cols - q.blocks,
-             [&](std::int64_t k) { *q.scales.at(batch, row, q.blocks + k) = 0; });
     if (q.summaries.data != nullptr) {
       store_summary(group, scratch, part, q.summaries.at(batch, row));
+    }
+  }
+
+  /// Writes the part of the row that only a layout has.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void clear_padding(const Group& group, std::int64_t batch,
+                                            std::int64_t row) const {
+    const std::int64_t first = row < q.rows ? q.blocks : 0;
+    if (row < q.codes.rows) {
+      for_each(group, q.codes.blocks - first,
+               [&](std::int64_t k) { q.codes.clear(q.codes.at(batch, row, first + k)); });
+    }
+    if (row < q.scales.rows) {
+      for_each(group, q.scales.cols - first,
+               [&](std::int64_t k) { *q.scales.at(batch, row, first + k) = 0; });
     }
   }
 };
@@ -120,8 +132,9 @@ struct DequantizeRow {
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t batch,
                                          std::int64_t row) const {
     for_each(group, q.blocks, [&](std::int64_t k) {
-      Atom::template dequantize<Format>(q.codes.at(batch, row, k), *q.scales.at(batch, row, k),
-                                        x.at(batch, row, k * bytes));
+      std::uint8_t local[block_bytes];
+      Atom::template dequantize<Format>(q.codes.load(batch, row, k, local),
+                                        *q.scales.at(batch, row, k), x.at(batch, row, k * bytes));
     });
   }
 };
@@ -136,8 +149,9 @@ struct SummarizeRow {
                                          std::int64_t row) const {
     RowSummary part{};
     for_each(group, q.blocks, [&](std::int64_t k) {
+      std::uint8_t local[block_bytes];
       merge(part, summary_of_block(*q.scales.at(batch, row, k),
-                                   Atom::sum_of_squares(q.codes.at(batch, row, k))));
+                                   Atom::sum_of_squares(q.codes.load(batch, row, k, local))));
     });
     store_summary(group, scratch, part, q.summaries.at(batch, row));
   }
@@ -168,9 +182,10 @@ void launch_quantize(const ExecSpace& exec, Element element, const DenseMap& x, 
   with_atoms<ExecSpace>([&](auto atoms) {
     with_format(element, [&](auto format) {
       using Body = QuantizeRow<typename decltype(atoms)::Quantize, decltype(format)>;
-      // Rows and columns of padding are the scales layout's.
+      // Rows of padding are the layouts'.
+      const std::int64_t rows = q.scales.rows > q.codes.rows ? q.scales.rows : q.codes.rows;
       static const std::string label = "KokkosMX::quantize";
-      launch_rows(label, exec, q.batch, q.scales.rows, q.blocks, Body{x, q, rule});
+      launch_rows(label, exec, q.batch, rows, q.blocks, Body{x, q, rule});
     });
   });
 }

@@ -14,7 +14,9 @@
 using Exec = Kokkos::DefaultHostExecutionSpace;
 using Host = Kokkos::HostSpace;
 using KokkosMX::RowMajor;
+using KokkosMX::Tile16x128;
 using KokkosMX::Tile16x16;
+using KokkosMX::Tile16x4;
 using KokkosMX::Tile32x8;
 
 /// A memory space that the host's execution spaces cannot access.

@@ -6,6 +6,7 @@
 
 using Plain = Matrix<RowMajor, RowMajor>;
 using Tiled = Matrix<Tile16x16, Tile32x8>;
+using Prepared = Matrix<Tile16x128, Tile16x4>;
 
 static_assert(Kokkos::SpaceAccessibility<Exec, Host>::accessible);
 static_assert(!Kokkos::SpaceAccessibility<Exec, FarSpace>::accessible);
@@ -26,15 +27,25 @@ void shuffle(const Exec& exec) {
   KokkosMX::unshuffle_scale(exec, an<Scales<Tile32x8>>(), an<Scales<RowMajor>>());
 }
 
+void prepare(const Exec& exec) {
+  KokkosMX::prepare(exec, an<Plain>(), an<Prepared>());
+  KokkosMX::prepare(exec, an<Matrix<Tile16x16, Tile32x8, Host, const std::uint8_t>>(),
+                    an<Prepared>());
+  KokkosMX::unprepare(exec, an<Prepared>(), an<Tiled>());
+}
+
 void matrices() {
   const Codes<RowMajor> codes(an<View<std::uint8_t**>>());
   const Scales<RowMajor> scales(an<View<std::uint8_t***, Kokkos::LayoutStride>>());
+  const Codes<Tile16x128> padded(an<View<std::uint8_t***>>(), 5, 96);
+  const KokkosMX::Matrix prepared(padded, Scales<Tile16x4>(an<View<std::uint8_t***>>()));
   const KokkosMX::Matrix plain(codes, scales);
   const KokkosMX::Matrix with(codes, scales, an<View<KokkosMX::RowSummary**>>());
   const Matrix<RowMajor, RowMajor, Host, const std::uint8_t> read_only = plain;
   (void)KokkosMX::scales_shape<Tile32x8>(5, 64);
+  (void)KokkosMX::codes_shape<Tile16x128>(5, 64);
   (void)KokkosMX::reinterpret<KokkosMX::BFloat16>(an<View<std::uint16_t**>>());
-  (void)read_only, (void)with;
+  (void)read_only, (void)with, (void)prepared;
 }
 
 void gemm(const Exec& exec, const KokkosMX::Workspace<Host>& workspace) {

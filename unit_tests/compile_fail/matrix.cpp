@@ -18,10 +18,14 @@ void codes_and_scales() {
   (void)Codes<RowMajor>(an<FarView<std::uint8_t**>>());
   // expect: KokkosMX: a View of const codes or scales cannot be written
   (void)Scales<RowMajor>(an<View<const std::uint8_t**>>());
-  // expect: KokkosMX: codes have the layout RowMajor or Tile16x16
+  // expect: KokkosMX: codes have the layout RowMajor, Tile16x16 or Tile16x128
   (void)sizeof(Codes<Tile32x8>);
-  // expect: KokkosMX: scales have the layout RowMajor or Tile32x8
+  // expect: KokkosMX: scales have the layout RowMajor, Tile32x8 or Tile16x4
   (void)sizeof(Scales<Tile16x16>);
+  // expect: KokkosMX: codes in Tile16x128 are made from a View, rows and K, which a padded View does not tell
+  (void)Codes<Tile16x128>(an<View<std::uint8_t**>>());
+  // expect: KokkosMX: rows and K are given for codes in Tile16x128 alone, the View tells those of others
+  (void)Codes<Tile16x16>(an<View<std::uint8_t**>>(), 16, 64);
   // expect: KokkosMX: codes and scales are given as a Kokkos::View
   (void)KokkosMX::Impl::bytes_ref(an<int>());
   // expect: KokkosMX: a dense operand is a Kokkos::View

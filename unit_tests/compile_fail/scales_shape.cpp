@@ -4,5 +4,5 @@
 
 #include "Operands.hpp"
 
-// expect: KokkosMX: scales have the layout RowMajor or Tile32x8
+// expect: KokkosMX: scales have the layout RowMajor, Tile32x8 or Tile16x4
 constexpr auto shape = KokkosMX::scales_shape<Tile16x16>(32, 64);

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Products of prepared operands have the bits of products of plain ones, and of the exact product,
+// whatever lies in the padding.
+
+#include <gtest/gtest.h>
+
+#include "GemmCases.hpp"
+#include "Inputs.hpp"
+#include "ReferenceGemm.hpp"
+#include "ReferenceShuffle.hpp"
+
+#include <KokkosMX.hpp>
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace KokkosMXTest {
+namespace {
+
+using KokkosMX::BFloat16;
+using KokkosMX::Tier;
+using KokkosMX::Tile16x128;
+using KokkosMX::Tile16x4;
+using Storage = KokkosMX::MatrixStorage<Tile16x128, Tile16x4, Space>;
+using Prepared = Storage::const_matrix_type;
+
+/// A batch of matrices, prepared; then the padding is filled with what would do the most harm.
+struct PreparedBatch {
+  Storage storage;
+
+  explicit PreparedBatch(const std::vector<HostMatrix>& matrices)
+      : storage("prepared", matrices[0].rows, matrices[0].k,
+                static_cast<std::int64_t>(matrices.size())) {
+    std::vector<std::uint8_t> plain_codes, plain_scales, codes, scales;
+    const std::int64_t rows = matrices[0].rows, k = matrices[0].k;
+    const auto append = [](std::vector<std::uint8_t>& to, const std::vector<std::uint8_t>& part) {
+      to.insert(to.end(), part.begin(), part.end());
+    };
+    for (const HostMatrix& x : matrices) {
+      append(plain_codes, x.codes);
+      append(plain_scales, x.scales);
+      append(codes, reference_prepare_codes(x.codes, rows, k, 0x77));
+      append(scales, reference_prepare_scales(x.scales, rows, k, 255));
+    }
+    const auto batch = matrices.size();
+    const auto device_codes = to_device(plain_codes), device_scales = to_device(plain_scales);
+    using View = Kokkos::View<const std::uint8_t***, Kokkos::LayoutRight, Space, Unmanaged>;
+    KokkosMX::prepare(
+        Exec(),
+        KokkosMX::Matrix(KokkosMX::Codes(View(device_codes.data(), batch, rows, k / 2)),
+                         KokkosMX::Scales(View(device_scales.data(), batch, rows, k / 32))),
+        storage.matrix());
+    Exec().fence();
+    fill(storage.codes(), codes);
+    fill(storage.scales(), scales);
+  }
+  static void fill(const Storage::bytes_view& view, const std::vector<std::uint8_t>& bytes) {
+    ASSERT_EQ(view.size(), bytes.size());
+    Kokkos::deep_copy(Kokkos::View<std::uint8_t*, Space, Unmanaged>(view.data(), view.size()),
+                      to_device(bytes));
+  }
+  Prepared matrix() const { return storage.matrix(); }
+  Prepared without_summaries() const { return {matrix().codes(), matrix().scales()}; }
+};
+
+template <class A, class B>
+Bits product(const A& a, const B& b, Tier tier = Tier::automatic) {
+  const DeviceOutput<float> c(a.rows(), b.rows(), b.rows(), 1, 0, {});
+  KokkosMX::GemmOptions<Space> options;
+  options.minimum_tier(tier);
+  call_gemm(Exec(), a, b, c.view(), options);
+  Exec().fence();
+  return c.result();
+}
+
+TEST(PrepareGemm, EveryDataAndTier) {
+  struct Case {
+    std::int64_t m, n, k;
+  };
+  int i = 0;
+  for (const Case& c :
+       {Case{1, 1, 32}, Case{17, 33, 160}, Case{16, 16, 128}, Case{5, 70, 96}, Case{64, 15, 64},
+        Case{33, 48, 1056}, Case{3, 100, 512}, Case{7, 5, 0}, Case{0, 5, 64}}) {
+    for (int data = 0; data < data_count; ++data) {
+      const std::string name = "(" + std::to_string(c.m) + ", " + std::to_string(c.n) + ", " +
+                               std::to_string(c.k) + "), data " + std::to_string(data);
+      ++i;
+      const HostMatrix a = make_data(static_cast<Data>(data), c.m, c.k, 7 * i);
+      const HostMatrix b = make_data(static_cast<Data>(data), c.n, c.k, 7 * i + 1);
+      const Bits expected = ReferenceProduct(a, b).all();
+      const DeviceMatrix plain_a(a, {}), plain_b(b, {});
+      const PreparedBatch prepared_a({a}), prepared_b({b});
+      expect_equal_bits(expected, product(plain_a.plain(), plain_b.plain()), c.n, name);
+      expect_equal_bits(expected, product(plain_a.plain(), prepared_b.matrix()), c.n,
+                        name + ": B prepared");
+      expect_equal_bits(expected, product(prepared_a.matrix(), plain_b.plain()), c.n,
+                        name + ": A prepared");
+      for (const Tier tier : {Tier::automatic, Tier::aligned, Tier::window, Tier::wide}) {
+        expect_equal_bits(expected, product(prepared_a.matrix(), prepared_b.matrix(), tier), c.n,
+                          name + ": both prepared, tier " + std::to_string(static_cast<int>(tier)));
+      }
+      expect_equal_bits(expected,
+                        product(prepared_a.without_summaries(), prepared_b.without_summaries()),
+                        c.n, name + ": both prepared, without summaries");
+    }
+  }
+}
+
+TEST(PrepareGemm, Batches) {
+  constexpr std::int64_t m = 18, n = 35, k = 224;
+  for (const std::int64_t batch_a : {1, 3}) {
+    for (const std::int64_t batch_b : {1, 3}) {
+      std::vector<HostMatrix> a, b;
+      for (std::int64_t i = 0; i < batch_a; ++i) a.push_back(make_data(Data::zeros, m, k, 10 + i));
+      for (std::int64_t i = 0; i < batch_b; ++i) b.push_back(make_data(Data::medium, n, k, 20 + i));
+      const PreparedBatch prepared_a(a), prepared_b(b);
+      const Kokkos::View<float***, Kokkos::LayoutRight, Space> c("c", 3, m, n);
+      KokkosMX::gemm(Exec(), prepared_a.matrix(), prepared_b.without_summaries(), c);
+      const auto bits =
+          to_host(DeviceArray<std::uint32_t>(reinterpret_cast<std::uint32_t*>(c.data()), c.size()));
+      for (std::int64_t i = 0; i < 3; ++i) {
+        const auto first = bits.begin() + i * m * n;
+        expect_equal_bits(ReferenceProduct(a[batch_a == 1 ? 0 : i], b[batch_b == 1 ? 0 : i]).all(),
+                          Bits(first, first + m * n), n, "batch " + std::to_string(i));
+      }
+    }
+  }
+}
+
+// A dense operand, and one prepared.
+TEST(PrepareGemm, QuantizeGemm) {
+  constexpr std::int64_t m = 9, n = 21, k = 352;
+  const auto dense = [](std::int64_t rows, std::uint64_t seed) {
+    Kokkos::View<BFloat16**, Kokkos::LayoutRight, Space> x("dense", rows, k);
+    Kokkos::deep_copy(Kokkos::View<std::uint16_t*, Space, Unmanaged>(
+                          reinterpret_cast<std::uint16_t*>(x.data()), rows * k),
+                      to_device(bell(rows, k, seed, 12)));
+    return x;
+  };
+  const auto a = dense(m, 1), b = dense(n, 2);
+  const KokkosMX::QuantizeRule rule = KokkosMX::rules::reference;
+  const Storage q("b", n, k);
+  KokkosMX::quantize(Exec(), b, q.matrix(), rule);
+  const DeviceOutput<float> plain(m, n, n, 1, 0, {}), prepared(m, n, n, 1, 0, {});
+  KokkosMX::quantize_gemm(Exec(), a, b, plain.view(), rule);
+  KokkosMX::quantize_gemm(Exec(), a, q.matrix(), prepared.view(), rule);
+  expect_equal_bits(plain.result(), prepared.result(), n, "B prepared");
+}
+
+}  // namespace
+}  // namespace KokkosMXTest
