@@ -20,6 +20,7 @@ HostAtoms choose() {
     {PortableGemmAtom::name, HostAtoms::portable, true},
 #if KOKKOSMX_HAVE_X86_ATOMS
     {Avx2GemmAtom::name, HostAtoms::avx2, __builtin_cpu_supports("avx2") != 0},
+    {Avx512QuantizeAtom::name, HostAtoms::avx512, has_avx512()},
 #endif
   };
   const char* forced = std::getenv("KOKKOSMX_ATOM");
