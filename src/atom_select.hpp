@@ -11,6 +11,7 @@
 #include "atoms/gemm/avx512.hpp"
 #include "atoms/gemm/portable.hpp"
 #include "atoms/quantize/avx2.hpp"
+#include "atoms/quantize/avx512.hpp"
 #include "atoms/quantize/portable.hpp"
 #include "launch.hpp"
 
@@ -30,11 +31,11 @@ struct Avx2Atoms {
 };
 struct VnniAtoms {
   using Gemm = VnniGemmAtom;
-  using Quantize = Avx2QuantizeAtom;
+  using Quantize = Avx512QuantizeAtom;
 };
 struct AmxAtoms {
   using Gemm = AmxGemmAtom;
-  using Quantize = Avx2QuantizeAtom;
+  using Quantize = Avx512QuantizeAtom;
 };
 #endif
 

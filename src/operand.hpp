@@ -17,6 +17,12 @@
 
 namespace KokkosMX::Impl {
 
+/// Blocks of a group: vector code takes so many blocks of a row together, with their codes
+/// interleaved as Tile16x128 has them: byte 4 j + b of a group is byte j of block b.
+inline constexpr int group_blocks = 4;
+/// Bytes of the codes of a row's group.
+inline constexpr int group_bytes = group_blocks * block_bytes;
+
 /// Codes: the 16 bytes of (batch, row, block), each `byte` after the one before. rows and blocks
 /// include the layout's padding.
 struct CodesMap {

@@ -282,7 +282,7 @@ class PanelProduct {
     if (operand.is_dense) {
       result.dense = prepared.dense;
       with_format(operand.dense.element, [&](auto format) {
-        result.quantize = &quantize_panel_row<typename Atoms::Quantize, decltype(format)>;
+        result.quantize = &Atoms::Quantize::template quantize_row<decltype(format), false>;
       });
     }
     result.matrix = prepared.matrix;

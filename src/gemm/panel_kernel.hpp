@@ -32,8 +32,7 @@
 
 namespace KokkosMX::Impl {
 
-/// Quantizes a row: see QuantizeLoops::quantize_row. Makes lo, hi and has_nan of the summary, and n
-/// as zero or nonzero.
+/// Quantizes a row: a quantize atom's quantize_row. Of the summary's n it says whether it is zero.
 using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t blocks,
                                            std::uint8_t* codes, std::int64_t codes_stride,
                                            std::uint8_t* scales, std::int64_t scales_stride,
@@ -378,8 +377,8 @@ struct PanelKernel {
     int terms = 0;
     for (std::int64_t g = 0; g < p.groups(); ++g) {
       std::int32_t products[group_blocks];
-      Atom::group_products(y.codes + g * panel_group_bytes + y_row * row_group_bytes,
-                           x.codes + g * panel_group_bytes + x_row * row_group_bytes, products);
+      Atom::group_products(y.codes + g * panel_group_bytes + y_row * group_bytes,
+                           x.codes + g * panel_group_bytes + x_row * group_bytes, products);
       const std::int64_t left = p.blocks - g * group_blocks;
       for (int k = 0; k < group_blocks && k < left; ++k) {
         const std::int64_t at = g * panel_group_scales + k;
@@ -427,8 +426,8 @@ struct PanelKernel {
     const bool in_place = operand.is_panels();
     if (!in_place && rows < panel_rows) {
       for (std::int64_t g = 0; g < p.groups(); ++g) {
-        std::memset(codes + g * panel_group_bytes + rows * row_group_bytes, 0,
-                    static_cast<std::size_t>((panel_rows - rows) * row_group_bytes));
+        std::memset(codes + g * panel_group_bytes + rows * group_bytes, 0,
+                    static_cast<std::size_t>((panel_rows - rows) * group_bytes));
         std::memset(scales + g * panel_group_scales + rows * group_blocks, 0,
                     static_cast<std::size_t>((panel_rows - rows) * group_blocks));
       }
@@ -436,7 +435,7 @@ struct PanelKernel {
     for (int r = 0; r < rows; ++r) {
       if (operand.quantize != nullptr) {
         summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
-                                        codes + r * row_group_bytes, panel_group_bytes,
+                                        codes + r * group_bytes, panel_group_bytes,
                                         scales + r * group_blocks, panel_group_scales, p.rule);
       } else {
         if (!in_place) copy_row(operand.matrix, batch, first + r, r, codes, scales);
@@ -451,7 +450,7 @@ struct PanelKernel {
   void copy_row(const MatrixMap& matrix, std::int64_t batch, std::int64_t row, int r,
                 std::uint8_t* codes, std::uint8_t* scales) const {
     for (std::int64_t g = 0; g < p.groups(); ++g) {
-      std::uint8_t* to = codes + g * panel_group_bytes + r * row_group_bytes;
+      std::uint8_t* to = codes + g * panel_group_bytes + r * group_bytes;
       std::uint8_t* scale = scales + g * panel_group_scales + r * group_blocks;
       for (int b = 0; b < group_blocks; ++b) {
         const std::int64_t block = g * group_blocks + b;

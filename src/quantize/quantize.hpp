@@ -157,25 +157,6 @@ struct SummarizeRow {
   }
 };
 
-/// A dense row to row r of a panel (see panel_atom.hpp), block by block.
-template <class Atom, class Format>
-RowSummary quantize_panel_row(const unsigned char* x, std::int64_t blocks, std::uint8_t* codes,
-                              std::int64_t codes_stride, std::uint8_t* scales,
-                              std::int64_t scales_stride, QuantizeRule rule) {
-  constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
-  RowSummary summary{};
-  for (std::int64_t k = 0; k < (blocks + 3) / 4 * 4; ++k) {
-    std::uint8_t block[block_bytes] = {};
-    BlockResult result{0, 0};
-    if (k < blocks) result = Atom::template quantize<Format>(x + k * bytes, block, rule);
-    std::uint8_t* to = codes + k / 4 * codes_stride + k % 4;
-    for (int j = 0; j < block_bytes; ++j) to[4 * j] = block[j];
-    scales[k / 4 * scales_stride + k % 4] = result.scale;
-    merge(summary, summary_of_block(result.scale, result.sum_of_squares));
-  }
-  return summary;
-}
-
 template <class ExecSpace>
 void launch_quantize(const ExecSpace& exec, Element element, const DenseMap& x, const MatrixMap& q,
                      QuantizeRule rule) {

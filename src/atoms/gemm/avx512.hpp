@@ -21,7 +21,7 @@ namespace KokkosMX::Impl {
 
 struct Int8Panels {
   using element = std::int8_t;
-  static constexpr int tile_bytes = panel_rows * row_group_bytes;
+  static constexpr int tile_bytes = panel_rows * group_bytes;
   static constexpr int panel_group_elements = 2 * tile_bytes;
 
   /// Entry 16 * shift + code: the code's value in halves, shifted; + 128 as a byte if is_unsigned.
@@ -70,7 +70,7 @@ struct Int8Panels {
       element* tile = to + g * panel_group_elements;
       for (int r = 0; r < panel_rows; ++r) {
         const Shifts row = {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
-        const __m512i code = _mm512_loadu_si512(from + r * row_group_bytes);
+        const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
         const __m512i even = x86::permute_bytes(index(code, row), values);
         const __m512i odd = x86::permute_bytes(index(_mm512_srli_epi16(code, 4), row), values);
         _mm512_store_si512(tile + r * 64, even);
@@ -119,7 +119,7 @@ struct Int8Panels {
       const std::uint8_t* from = codes + g * panel_group_bytes;
       element* tile = to + g * panel_group_elements;
       __m512i v[16];
-      for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(from + r * row_group_bytes);
+      for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(from + r * group_bytes);
       transpose(v);
       for (int j = 0; j < 16; ++j) {
         const __m512i even = x86::permute_bytes(index(v[j], all), values);

@@ -14,6 +14,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../../numbers.hpp"
+#include "../../operand.hpp"
 
 #include <concepts>
 #include <cstdint>
@@ -22,11 +23,9 @@
 namespace KokkosMX::Impl {
 
 inline constexpr int panel_rows = 16;
-inline constexpr int group_blocks = 4;
 inline constexpr int group_size = group_blocks * block_size;
-/// Bytes of the codes of a row's group, and of a panel's.
-inline constexpr int row_group_bytes = group_blocks * block_bytes;
-inline constexpr int panel_group_bytes = panel_rows * row_group_bytes;
+/// Bytes of the codes of a panel's group, and of its scales.
+inline constexpr int panel_group_bytes = panel_rows * group_bytes;
 inline constexpr int panel_group_scales = panel_rows * group_blocks;
 /// Outputs of a panel by a panel.
 inline constexpr int panel_outputs = panel_rows * panel_rows;
@@ -93,15 +92,15 @@ struct PanelLoops {
   KOKKOS_FORCEINLINE_FUNCTION static void group_products(const std::uint8_t* a,
                                                          const std::uint8_t* b,
                                                          std::int32_t* products) {
-    std::int16_t sum[row_group_bytes];
-    for (int i = 0; i < row_group_bytes; ++i) {
+    std::int16_t sum[group_bytes];
+    for (int i = 0; i < group_bytes; ++i) {
       const std::int16_t a_low = signed_halves_of(static_cast<std::int16_t>(a[i] & 15));
       const std::int16_t b_low = signed_halves_of(static_cast<std::int16_t>(b[i] & 15));
       const std::int16_t a_high = signed_halves_of(static_cast<std::int16_t>(a[i] >> 4));
       const std::int16_t b_high = signed_halves_of(static_cast<std::int16_t>(b[i] >> 4));
       sum[i] = static_cast<std::int16_t>(a_low * b_low + a_high * b_high);
     }
-    for (int width = row_group_bytes / 2; width >= group_blocks; width /= 2) {
+    for (int width = group_bytes / 2; width >= group_blocks; width /= 2) {
       for (int i = 0; i < width; ++i) {  // 16 * 288 fits
         sum[i] = static_cast<std::int16_t>(sum[i] + sum[i + width]);
       }

@@ -24,6 +24,17 @@ struct Avx2QuantizeAtom {
                                                      QuantizeRule rule) {
     return QuantizeLoops<Format>::quantize(x, codes, rule);
   }
+  template <class Format, bool Sums>
+  static RowSummary quantize_row(const unsigned char* x, std::int64_t blocks, std::uint8_t* codes,
+                                 std::int64_t codes_stride, std::uint8_t* scales,
+                                 std::int64_t scales_stride, QuantizeRule rule) {
+    return quantize_row_by_blocks<Avx2QuantizeAtom, Format, Sums>(x, blocks, codes, codes_stride,
+                                                                  scales, scales_stride, rule);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
+                                                  std::uint8_t* plain) {
+    deinterleave_loop(codes, groups, plain);
+  }
   template <class Format>
   KOKKOSMX_AVX2_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
                                                 unsigned char* x) {

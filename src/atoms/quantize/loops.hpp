@@ -14,6 +14,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../../numbers.hpp"
+#include "../../operand.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -200,6 +201,52 @@ struct QuantizeLoops {
     }
   }
 };
+
+/// Quantizes `blocks` consecutive blocks of a row by an atom's function for one block.
+///
+/// What an atom's quantize_row does, whichever way: group g holds the blocks 4 g to 4 g + 3. Its 64
+/// bytes of codes are at codes + g * codes_stride, interleaved: byte 4 j + b is byte j of block
+/// 4 g + b. Its 4 scales are at scales + g * scales_stride. Blocks past the end of the row have
+/// codes 0 and scale 0. Returns the row's summary; without Sums its n only tells 0 from others,
+/// which are 1.
+template <class Atom, class Format, bool Sums>
+KOKKOS_INLINE_FUNCTION RowSummary quantize_row_by_blocks(
+    const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
+    std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
+  RowSummary row{};
+  for (; blocks > 0; blocks -= group_blocks) {
+    for (int b = 0; b < group_blocks; ++b) {
+      std::uint8_t plain[block_bytes] = {};
+      std::uint8_t scale = 0;
+      if (b < blocks) {
+        const BlockResult result = Atom::template quantize<Format>(x, plain, rule);
+        scale = result.scale;
+        merge(row, summary_of_block(result.scale, result.sum_of_squares));
+        x += QuantizeLoops<Format>::bytes;
+      }
+      for (int j = 0; j < block_bytes; ++j) codes[group_blocks * j + b] = plain[j];
+      scales[b] = scale;
+    }
+    codes += codes_stride;
+    scales += scales_stride;
+  }
+  if (!Sums && row.n != 0) row.n = 1;
+  return row;
+}
+
+/// The codes of `groups` groups, each 64 bytes as quantize_row gives them, to blocks of 16 bytes
+/// one after the other.
+KOKKOS_FORCEINLINE_FUNCTION void deinterleave_loop(const std::uint8_t* codes, std::int64_t groups,
+                                                   std::uint8_t* plain) {
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (int b = 0; b < group_blocks; ++b) {
+      for (int j = 0; j < block_bytes; ++j) {
+        plain[g * group_bytes + b * block_bytes + j] =
+            codes[g * group_bytes + group_blocks * j + b];
+      }
+    }
+  }
+}
 
 /// The sum over a block's codes of their magnitudes in halves, squared: what a row summary needs.
 KOKKOS_FORCEINLINE_FUNCTION std::uint32_t sum_of_squares_loop(const std::uint8_t* codes) {
