@@ -82,6 +82,7 @@ inline TileModel& tile_model() {
   static thread_local TileModel model{};
   return model;
 }
+inline void memory_is_read() {}
 inline void tile_configure(const TileConfig& config) {
   tile_model().config = config;
   std::memset(tile_model().data, 0, sizeof(tile_model().data));
@@ -129,7 +130,13 @@ void tile_dot_add() {
 
 #else
 
-KOKKOSMX_AMX_INLINE void tile_configure(const TileConfig& config) { _tile_loadconfig(&config); }
+/// Everything in memory has been written, for all that a compiler knows: g++'s intrinsics do not
+/// say what LDTILECFG and TILELOADD read.
+KOKKOSMX_AMX_INLINE void memory_is_read() { __asm__ volatile("" : : : "memory"); }
+KOKKOSMX_AMX_INLINE void tile_configure(const TileConfig& config) {
+  __asm__ volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
 KOKKOSMX_AMX_INLINE void tile_release() { _tile_release(); }
 
 #endif

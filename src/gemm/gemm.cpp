@@ -248,15 +248,11 @@ class PanelProduct {
     kernel_.config = panel_config<Atom>(problem, concurrency_of(exec));
     kernel_.layout = PanelKernel<Atom>::worker_layout(problem, kernel_.config);
     PanelMemory& memory = kernel_.memory;
-    const std::int64_t panels = problem.x.batch * problem.x.panels();
-    if (!problem.x.is_panels()) {
-      memory.x_codes = pieces.take<std::uint8_t>(panels * problem.groups() * panel_group_bytes);
-      memory.x_scales = pieces.take<std::uint8_t>(panels * problem.groups() * panel_group_scales);
+    if (!kernel_.config.own_x) {
+      memory.x = PanelKernel<Atom>::take_x(problem, [&](std::size_t bytes) -> void* {
+        return pieces.take<unsigned char>(static_cast<std::int64_t>(bytes));
+      });
     }
-    memory.x_states = pieces.take<PanelState>(panels);
-    memory.x_elements =
-        pieces.take<unsigned char>(panels * kernel_.x_panel_elements() *
-                                   static_cast<std::int64_t>(sizeof(typename Atom::element)));
     memory.workers = pieces.take<unsigned char>(kernel_.config.workers *
                                                 static_cast<std::int64_t>(kernel_.layout.bytes));
     memory.next_task = pieces.take<std::int64_t>(1);

@@ -61,21 +61,26 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   const std::int64_t groups = std::max<std::int64_t>(p.groups(), 1);
   config.workers = static_cast<int>(concurrency);
   config.x_panels = static_cast<int>(std::clamp<std::int64_t>(p.x.panels(), 1, 32));
+  // One panel of x costs every worker no more than waiting for the one that would prepare it.
+  config.own_x = p.x.batch * p.x.panels() <= 1;
+  // Few panels of x: elements of y are used so little that they should stay in the first cache.
+  // Many: panels of x stay there, a pair at a time, while a long block of y passes from the second.
+  const bool few = config.x_panels <= 2;
+  const std::int64_t block = few ? 4 : 16;
   // A task takes about 128 Ki elements of y: enough that matrix units do not fall asleep while it
   // quantizes them, few enough that codes stay in L2.
-  std::int64_t y_panels = std::clamp<std::int64_t>(64 / groups, 1, 16);
-  // Fewer, where that gives every worker as many tasks as the others.
+  std::int64_t y_panels = std::clamp<std::int64_t>(64 / groups, few ? 4 : 8, 16);
+  // Fewer, where that gives every worker as many as the others.
   const std::int64_t all = p.batch * p.y.panels();
   const std::int64_t each = (all + concurrency - 1) / concurrency;
   const std::int64_t rounds = std::max<std::int64_t>((each + y_panels - 1) / y_panels, 1);
   y_panels = (each + rounds - 1) / rounds;
-  // Whole blocks of the atom's.
-  constexpr std::int64_t block = Atom::block_y;
-  if (y_panels > block) y_panels = (y_panels + block - 1) / block * block;
-  config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 32));
-  // Elements of a chunk of y: about 64 KiB, in L2, while those of x pass through L1.
-  config.groups = static_cast<int>(std::clamp<std::int64_t>(65536 / (bytes * config.y_panels), 1,
-                                                            std::min<std::int64_t>(groups, 4)));
+  if (y_panels > 4) y_panels = (y_panels + 3) / 4 * 4;
+  config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
+  config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
+  const std::int64_t chunk_bytes = few ? 32768 : 131072;
+  config.groups = static_cast<int>(std::clamp<std::int64_t>(
+      chunk_bytes / (bytes * config.block_panels), 1, std::min<std::int64_t>(groups, 8)));
   return config;
 }
 

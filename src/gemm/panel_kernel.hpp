@@ -76,13 +76,16 @@ struct PanelState {
 /// How work is cut: see gemm_select.hpp.
 struct PanelConfig {
   int y_panels, x_panels;  ///< of a task
+  int block_panels;        ///< of y, whose chunks of K are unpacked together
   int groups;              ///< of K in a chunk
   int workers;
+  /// Every worker brings all of x into its own memory: no first step.
+  bool own_x;
 };
 
 /// A worker's memory, as offsets in bytes.
 struct WorkerLayout {
-  std::size_t codes, scales, states, elements, sums, bytes;
+  std::size_t x, codes, scales, states, elements, sums, bytes;
 };
 
 struct PanelProblem {
@@ -99,12 +102,17 @@ struct PanelProblem {
   std::int64_t groups() const { return (blocks + group_blocks - 1) / group_blocks; }
 };
 
+/// Where x is after the first step, panel by panel of each batch.
+struct PreparedX {
+  std::uint8_t* codes;   ///< null where x lies as panels
+  std::uint8_t* scales;  ///< the same
+  PanelState* states;
+  unsigned char* elements;
+};
+
 /// Memory of the whole call, from the workspace.
 struct PanelMemory {
-  std::uint8_t* x_codes;   ///< null where x lies as panels
-  std::uint8_t* x_scales;  ///< the same
-  PanelState* x_states;
-  unsigned char* x_elements;
+  PreparedX x;  ///< the workers have one each instead, if config.own_x
   unsigned char* workers;
   std::int64_t* next_task;
 };
@@ -122,6 +130,29 @@ struct PanelKernel {
   static std::size_t aligned_size(std::size_t bytes) { return (bytes + line - 1) / line * line; }
   std::int64_t x_panel_elements() const { return p.groups() * Atom::panel_group_elements; }
 
+  /// Hands out pieces of memory for all of x: take(bytes) returns an address.
+  template <class Take>
+  static PreparedX take_x(const PanelProblem& p, const Take& take) {
+    PreparedX x{};
+    const auto panels = static_cast<std::size_t>(p.x.batch * p.x.panels());
+    const auto groups = panels * static_cast<std::size_t>(p.groups());
+    if (!p.x.is_panels()) {
+      x.codes = static_cast<std::uint8_t*>(take(groups * panel_group_bytes));
+      x.scales = static_cast<std::uint8_t*>(take(groups * panel_group_scales));
+    }
+    x.states = static_cast<PanelState*>(take(panels * sizeof(PanelState)));
+    x.elements =
+        static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
+    return x;
+  }
+  static PreparedX x_at(const PanelProblem& p, unsigned char* memory) {
+    return take_x(p, [&](std::size_t bytes) -> void* {
+      unsigned char* at = memory;
+      memory += aligned_size(bytes);
+      return at;
+    });
+  }
+
   static WorkerLayout worker_layout(const PanelProblem& p, const PanelConfig& config) {
     const auto panels = static_cast<std::size_t>(config.y_panels);
     const auto groups = static_cast<std::size_t>(p.groups());
@@ -133,12 +164,19 @@ struct PanelKernel {
       next += aligned_size(bytes);
       return at;
     };
+    if (config.own_x) {
+      take_x(p, [&](std::size_t bytes) -> void* {
+        take(bytes);
+        return nullptr;
+      });
+    }
     layout.codes = take(own_codes ? panels * groups * panel_group_bytes : 0);
     layout.scales = take(own_codes ? panels * groups * panel_group_scales : 0);
     layout.states = take(panels * sizeof(PanelState));
-    layout.elements = take(panels * static_cast<std::size_t>(config.groups) *
+    const auto block = static_cast<std::size_t>(config.block_panels);
+    layout.elements = take(block * static_cast<std::size_t>(config.groups) *
                            Atom::panel_group_elements * sizeof(element));
-    layout.sums = take(panels * static_cast<std::size_t>(config.x_panels) * panel_outputs *
+    layout.sums = take(block * static_cast<std::size_t>(config.x_panels) * panel_outputs *
                        sizeof(std::int32_t));
     layout.bytes = next + 64 * line;  // workers' memories do not begin at the same place of a page
     return layout;
@@ -146,20 +184,59 @@ struct PanelKernel {
 
   // ---- The first step: item = a panel of x. ----
 
-  std::int64_t prepare_items() const { return p.x.batch * p.x.panels(); }
+  std::int64_t prepare_items() const { return config.own_x ? 1 : p.x.batch * p.x.panels(); }
   void prepare_x(std::int64_t item) const {
     if (item == 0) *memory.next_task = 0;
+    if (!config.own_x) prepare_x(item, memory.x);
+  }
+
+  // ---- The second step: item = a worker, which takes tasks until there are none. ----
+
+  std::int64_t y_tasks() const { return (p.y.panels() + config.y_panels - 1) / config.y_panels; }
+  std::int64_t x_tasks() const { return (p.x.panels() + config.x_panels - 1) / config.x_panels; }
+  /// Where y is made in the task, all of x is multiplied with it there.
+  std::int64_t tasks() const { return p.batch * y_tasks() * (p.y.is_panels() ? x_tasks() : 1); }
+
+  void work(std::int64_t worker) const {
+    unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
+    std::atomic_ref<std::int64_t> next(*memory.next_task);
+    const std::int64_t count = tasks();
+    PreparedX x = memory.x;
+    if (config.own_x) {
+      x = x_at(p, own);
+      for (std::int64_t i = 0; i < p.x.batch * p.x.panels(); ++i) prepare_x(i, x);
+    }
+    Atom::begin();
+    for (std::int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) {
+      do_task(task, x, own);
+    }
+    Atom::end();
+  }
+
+ private:
+  /// Part of C: panels of y by panels of x.
+  struct Place {
+    std::int64_t batch;
+    std::int64_t y_panel, x_panel;  ///< the first ones
+    int y_panels, x_panels;
+    const PanelView* y_views;
+    const PanelState* y_states;
+    const PanelState* x_states;
+    const PreparedX* x;
+  };
+
+  void prepare_x(std::int64_t item, const PreparedX& x) const {
     const std::int64_t groups = p.groups();
     const std::int64_t batch = item / p.x.panels(), panel = item % p.x.panels();
-    std::uint8_t* codes = memory.x_codes;
-    std::uint8_t* scales = memory.x_scales;
+    std::uint8_t* codes = x.codes;
+    std::uint8_t* scales = x.scales;
     if (codes != nullptr) {
       codes += item * groups * panel_group_bytes;
       scales += item * groups * panel_group_scales;
     }
-    PanelState& state = memory.x_states[item];
+    PanelState& state = x.states[item];
     const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
-    auto* to = reinterpret_cast<element*>(memory.x_elements) + item * x_panel_elements();
+    auto* to = reinterpret_cast<element*>(x.elements) + item * x_panel_elements();
     const std::int64_t whole = p.blocks / group_blocks;
     Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
     if (whole == groups) return;
@@ -178,40 +255,11 @@ struct PanelKernel {
                    to + whole * Atom::panel_group_elements);
   }
 
-  // ---- The second step: item = a worker, which takes tasks until there are none. ----
-
-  std::int64_t y_tasks() const { return (p.y.panels() + config.y_panels - 1) / config.y_panels; }
-  std::int64_t x_tasks() const { return (p.x.panels() + config.x_panels - 1) / config.x_panels; }
-  /// Where y is made in the task, all of x is multiplied with it there.
-  std::int64_t tasks() const { return p.batch * y_tasks() * (p.y.is_panels() ? x_tasks() : 1); }
-
-  void work(std::int64_t worker) const {
-    unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
-    std::atomic_ref<std::int64_t> next(*memory.next_task);
-    const std::int64_t count = tasks();
-    Atom::begin();
-    for (std::int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) {
-      do_task(task, own);
-    }
-    Atom::end();
-  }
-
- private:
-  /// Part of C: panels of y by panels of x.
-  struct Place {
-    std::int64_t batch;
-    std::int64_t y_panel, x_panel;  ///< the first ones
-    int y_panels, x_panels;
-    const PanelView* y_views;
-    const PanelState* y_states;
-    const PanelState* x_states;
-  };
-
   static std::int64_t batch_of(const PanelOperand& operand, std::int64_t batch) {
     return operand.batch == 1 ? 0 : batch;
   }
 
-  void do_task(std::int64_t task, unsigned char* own) const {
+  void do_task(std::int64_t task, const PreparedX& x, unsigned char* own) const {
     static constexpr int most_y_panels = 64;
     const std::int64_t parts = p.y.is_panels() ? x_tasks() : 1;
     const std::int64_t x_part = task % parts, y_part = task / parts % y_tasks();
@@ -231,57 +279,28 @@ struct PanelKernel {
     }
     place.y_views = views;
     place.y_states = states;
+    place.x = &x;
     const std::int64_t first_part = parts == 1 ? 0 : x_part;
     const std::int64_t last_part = parts == 1 ? x_tasks() : x_part + 1;
     for (std::int64_t part = first_part; part < last_part; ++part) {
       place.x_panel = part * config.x_panels;
       place.x_panels =
           static_cast<int>(std::min<std::int64_t>(config.x_panels, p.x.panels() - place.x_panel));
-      place.x_states = memory.x_states + batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
+      place.x_states = x.states + batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
       multiply(place, own);
     }
   }
 
+  /// All panels of y by all of x of a place.
   void multiply(const Place& place, unsigned char* own) const {
-    auto* elements = reinterpret_cast<element*>(own + layout.elements);
     auto* sums = reinterpret_cast<std::int32_t*>(own + layout.sums);
-    const std::int64_t groups = p.groups();
-    const std::int64_t sums_x = panel_outputs, sums_y = place.x_panels * sums_x;
-    const auto* x =
-        reinterpret_cast<const element*>(memory.x_elements) +
-        (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
     std::uint64_t counts[tier_count] = {};
-    if (groups == 0) {
-      std::memset(sums, 0, static_cast<std::size_t>(place.y_panels * sums_y) * sizeof(*sums));
-      for (int i = 0; i < place.y_panels; ++i) {
-        for (int j = 0; j < place.x_panels; ++j) {
-          finish(place, i, j, sums + i * sums_y + j * sums_x, counts);
-        }
-      }
-    }
-    for (std::int64_t first = 0; first < groups; first += config.groups) {
-      const int count = static_cast<int>(std::min<std::int64_t>(config.groups, groups - first));
-      const std::int64_t y_stride = std::int64_t{count} * Atom::panel_group_elements;
-      for (int i = 0; i < place.y_panels; ++i) {
-        Atom::unpack_y(place.y_views[i].codes + first * panel_group_bytes,
-                       place.y_views[i].scales + first * panel_group_scales, place.y_states[i].base,
-                       count, elements + i * y_stride);
-      }
-      const bool last = first + count == groups;
-      for (int j = 0; j < place.x_panels; j += Atom::block_x) {
-        const int x_panels = std::min(Atom::block_x, place.x_panels - j);
-        for (int i = 0; i < place.y_panels; i += Atom::block_y) {
-          const int y_panels = std::min(Atom::block_y, place.y_panels - i);
-          std::int32_t* to = sums + i * sums_y + j * sums_x;
-          Atom::multiply(to, sums_y, sums_x, elements + i * y_stride, y_stride,
-                         x + j * x_panel_elements() + first * Atom::panel_group_elements,
-                         x_panel_elements(), y_panels, x_panels, count, first != 0);
-          if (!last) continue;
-          for (int a = 0; a < y_panels; ++a) {
-            for (int b = 0; b < x_panels; ++b) {
-              finish(place, i + a, j + b, to + a * sums_y + b * sums_x, counts);
-            }
-          }
+    for (int first = 0; first < place.y_panels; first += config.block_panels) {
+      const int y_panels = std::min(config.block_panels, place.y_panels - first);
+      sum_block(place, first, y_panels, reinterpret_cast<element*>(own + layout.elements), sums);
+      for (int j = 0; j < place.x_panels; ++j) {
+        for (int i = 0; i < y_panels; ++i) {
+          finish(place, first + i, j, sums + (i * place.x_panels + j) * panel_outputs, counts);
         }
       }
     }
@@ -289,6 +308,33 @@ struct PanelKernel {
       for (int t = 0; t < tier_count; ++t) {
         if (counts[t] != 0) Kokkos::atomic_add(&p.counts[t], counts[t]);
       }
+    }
+  }
+
+  /// Sums of rows aligned to their least scale: those of panel i of y by panel j of x lie at sums +
+  /// (i * x_panels + j) * panel_outputs.
+  void sum_block(const Place& place, int first_panel, int y_panels, element* elements,
+                 std::int32_t* sums) const {
+    const std::int64_t groups = p.groups();
+    const std::int64_t sums_x = panel_outputs, sums_y = place.x_panels * sums_x;
+    const auto* x =
+        reinterpret_cast<const element*>(place.x->elements) +
+        (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
+    if (groups == 0) {
+      std::memset(sums, 0, static_cast<std::size_t>(y_panels * sums_y) * sizeof(*sums));
+    }
+    for (std::int64_t first = 0; first < groups; first += config.groups) {
+      const int count = static_cast<int>(std::min<std::int64_t>(config.groups, groups - first));
+      const std::int64_t y_stride = std::int64_t{count} * Atom::panel_group_elements;
+      for (int i = 0; i < y_panels; ++i) {
+        const PanelView& view = place.y_views[first_panel + i];
+        Atom::unpack_y(view.codes + first * panel_group_bytes,
+                       view.scales + first * panel_group_scales,
+                       place.y_states[first_panel + i].base, count, elements + i * y_stride);
+      }
+      Atom::multiply(sums, sums_y, sums_x, elements, y_stride,
+                     x + first * Atom::panel_group_elements, x_panel_elements(), y_panels,
+                     place.x_panels, count, first != 0);
     }
   }
 
@@ -334,7 +380,7 @@ struct PanelKernel {
       }
       return;
     }
-    const PanelView x_view = view_of(p.x, memory, batch_of(p.x, place.batch), place.x_panel + j);
+    const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
     for (int r = 0; r < y_rows; ++r) {
       for (int c = 0; c < x_rows; ++c) {
         const Tier tier = tier_of_output(y.row[r], x.row[c]);
@@ -403,11 +449,11 @@ struct PanelKernel {
   }
 
   /// A panel of x, after the first step.
-  PanelView view_of(const PanelOperand& operand, const PanelMemory& m, std::int64_t batch,
+  PanelView view_of(const PanelOperand& operand, const PreparedX& x, std::int64_t batch,
                     std::int64_t panel) const {
     if (operand.is_panels()) return panel_in_place(operand, batch, panel);
     const std::int64_t at = (batch * operand.panels() + panel) * p.groups();
-    return {m.x_codes + at * panel_group_bytes, m.x_scales + at * panel_group_scales};
+    return {x.codes + at * panel_group_bytes, x.scales + at * panel_group_scales};
   }
 
   static PanelView panel_in_place(const PanelOperand& operand, std::int64_t batch,

@@ -46,6 +46,7 @@ struct AmxGemmAtom : Int8Panels {
                                              std::int64_t stride_x, int y_panels, int x_panels,
                                              int groups, bool add) {
     const int tiles = 2 * groups;
+    x86::memory_is_read();
     // A product takes 52 cycles and one can start every 16: four accumulators at a time. A pair of
     // panels of x stays in the first cache while y passes.
     for (int j = 0; j + 2 <= x_panels; j += 2) {
