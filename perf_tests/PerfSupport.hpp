@@ -21,6 +21,7 @@
 #include <fstream>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -38,6 +39,8 @@ template <class T>
 using Matrix2 = Kokkos::View<T**, Kokkos::LayoutRight, Space>;
 using Bytes = Kokkos::View<std::byte*, Space>;
 using PlainStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
+/// Weights that were quantized once, in the layout that the product reads fastest.
+using PreparedStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
 using TiledStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x16, KokkosMX::Tile32x8, Space>;
 
 // ------------------------------------------------------------------------------ times
@@ -274,6 +277,46 @@ inline PlainStorage quantized(const Exec& exec, const Matrix2<KokkosMX::BFloat16
   return KokkosMX::quantize(exec, x, rule);
 }
 
+/// x as it is kept to be multiplied many times.
+inline PreparedStorage prepared(const Exec& exec, const Matrix2<KokkosMX::BFloat16>& x,
+                                KokkosMX::QuantizeRule rule = KokkosMX::rules::reference) {
+  PreparedStorage storage("KokkosMXPerf: prepared", static_cast<std::int64_t>(x.extent(0)),
+                          static_cast<std::int64_t>(x.extent(1)));
+  KokkosMX::quantize(exec, x, storage.matrix(), rule);
+  exec.fence("KokkosMXPerf: prepared");
+  return storage;
+}
+
+/// Of codes and scales that no dense matrix quantizes to.
+template <class Storage = PreparedStorage>
+Storage prepared(const Exec& exec, const PlainStorage& x) {
+  if constexpr (std::is_same_v<Storage, PlainStorage>) {
+    return x;
+  } else {
+    const auto plain = x.matrix();
+    Storage storage("KokkosMXPerf: prepared", plain.rows(), plain.cols());
+    KokkosMX::shuffle_weight(exec, plain.codes(), storage.matrix().codes());
+    KokkosMX::shuffle_scale(exec, plain.scales(), storage.matrix().scales());
+    Kokkos::deep_copy(exec, storage.summaries(), x.summaries());
+    exec.fence("KokkosMXPerf: prepared");
+    return storage;
+  }
+}
+
+/// Bytes of the codes and scales, padding included.
+template <class Storage>
+std::size_t block_bytes(const Storage& x) {
+  return x.codes().size() + x.scales().size();
+}
+
+/// All that is kept: codes, scales and summaries.
+template <class Storage>
+double bits_per_weight(const Storage& x) {
+  const auto bytes = block_bytes(x) + x.summaries().size() * sizeof(KokkosMX::RowSummary);
+  return 8.0 * static_cast<double>(bytes) /
+         (static_cast<double>(x.matrix().rows()) * static_cast<double>(x.matrix().cols()));
+}
+
 /// Codes and scales like x's, shuffled.
 inline TiledStorage shuffled(const Exec& exec, const PlainStorage& x) {
   const auto plain = x.matrix();
@@ -320,6 +363,22 @@ inline std::string compiler() {
 #endif
 }
 
+/// The OpenMP libraries in this process: with more than one, each has its own threads.
+inline std::string openmp_runtimes() {
+  std::ifstream file("/proc/self/maps");
+  std::set<std::string> names;
+  for (std::string line; std::getline(file, line);) {
+    const std::string name = line.substr(line.rfind('/') + 1);
+    for (const char* known : {"libgomp", "libomp.", "libomp-", "libiomp"}) {
+      if (name.rfind(known, 0) == 0) names.insert(line.substr(line.find('/')));
+    }
+  }
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  if (names.size() > 1) all += " (MORE THAN ONE: times of what shares the process are not fair)";
+  return all.empty() ? "none" : all;
+}
+
 /// Name and value of everything that a figure depends on.
 inline std::vector<std::pair<std::string, std::string>> facts(const Exec& exec) {
   std::string library = "KokkosMX " KOKKOSMX_VERSION_STRING;
@@ -332,6 +391,7 @@ inline std::vector<std::pair<std::string, std::string>> facts(const Exec& exec) 
           {"machine", cpu_model() + ", " + std::string(exec.name()) + ", " +
                           std::to_string(exec.concurrency()) + " threads, " +
                           environment("OMP_PROC_BIND") + ", load average " + load_average()},
+          {"OpenMP", openmp_runtimes()},
           {"atom", KokkosMX::gemm_atom(exec)}};
 }
 
