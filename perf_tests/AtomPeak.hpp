@@ -72,6 +72,7 @@ struct BaselineTile {
     peak_loop<M, N>(operands, sums);
   }
 };
+
 /// Operations a second of all threads, each on a tile of its own.
 template <class Tile>
 double tile_rate(const Exec& exec) {
@@ -105,6 +106,7 @@ double best_tile_rate(const Exec& exec) {
   return std::max({tile_rate<Tile<1, 1>>(exec), tile_rate<Tile<2, 2>>(exec),
                    tile_rate<Tile<2, 4>>(exec), tile_rate<Tile<4, 4>>(exec)});
 }
+
 #if KOKKOSMX_PERF_HAVE_X86
 
 /// An instruction in a loop, by one thread.
@@ -243,6 +245,7 @@ inline double peak_rate(const Exec& exec, const PeakLoop& loop) {
   return loop.operations_a_step * loop.steps * threads / best;
 }
 #endif
+
 }  // namespace Impl
 
 /// Of the atom that exec's products run on.
