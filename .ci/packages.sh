@@ -29,8 +29,9 @@ need g++ g++
 need python3 python3 python3-venv
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 need clang-format-14 clang-format-14
-dpkg-query -W -f '${Status}' libbenchmark-dev 2>/dev/null | grep -q ' installed' ||
-  missing+=(libbenchmark-dev)
+for package in libbenchmark-dev libdnnl-dev; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
+done
 clang_version >/dev/null || missing+=(clang-19 libomp-19-dev)
 
 if [ ${#missing[@]} -eq 0 ]; then

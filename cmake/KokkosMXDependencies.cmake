@@ -68,4 +68,21 @@ if(KokkosMX_ENABLE_PERF_TESTS)
     message(STATUS "KokkosMX: no Google Benchmark (Debian, Ubuntu: apt install libbenchmark-dev): "
                    "PerfTest_Quantize, PerfTest_Shuffle and PerfTest_Gemm are left out")
   endif()
+  # oneDNN by its files: its package file asks for OpenCL's, which nothing here needs.
+  find_path(KokkosMX_ONEDNN_INCLUDE_DIR dnnl.hpp)
+  find_library(KokkosMX_ONEDNN_LIBRARY dnnl)
+  mark_as_advanced(KokkosMX_ONEDNN_INCLUDE_DIR KokkosMX_ONEDNN_LIBRARY)
+  set(KokkosMX_HAVE_ONEDNN OFF)
+  set(_without "the perf tests do not compare with it")
+  if(Kokkos_DEVICES MATCHES "CUDA|HIP|SYCL")
+    message(STATUS "KokkosMX: oneDNN is a baseline for hosts only: ${_without}")
+  elseif(NOT KokkosMX_ONEDNN_INCLUDE_DIR OR NOT KokkosMX_ONEDNN_LIBRARY)
+    message(STATUS "KokkosMX: no oneDNN (Debian, Ubuntu: apt install libdnnl-dev): ${_without}")
+  elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    # A second OpenMP runtime in the process would have threads of its own.
+    message(STATUS "KokkosMX: oneDNN runs on g++'s OpenMP library, ${CMAKE_CXX_COMPILER_ID}'s "
+                   "programs on another: ${_without}")
+  else()
+    set(KokkosMX_HAVE_ONEDNN ON)
+  endif()
 endif()

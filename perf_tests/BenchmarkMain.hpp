@@ -10,6 +10,7 @@
 
 #include <Kokkos_Core.hpp>
 
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -45,6 +46,19 @@ void add_benchmark(const std::string& name, const Body& body) {
 /// The one iteration took this long.
 inline void report(benchmark::State& state, double seconds) {
   for (auto _ : state) state.SetIterationTime(seconds);
+}
+
+/// Reports f(), which moves so many bytes, beside Limit (ReadPass, CopyPass) over as many.
+template <class Limit>
+void report_bandwidth(const Exec& exec, benchmark::State& state, double bytes,
+                      const std::function<void()>& f) {
+  const Limit limit(exec, static_cast<std::size_t>(bytes));
+  const std::vector<double> medians = interleaved_medians(exec, {f, limit}, benchmark_seconds);
+  const double rate = bytes / medians[0], best = limit.bytes() / medians[1];
+  report(state, medians[0]);
+  state.counters["GB/s"] = 1e-9 * rate;
+  state.counters[std::string(Limit::name) + "_GB/s"] = 1e-9 * best;
+  state.counters[std::string("%") + Limit::name] = 100 * rate / best;
 }
 
 /// main(): initializes, lets add_all(options, exec) register, runs.

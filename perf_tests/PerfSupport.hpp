@@ -21,6 +21,7 @@
 #include <fstream>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -38,6 +39,8 @@ template <class T>
 using Matrix2 = Kokkos::View<T**, Kokkos::LayoutRight, Space>;
 using Bytes = Kokkos::View<std::byte*, Space>;
 using PlainStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
+/// Weights that were quantized once, in the layout that the product reads fastest.
+using PreparedStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
 using TiledStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x16, KokkosMX::Tile32x8, Space>;
 
 // ------------------------------------------------------------------------------ times
@@ -73,14 +76,15 @@ double seconds_of(const Exec& exec, const F& f) {
 inline std::vector<double> interleaved_medians(const Exec& exec,
                                                const std::vector<std::function<void()>>& things,
                                                double seconds) {
-  constexpr double turn = 0.01, short_call = 0.005;
+  constexpr double turn = 0.01, short_call = 0.005, long_call = 0.5;
   constexpr std::size_t least_samples = 3;
   const auto now = [] { return std::chrono::steady_clock::now(); };
   std::vector<std::vector<double>> samples(things.size());
   std::vector<double> warm_up;
   for (const auto& thing : things) {
-    thing();
     warm_up.push_back(seconds_of(exec, thing));
+    // What a first call does besides counts for nothing in a long one.
+    if (warm_up.back() < long_call) warm_up.back() = seconds_of(exec, thing);
   }
   const auto begin = now();
   const auto enough = [&] {
@@ -103,10 +107,6 @@ inline std::vector<double> interleaved_medians(const Exec& exec,
   std::vector<double> medians;
   for (auto& times : samples) medians.push_back(median(std::move(times)));
   return medians;
-}
-
-inline double median_seconds(const Exec& exec, const std::function<void()>& thing, double seconds) {
-  return interleaved_medians(exec, {thing}, seconds).front();
 }
 
 /// A number in a column, or - where there is none.
@@ -162,83 +162,103 @@ inline SumWords best_sum_words() {
 inline SumWords best_sum_words() { return sum_words_any; }
 #endif
 
-/// The best rate in bytes a second of pass(thread, begin, end), which goes over a part of a buffer.
+/// pass(thread, begin, end) goes over a part of a buffer: all threads over all of it, so many
+/// times.
 template <class Pass>
-double best_host_rate(const Exec& exec, std::size_t bytes, double counted, const Pass& pass) {
+void go_over(const Exec& exec, std::size_t bytes, int repeat, const Pass& pass) {
   constexpr std::size_t line = 256;
   const int threads = exec.concurrency();
   const std::size_t part = (bytes / line + static_cast<std::size_t>(threads) - 1) /
                            static_cast<std::size_t>(threads) * line;
-  const int repeat = static_cast<int>(
-      std::max<std::size_t>(1, (std::size_t{32} << 20) / std::max<std::size_t>(bytes, 1)));
-  const auto go = [&] {
-    Kokkos::parallel_for(
-        "KokkosMXPerf::bandwidth", Kokkos::RangePolicy<Exec>(exec, 0, threads), [=](int thread) {
-          const std::size_t begin = std::min(bytes, static_cast<std::size_t>(thread) * part);
-          const std::size_t end = std::min(bytes, begin + part);
-          for (int i = 0; i < repeat; ++i) pass(thread, begin, end);
-        });
-  };
-  go();
-  double best = seconds_of(exec, go), spent = best;
-  for (int i = 0; i < 7 || (spent < 0.15 && i < 1000); ++i) {
-    const double seconds = seconds_of(exec, go);
-    best = std::min(best, seconds);
-    spent += seconds;
-  }
-  return counted * repeat / best;
+  Kokkos::parallel_for(
+      "KokkosMXPerf::bandwidth", Kokkos::RangePolicy<Exec>(exec, 0, threads), [=](int thread) {
+        const std::size_t begin = std::min(bytes, static_cast<std::size_t>(thread) * part);
+        const std::size_t end = std::min(bytes, begin + part);
+        for (int i = 0; i < repeat; ++i) pass(thread, begin, end);
+      });
 }
 
 inline std::size_t whole_lines(std::size_t bytes) {
   return std::max<std::size_t>(1, bytes / 4096) * 4096;
 }
+/// So often that starting the threads does not count.
+inline int repeat_of(std::size_t bytes) {
+  return on_host ? static_cast<int>(std::max<std::size_t>(1, (std::size_t{32} << 20) / bytes)) : 1;
+}
 }  // namespace Impl
 
-/// Bytes read a second by all threads over a buffer of this footprint: the best of several passes.
-inline double read_bandwidth(const Exec& exec, std::size_t footprint) {
-  const std::size_t bytes = Impl::whole_lines(footprint);
-  Kokkos::View<std::uint64_t*, Space> buffer("KokkosMXPerf: read", bytes / 8);
-  if constexpr (on_host) {
-    const auto* data = reinterpret_cast<const std::byte*>(buffer.data());
-    Kokkos::View<std::uint64_t*, Space> sink("KokkosMXPerf: sink",
-                                             8 * static_cast<std::size_t>(exec.concurrency()));
-    const Impl::SumWords sum = Impl::best_sum_words();
-    return Impl::best_host_rate(exec, bytes, static_cast<double>(bytes),
-                                [=](int thread, std::size_t begin, std::size_t end) {
-                                  sink(8 * thread) += sum(data + begin, end - begin);
-                                });
-  } else {
-    std::uint64_t total = 0;
-    const auto go = [&] {
-      Kokkos::parallel_reduce(
-          "KokkosMXPerf::read", Kokkos::RangePolicy<Exec>(exec, 0, bytes / 8),
-          KOKKOS_LAMBDA(std::size_t i, std::uint64_t & sum) { sum += buffer(i); }, total);
-    };
-    go();
-    double best = seconds_of(exec, go);
-    for (int i = 0; i < 20; ++i) best = std::min(best, seconds_of(exec, go));
-    return static_cast<double>(bytes) / best;
-  }
-}
+/// A limit to measure beside a call: all threads read a buffer of this footprint, some times over.
+class ReadPass {
+ public:
+  static constexpr const char* name = "read";
 
-/// Bytes read plus bytes written a second by all threads that copy one half of a buffer of this
-/// footprint to its other half: the best of several passes.
-inline double copy_bandwidth(const Exec& exec, std::size_t footprint) {
-  const std::size_t bytes = Impl::whole_lines(footprint / 2);
-  Bytes from("KokkosMXPerf: from", bytes), to("KokkosMXPerf: to", bytes);
-  if constexpr (on_host) {
-    return Impl::best_host_rate(exec, bytes, 2.0 * static_cast<double>(bytes),
-                                [=](int, std::size_t begin, std::size_t end) {
-                                  std::memcpy(to.data() + begin, from.data() + begin, end - begin);
-                                });
-  } else {
-    const auto go = [&] { Kokkos::deep_copy(exec, to, from); };
-    go();
-    double best = seconds_of(exec, go);
-    for (int i = 0; i < 20; ++i) best = std::min(best, seconds_of(exec, go));
-    return 2.0 * static_cast<double>(bytes) / best;
+  ReadPass(const Exec& exec, std::size_t footprint)
+      : exec_(exec),
+        size_(Impl::whole_lines(footprint)),
+        repeat_(Impl::repeat_of(size_)),
+        buffer_("KokkosMXPerf: read", size_ / 8),
+        sink_("KokkosMXPerf: sink", on_host ? 8 * static_cast<std::size_t>(exec.concurrency()) : 1),
+        sum_words_(Impl::best_sum_words()) {}
+
+  void operator()() const {
+    if constexpr (on_host) {
+      const auto* data = reinterpret_cast<const std::byte*>(buffer_.data());
+      const auto sink = sink_;
+      const auto sum_words = sum_words_;
+      Impl::go_over(exec_, size_, repeat_, [=](int thread, std::size_t begin, std::size_t end) {
+        sink(8 * thread) += sum_words(data + begin, end - begin);
+      });
+    } else {
+      const auto buffer = buffer_;
+      Kokkos::parallel_reduce(
+          "KokkosMXPerf::read", Kokkos::RangePolicy<Exec>(exec_, 0, size_ / 8),
+          KOKKOS_LAMBDA(std::size_t i, std::uint64_t & sum) { sum += buffer(i); },
+          Kokkos::subview(sink_, 0));
+    }
   }
-}
+  /// That a call reads.
+  double bytes() const { return static_cast<double>(size_) * repeat_; }
+
+ private:
+  Exec exec_;
+  std::size_t size_;
+  int repeat_;
+  Kokkos::View<std::uint64_t*, Space> buffer_, sink_;
+  Impl::SumWords sum_words_;
+};
+
+/// The same: all threads copy one half of a buffer of this footprint to its other half.
+class CopyPass {
+ public:
+  static constexpr const char* name = "copy";
+
+  CopyPass(const Exec& exec, std::size_t footprint)
+      : exec_(exec),
+        size_(Impl::whole_lines(footprint / 2)),
+        repeat_(Impl::repeat_of(2 * size_)),
+        from_("KokkosMXPerf: from", size_),
+        to_("KokkosMXPerf: to", size_) {}
+
+  void operator()() const {
+    if constexpr (on_host) {
+      const std::byte* from = from_.data();
+      std::byte* to = to_.data();
+      Impl::go_over(exec_, size_, repeat_, [=](int, std::size_t begin, std::size_t end) {
+        std::memcpy(to + begin, from + begin, end - begin);
+      });
+    } else {
+      Kokkos::deep_copy(exec_, to_, from_);
+    }
+  }
+  /// That a call reads, plus those that it writes.
+  double bytes() const { return 2.0 * static_cast<double>(size_) * repeat_; }
+
+ private:
+  Exec exec_;
+  std::size_t size_;
+  int repeat_;
+  Bytes from_, to_;
+};
 
 // ------------------------------------------------------------------------------ operands
 
@@ -272,6 +292,46 @@ inline Matrix2<KokkosMX::BFloat16> bell_bf16(std::int64_t rows, std::int64_t col
 inline PlainStorage quantized(const Exec& exec, const Matrix2<KokkosMX::BFloat16>& x,
                               KokkosMX::QuantizeRule rule = KokkosMX::rules::reference) {
   return KokkosMX::quantize(exec, x, rule);
+}
+
+/// x as it is kept to be multiplied many times.
+inline PreparedStorage prepared(const Exec& exec, const Matrix2<KokkosMX::BFloat16>& x,
+                                KokkosMX::QuantizeRule rule = KokkosMX::rules::reference) {
+  PreparedStorage storage("KokkosMXPerf: prepared", static_cast<std::int64_t>(x.extent(0)),
+                          static_cast<std::int64_t>(x.extent(1)));
+  KokkosMX::quantize(exec, x, storage.matrix(), rule);
+  exec.fence("KokkosMXPerf: prepared");
+  return storage;
+}
+
+/// Of codes and scales that no dense matrix quantizes to.
+template <class Storage = PreparedStorage>
+Storage prepared(const Exec& exec, const PlainStorage& x) {
+  if constexpr (std::is_same_v<Storage, PlainStorage>) {
+    return x;
+  } else {
+    const auto plain = x.matrix();
+    Storage storage("KokkosMXPerf: prepared", plain.rows(), plain.cols());
+    KokkosMX::shuffle_weight(exec, plain.codes(), storage.matrix().codes());
+    KokkosMX::shuffle_scale(exec, plain.scales(), storage.matrix().scales());
+    Kokkos::deep_copy(exec, storage.summaries(), x.summaries());
+    exec.fence("KokkosMXPerf: prepared");
+    return storage;
+  }
+}
+
+/// Bytes of the codes and scales, padding included.
+template <class Storage>
+std::size_t block_bytes(const Storage& x) {
+  return x.codes().size() + x.scales().size();
+}
+
+/// All that is kept: codes, scales and summaries.
+template <class Storage>
+double bits_per_weight(const Storage& x) {
+  const auto bytes = block_bytes(x) + x.summaries().size() * sizeof(KokkosMX::RowSummary);
+  return 8.0 * static_cast<double>(bytes) /
+         (static_cast<double>(x.matrix().rows()) * static_cast<double>(x.matrix().cols()));
 }
 
 /// Codes and scales like x's, shuffled.
@@ -320,6 +380,22 @@ inline std::string compiler() {
 #endif
 }
 
+/// The OpenMP libraries in this process: with more than one, each has its own threads.
+inline std::string openmp_runtimes() {
+  std::ifstream file("/proc/self/maps");
+  std::set<std::string> names;
+  for (std::string line; std::getline(file, line);) {
+    const std::string name = line.substr(line.rfind('/') + 1);
+    for (const char* known : {"libgomp", "libomp.", "libomp-", "libiomp"}) {
+      if (name.rfind(known, 0) == 0) names.insert(line.substr(line.find('/')));
+    }
+  }
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  if (names.size() > 1) all += " (MORE THAN ONE: times of what shares the process are not fair)";
+  return all.empty() ? "none" : all;
+}
+
 /// Name and value of everything that a figure depends on.
 inline std::vector<std::pair<std::string, std::string>> facts(const Exec& exec) {
   std::string library = "KokkosMX " KOKKOSMX_VERSION_STRING;
@@ -332,6 +408,7 @@ inline std::vector<std::pair<std::string, std::string>> facts(const Exec& exec) 
           {"machine", cpu_model() + ", " + std::string(exec.name()) + ", " +
                           std::to_string(exec.concurrency()) + " threads, " +
                           environment("OMP_PROC_BIND") + ", load average " + load_average()},
+          {"OpenMP", openmp_runtimes()},
           {"atom", KokkosMX::gemm_atom(exec)}};
 }
 

@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product: TFLOP/s (2 M N K a call), the fraction of the atom's peak, for few rows the fraction
-// of the bandwidth at which B's codes and scales could be read, and the ratio to float32 BLAS.
+// The product: TFLOP/s (2 M N K a call), the fraction of the atom's peak, and ratios to what else
+// can multiply here. x_f32_BLAS and x_..._oneDNN: its time over ours. Four groups, each by
+// --benchmark_filter:
+//   ^gemm/     the leaderboard's timed shapes, small squares, each tier
+//   ^squares/  M = N = K, both operands prepared; x_best: the time of a multiplication over that of
+//              the best size
+//   ^decode/   few rows against a large prepared B; %read: the fraction of the bandwidth at which
+//   all
+//              threads read as many bytes as B has codes and scales
+//   ^data/     what the operands hold; x_bell: the time over that of bell-shaped data
 
 #include <KokkosMX.hpp>
 
 #include <Kokkos_Core.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "AtomPeak.hpp"
 #include "BenchmarkMain.hpp"
 #include "FloatBlas.hpp"
+#include "OneDnn.hpp"
 #include "PerfSupport.hpp"
 
 namespace KokkosMXPerf {
@@ -33,21 +47,36 @@ std::string text(const Shape& s) {
   return std::to_string(s.m) + "x" + std::to_string(s.n) + "x" + std::to_string(s.k);
 }
 
-/// What the operands hold.
-enum class Data { bell, outliers_9, outliers_30, random_scales };
-const char* text(Data data) {
-  switch (data) {
-    case Data::bell:
+/// What the operands hold: bell-shaped numbers, some of them times 2^exponent, or random codes.
+struct Data {
+  enum class Outliers {
+    none,
+    columns,       ///< golden's: a 64th of the columns, in all rows
+    rows,          ///< the same columns in a 100th of the rows
+    blocks,        ///< a 64th of the blocks, wherever they lie
+    random_scales  ///< no bell: random codes, scales drawn from all that are numbers
+  };
+  Outliers outliers = Outliers::none;
+  int exponent = 0;
+};
+std::string text(const Data& data) {
+  const std::string power = "_2^" + std::to_string(data.exponent);
+  switch (data.outliers) {
+    case Data::Outliers::none:
       return "bell";
-    case Data::outliers_9:
-      return "outliers_2^9";
-    case Data::outliers_30:
-      return "outliers_2^30";
-    case Data::random_scales:
+    case Data::Outliers::columns:
+      return "outliers" + power;
+    case Data::Outliers::rows:
+      return "outliers_1%_of_rows" + power;
+    case Data::Outliers::blocks:
+      return "outlier_blocks" + power;
+    case Data::Outliers::random_scales:
       return "random_scales";
   }
   return "";
 }
+constexpr Data bell{}, outliers_9{Data::Outliers::columns, 9},
+    outliers_30{Data::Outliers::columns, 30}, random_scales{Data::Outliers::random_scales};
 
 /// What a call is given.
 enum class Given {
@@ -70,7 +99,7 @@ const char* text(Given given) {
 struct Case {
   Shape shape;
   Given given;
-  Data data = Data::bell;
+  Data data = bell;
   Tier minimum_tier = Tier::automatic;
   bool shuffled_b = false;
   bool baseline = true;
@@ -94,22 +123,61 @@ PlainStorage random_codes(std::int64_t rows, std::int64_t k, std::uint64_t seed)
   return q;
 }
 
-Matrix2<BFloat16> dense(std::int64_t rows, std::int64_t k, std::uint64_t seed, Data data) {
-  if (data == Data::bell) return bell_bf16(rows, k, seed);
-  return bell_bf16(rows, k, seed, data == Data::outliers_9 ? 9 : 30);
+/// Not of random scales, which no dense matrix quantizes to.
+Matrix2<BFloat16> dense(std::int64_t rows, std::int64_t k, std::uint64_t seed, const Data& data) {
+  using KokkosMX::block_size;
+  using KokkosMXTest::splitmix64;
+  if (data.outliers == Data::Outliers::none) return bell_bf16(rows, k, seed);
+  if (data.outliers == Data::Outliers::columns) return bell_bf16(rows, k, seed, data.exponent);
+
+  std::vector<std::uint16_t> bits = KokkosMXTest::bell(rows, k, seed);
+  const std::int64_t blocks = k / block_size;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const bool by_rows = data.outliers == Data::Outliers::rows;
+    if (by_rows && splitmix64(seed + 2, static_cast<std::uint64_t>(row)) % 100 != 0) continue;
+    for (std::int64_t col = 0; col < k; ++col) {
+      const std::int64_t draw = by_rows ? col : row * blocks + col / block_size;
+      if (splitmix64(seed + 1, static_cast<std::uint64_t>(draw)) % 64 != 0) continue;
+      std::uint16_t& x = bits[static_cast<std::size_t>(row * k + col)];
+      if ((x & 0x7FFF) != 0) x = static_cast<std::uint16_t>(x + data.exponent * 128);
+    }
+  }
+  return upload<BFloat16>(bits.data(), rows, k);
 }
+
+/// Outputs of each tier.
+using Counts = Kokkos::View<std::uint64_t*, Space>;
+Counts new_counts() { return Counts("tier counts", KokkosMX::tier_count); }
+
+void report_tiers(benchmark::State& state, const Counts& counts, const Shape& shape) {
+  const auto tiers = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, counts);
+  const double outputs = static_cast<double>(shape.m) * static_cast<double>(shape.n);
+  const char* names[KokkosMX::tier_count] = {"%no_sum", "%aligned", "%window", "%wide"};
+  for (int t = 0; t < KokkosMX::tier_count; ++t) {
+    if (tiers(t) != 0) state.counters[names[t]] = 100 * static_cast<double>(tiers(t)) / outputs;
+  }
+}
+
+double flops(const Shape& s) {
+  return 2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k);
+}
+void report_flops(benchmark::State& state, const Shape& shape, double seconds, double peak) {
+  state.counters["TFLOP/s"] = 1e-12 * flops(shape) / seconds;
+  if (peak > 0) state.counters["%peak"] = 100 * flops(shape) / seconds / peak;
+}
+std::string one_dnn_counter(OneDnnType type) { return std::string("x_") + text(type) + "_oneDNN"; }
 
 void run(const Exec& exec, benchmark::State& state, const Case& what, double peak) {
   const auto [m, n, k] = what.shape;
   // Random scales have no dense operands.
-  const bool has_dense = what.data != Data::random_scales;
+  const bool has_dense = what.data.outliers != Data::Outliers::random_scales;
   const Matrix2<BFloat16> a = has_dense ? dense(m, k, 3, what.data) : Matrix2<BFloat16>();
-  const Matrix2<BFloat16> b = has_dense ? dense(n, k, 4, what.data) : Matrix2<BFloat16>();
+  const Matrix2<BFloat16> b = has_dense ? dense(n, k, 14, what.data) : Matrix2<BFloat16>();
   const PlainStorage aq = has_dense ? quantized(exec, a) : random_codes(m, k, 3);
-  const PlainStorage bq = has_dense ? quantized(exec, b) : random_codes(n, k, 4);
+  const PlainStorage bq = has_dense ? quantized(exec, b) : random_codes(n, k, 14);
   const TiledStorage bt = what.shuffled_b ? shuffled(exec, bq) : TiledStorage("none", 0, 0);
   const Matrix2<BFloat16> c("C", m, n);
-  const Kokkos::View<std::uint64_t*, Space> counts("tier counts", KokkosMX::tier_count);
+  const Counts counts = new_counts();
   const auto options = GemmOptions<Space>().minimum_tier(what.minimum_tier);
 
   const auto with = [&](const auto& b_matrix) {
@@ -138,41 +206,161 @@ void run(const Exec& exec, benchmark::State& state, const Case& what, double pea
                    GemmOptions<Space>(options).tier_counts(counts));
 
     std::vector<std::function<void()>> things{call};
-    std::optional<FloatBlas> blas;
     if (FloatBlas::available && what.baseline) {
-      blas.emplace(exec, aq.matrix(), bq.matrix());
-      things.push_back(*blas);
+      things.push_back(FloatBlas(exec, aq.matrix(), bq.matrix()));
     }
     const std::vector<double> medians = interleaved_medians(exec, things, benchmark_seconds);
     report(state, medians[0]);
-    if (blas) state.counters["x_f32_BLAS"] = medians[1] / medians[0];
+    if (medians.size() > 1) state.counters["x_f32_BLAS"] = medians[1] / medians[0];
     return medians[0];
   };
   const double seconds = what.shuffled_b ? with(bt.matrix()) : with(bq.matrix());
 
-  const double flops =
-      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  state.counters["TFLOP/s"] = 1e-12 * flops / seconds;
-  if (peak > 0) state.counters["%peak"] = 100 * flops / seconds / peak;
-  if (m <= 16 && what.given != Given::dense) {
-    // Each code and scale of B once.
-    const auto bytes = static_cast<double>(bq.codes().size() + bq.scales().size());
-    state.counters["B_GB/s"] = 1e-9 * bytes / seconds;
-    state.counters["%read"] =
-        100 * bytes / seconds / read_bandwidth(exec, static_cast<std::size_t>(bytes));
-  }
-  const auto tiers = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, counts);
-  const double outputs = static_cast<double>(m) * static_cast<double>(n);
-  const char* names[KokkosMX::tier_count] = {"%no_sum", "%aligned", "%window", "%wide"};
-  for (int t = 0; t < KokkosMX::tier_count; ++t) {
-    if (tiers(t) != 0) state.counters[names[t]] = 100 * static_cast<double>(tiers(t)) / outputs;
-  }
+  report_flops(state, what.shape, seconds, peak);
+  report_tiers(state, counts, what.shape);
 }
+
+// ------------------------------------------------------------------------------ squares
+
+/// All sizes and their baselines take turns: made by the first size that reports.
+class Squares {
+ public:
+  Squares(std::vector<std::int64_t> sizes, double peak) : sizes_(std::move(sizes)), peak_(peak) {}
+  const std::vector<std::int64_t>& sizes() const { return sizes_; }
+
+  void report(const Exec& exec, benchmark::State& state, std::size_t which) {
+    if (results_.empty()) measure(exec);
+    const std::int64_t n = sizes_[which];
+    const Result& result = results_[which];
+    KokkosMXPerf::report(state, result.seconds);
+    report_flops(state, {n, n, n}, result.seconds, peak_);
+    double best = result.seconds / flops({n, n, n});
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      best = std::min(best, results_[i].seconds / flops({sizes_[i], sizes_[i], sizes_[i]}));
+    }
+    state.counters["x_best"] = result.seconds / flops({n, n, n}) / best;
+    for (const auto& [type, seconds] : result.one_dnn) {
+      state.counters[one_dnn_counter(type)] = seconds / result.seconds;
+    }
+  }
+
+ private:
+  struct Result {
+    double seconds = 0;
+    std::vector<std::pair<OneDnnType, double>> one_dnn;
+  };
+
+  void measure(const Exec& exec) {
+    results_.resize(sizes_.size());
+    std::vector<std::function<void()>> things;
+    std::vector<std::function<void(double)>> takers;
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      const std::int64_t n = sizes_[i];
+      const auto a = dense(n, n, 3, bell), b = dense(n, n, 14, bell);
+      const PreparedStorage ap = prepared(exec, a), bp = prepared(exec, b);
+      const Matrix2<BFloat16> c("C", n, n);
+      const Bytes memory("workspace",
+                         KokkosMX::gemm_workspace_size(exec, ap.matrix(), bp.matrix(), c));
+      things.push_back(
+          [=] { KokkosMX::gemm(exec, KokkosMX::Workspace(memory), ap.matrix(), bp.matrix(), c); });
+      takers.push_back([this, i](double seconds) { results_[i].seconds = seconds; });
+      for (const auto& product : one_dnn_products(exec, quantized(exec, a), quantized(exec, b))) {
+        things.push_back(product.call);
+        takers.push_back([this, i, type = product.type](double seconds) {
+          results_[i].one_dnn.emplace_back(type, seconds);
+        });
+      }
+    }
+    const std::vector<double> medians = interleaved_medians(exec, things, benchmark_seconds);
+    for (std::size_t i = 0; i < medians.size(); ++i) takers[i](medians[i]);
+  }
+
+  std::vector<std::int64_t> sizes_;
+  double peak_;
+  std::vector<Result> results_;
+};
+
+// ------------------------------------------------------------------------------ decode
+
+void run_decode(const Exec& exec, benchmark::State& state, const Shape& shape, double peak) {
+  const Matrix2<BFloat16> a = dense(shape.m, shape.k, 3, bell);
+  const Matrix2<BFloat16> b_dense = dense(shape.n, shape.k, 14, bell);
+  const PreparedStorage b = prepared(exec, b_dense);
+  const auto b_matrix = b.matrix();
+  const Matrix2<BFloat16> c("C", shape.m, shape.n);
+  const Bytes memory("workspace", KokkosMX::quantize_gemm_workspace_size(exec, a, b_matrix, c));
+  const KokkosMX::Workspace workspace(memory);
+  const ReadPass read(exec, block_bytes(b));
+  std::vector<std::function<void()>> things{
+      [&] { KokkosMX::quantize_gemm(exec, workspace, a, b_matrix, c, rule); }, read};
+  std::vector<std::string> names{"", ""};
+  {
+    const PlainStorage aq = quantized(exec, a), bq = quantized(exec, b_dense);
+    if (FloatBlas::available) {
+      things.push_back(FloatBlas(exec, aq.matrix(), bq.matrix()));
+      names.push_back("x_f32_BLAS");
+    }
+    for (const OneDnnProduct& product : one_dnn_products(exec, aq, bq)) {
+      things.push_back(product.call);
+      names.push_back(one_dnn_counter(product.type));
+    }
+  }
+  const std::vector<double> medians = interleaved_medians(exec, things, benchmark_seconds);
+  report(state, medians[0]);
+  for (std::size_t i = 2; i < medians.size(); ++i) {
+    state.counters[names[i]] = medians[i] / medians[0];
+  }
+  report_flops(state, shape, medians[0], peak);
+  const double rate = static_cast<double>(block_bytes(b)) / medians[0];
+  const double limit = read.bytes() / medians[1];
+  state.counters["GB/s"] = 1e-9 * rate;
+  state.counters["read_GB/s"] = 1e-9 * limit;
+  state.counters["%read"] = 100 * rate / limit;
+  state.counters["bits/weight"] = bits_per_weight(b);
+}
+
+// ------------------------------------------------------------------------------ data
+
+struct Product {
+  PreparedStorage a, b;
+  Matrix2<BFloat16> c;
+  Bytes memory;
+
+  void operator()(const Exec& exec, const GemmOptions<Space>& options = {}) const {
+    KokkosMX::gemm(exec, KokkosMX::Workspace(memory), a.matrix(), b.matrix(), c, options);
+  }
+};
+Product product_of(const Exec& exec, const Shape& shape, const Data& data) {
+  const auto operand = [&](std::int64_t rows, std::uint64_t seed) {
+    return data.outliers == Data::Outliers::random_scales
+               ? prepared(exec, random_codes(rows, shape.k, seed))
+               : prepared(exec, dense(rows, shape.k, seed, data));
+  };
+  const PreparedStorage a = operand(shape.m, 3), b = operand(shape.n, 14);
+  const Matrix2<BFloat16> c("C", shape.m, shape.n);
+  const Bytes memory("workspace", KokkosMX::gemm_workspace_size(exec, a.matrix(), b.matrix(), c));
+  return {a, b, c, memory};
+}
+
+void run_data(const Exec& exec, benchmark::State& state, const Shape& shape, const Data& data,
+              double peak) {
+  const Product product = product_of(exec, shape, data), usual = product_of(exec, shape, bell);
+  const Counts counts = new_counts();
+  product(exec, GemmOptions<Space>().tier_counts(counts));
+  const std::vector<double> medians =
+      interleaved_medians(exec, {[&] { product(exec); }, [&] { usual(exec); }}, benchmark_seconds);
+  report(state, medians[0]);
+  report_flops(state, shape, medians[0], peak);
+  state.counters["x_bell"] = medians[0] / medians[1];
+  report_tiers(state, counts, shape);
+}
+
+// ------------------------------------------------------------------------------ registration
 
 void add(const Case& what, double peak) {
   std::string name = std::string("gemm/") + text(what.shape) + "/" + text(what.given);
   if (what.shuffled_b) name += "/shuffled_B";
-  if (what.data != Data::bell) name += std::string("/") + text(what.data);
+  if (what.data.outliers != Data::Outliers::none) name += "/" + text(what.data);
   if (what.minimum_tier == Tier::window) name += "/tier_window";
   if (what.minimum_tier == Tier::wide) name += "/tier_wide";
   add_benchmark(name,
@@ -181,6 +369,7 @@ void add(const Case& what, double peak) {
 
 void add_all(const BenchmarkOptions& options, const Exec& exec) {
   benchmark::AddCustomContext("f32 BLAS", FloatBlas::name());
+  benchmark::AddCustomContext("oneDNN", one_dnn_name(exec));
   const AtomPeak peak = atom_peak(exec);
   char rate[32];
   std::snprintf(rate, sizeof(rate), "%.3f TFLOP/s: ", 1e-12 * peak.rate);
@@ -194,29 +383,44 @@ void add_all(const BenchmarkOptions& options, const Exec& exec) {
     add_case({.shape = shape, .given = Given::dense});
     add_case({.shape = shape, .given = Given::prepared});
   }
-  // Token generation, and squares.
-  add_case({.shape = {1, 4096, 4096}, .given = Given::prepared});
-  add_case({.shape = {4, 4096, 4096}, .given = Given::prepared});
   add_case({.shape = {512, 512, 512}, .given = Given::codes});
   add_case({.shape = {512, 512, 512}, .given = Given::codes, .shuffled_b = true});
   add_case({.shape = {1024, 1024, 1024}, .given = Given::codes});
   // Data beyond the certificate, and each tier forced.
   const Shape middle{128, 512, 1024};
-  for (const Data data : {Data::bell, Data::outliers_9, Data::outliers_30, Data::random_scales}) {
+  for (const Data& data : {bell, outliers_9, outliers_30, random_scales}) {
     add_case({.shape = middle, .given = Given::codes, .data = data, .baseline = false});
   }
   for (const Tier tier : {Tier::window, Tier::wide}) {
     add_case({.shape = middle, .given = Given::codes, .minimum_tier = tier, .baseline = false});
   }
-  if (!options.large) return;
-  for (const std::int64_t n : {2048, 4096, 8192}) {
-    add_case({.shape = {n, n, n}, .given = Given::codes, .baseline = n <= 4096});
+
+  std::vector<std::int64_t> sizes{512, 1024, 2048, 4096};
+  if (options.large) sizes.push_back(8192);
+  const auto squares = std::make_shared<Squares>(sizes, peak.rate);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    add_benchmark("squares/" + std::to_string(sizes[i]),
+                  [=](const Exec& e, benchmark::State& state) { squares->report(e, state, i); });
   }
-  for (const std::int64_t m : {1, 4}) {
-    add_case({.shape = {m, 8192, 8192}, .given = Given::prepared});
+
+  for (const std::int64_t n : {4096, 8192}) {
+    for (const std::int64_t m : {1, 4}) {
+      const Shape shape{m, n, n};
+      add_benchmark("decode/" + text(shape), [=](const Exec& e, benchmark::State& state) {
+        run_decode(e, state, shape, peak.rate);
+      });
+    }
   }
-  for (const Data data : {Data::bell, Data::outliers_9, Data::outliers_30, Data::random_scales}) {
-    add_case({.shape = {1024, 4096, 4096}, .given = Given::codes, .data = data, .baseline = false});
+
+  const Shape large{1024, 4096, 4096};
+  using Outliers = Data::Outliers;
+  for (const Data& data :
+       {bell, outliers_9, outliers_30, Data{Outliers::rows, 9}, Data{Outliers::rows, 30},
+        Data{Outliers::blocks, 9}, Data{Outliers::blocks, 30}, random_scales}) {
+    add_benchmark("data/" + text(large) + "/" + text(data),
+                  [=](const Exec& e, benchmark::State& state) {
+                    run_data(e, state, large, data, peak.rate);
+                  });
   }
 }
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The ten shapes of golden/leaderboard.csv: the bits of every stage, and what the whole job, the
-// product with a prepared B and float32 BLAS take. With --safetensors, the weights of a checkpoint.
+// product with a prepared B, float32 BLAS and oneDNN take. With --safetensors, the weights of a
+// checkpoint.
 
 #include <KokkosMX.hpp>
 
 #include <Kokkos_Core.hpp>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +22,7 @@
 #include "CheckpointReport.hpp"
 #include "FloatBlas.hpp"
 #include "Inputs.hpp"
+#include "OneDnn.hpp"
 #include "PerfSupport.hpp"
 
 namespace KokkosMXPerf {
@@ -71,7 +75,12 @@ class Bits {
 struct Result {
   Bits bits;
   double certified = 0;
-  double whole_job = 0, prepared = 0, blas = 0;  // seconds
+  double bits_per_weight = 0;                              // of the prepared B
+  double whole_job = 0, prepared = 0, blas = 0;            // seconds
+  std::array<double, std::size(one_dnn_types)> one_dnn{};  // seconds, 0 for what there is not
+
+  double& one_dnn_of(OneDnnType type) { return one_dnn[static_cast<std::size_t>(type)]; }
+  double one_dnn_of(OneDnnType type) const { return one_dnn[static_cast<std::size_t>(type)]; }
 };
 
 Result run_shape(const Exec& exec, const LeaderboardRow& row, const Options& options) {
@@ -103,7 +112,9 @@ Result run_shape(const Exec& exec, const LeaderboardRow& row, const Options& opt
   whole_job();
   bits.check("c_bf16", host_bytes(c), row.crc_c_bf16);
 
-  const auto b_matrix = bq.matrix();
+  const PreparedStorage bp = KokkosMXPerf::prepared(exec, b, rule);
+  result.bits_per_weight = bits_per_weight(bp);
+  const auto b_matrix = bp.matrix();
   const Bytes bytes("workspace", KokkosMX::quantize_gemm_workspace_size(exec, a, b_matrix, c));
   const KokkosMX::Workspace workspace(bytes);
   const auto prepared = [&] { KokkosMX::quantize_gemm(exec, workspace, a, b_matrix, c, rule); };
@@ -121,18 +132,36 @@ Result run_shape(const Exec& exec, const LeaderboardRow& row, const Options& opt
                      static_cast<double>(row.m * row.n);
 
   if (options.timing) {
-    const FloatBlas blas(exec, aq.matrix(), b_matrix);
+    const FloatBlas blas(exec, aq.matrix(), bq.matrix());
+    const std::vector<OneDnnProduct> products = one_dnn_products(exec, aq, bq);
     std::vector<std::function<void()>> things{whole_job, prepared};
-    if (FloatBlas::available) things.push_back(blas);
+    std::vector<double*> results{&result.whole_job, &result.prepared};
+    if (FloatBlas::available) {
+      things.push_back(blas);
+      results.push_back(&result.blas);
+    }
+    for (const OneDnnProduct& product : products) {
+      things.push_back(product.call);
+      results.push_back(&result.one_dnn_of(product.type));
+    }
     const std::vector<double> medians = interleaved_medians(exec, things, options.seconds);
-    result.whole_job = medians[0];
-    result.prepared = medians[1];
-    if (FloatBlas::available) result.blas = medians[2];
+    for (std::size_t i = 0; i < medians.size(); ++i) *results[i] = medians[i];
   }
   return result;
 }
 
+/// 0 where either is unknown.
 double ratio(double other, double ours) { return ours > 0 ? other / ours : 0; }
+
+/// The geometric mean; 0 where there is none for every shape.
+double mean_of_all(const std::vector<double>& values) {
+  for (const double value : values) {
+    if (!(value > 0)) return 0;
+  }
+  return geometric_mean(values);
+}
+
+std::string microseconds(double mean) { return cell(mean, mean < 100 ? 1 : 0) + " us"; }
 
 bool leaderboard(const Exec& exec, const Options& options) {
   const std::vector<LeaderboardRow> rows = KokkosMXTest::leaderboard();
@@ -142,30 +171,42 @@ bool leaderboard(const Exec& exec, const Options& options) {
     if (!known) throw std::invalid_argument("--flip-bit: no shape " + options.flip_shape);
   }
 
-  std::printf("%5s %5s %5s  %9s", "M", "N", "K", "certified");
+  std::printf("%5s %5s %5s  %9s  %8s", "M", "N", "K", "certified", "bits/wgt");
   if (options.timing) {
-    std::printf(" %12s %12s %12s %8s %9s", "whole job us", "prepared us", "f32 BLAS us", "BLAS/job",
-                "BLAS/prep");
+    std::printf(" %12s %12s %12s %8s %9s %14s %14s %14s %8s %9s", "whole job us", "prepared us",
+                "f32 BLAS us", "BLAS/job", "BLAS/prep", "oneDNN f32 us", "oneDNN bf16 us",
+                "oneDNN int8 us", "bf16/job", "int8/prep");
   }
   std::printf("  bits\n");
 
   std::size_t exact = 0;
-  std::vector<double> jobs, ratios;
+  // Of the timed shapes.
+  std::vector<double> jobs, prepared, blas_ratios, bf16_ratios, int8_ratios;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const LeaderboardRow& row = rows[i];
     const Result result = run_shape(exec, row, options);
     if (result.bits.exact()) ++exact;
-    std::printf("%5lld %5lld %5lld  %8.2f%%", static_cast<long long>(row.m),
+    std::printf("%5lld %5lld %5lld  %8.2f%%  %8.4f", static_cast<long long>(row.m),
                 static_cast<long long>(row.n), static_cast<long long>(row.k),
-                100 * result.certified);
+                100 * result.certified, result.bits_per_weight);
     if (options.timing) {
+      const double blas_ratio = ratio(result.blas, result.whole_job);
+      const double bf16_ratio = ratio(result.one_dnn_of(OneDnnType::bf16), result.whole_job);
+      const double int8_ratio = ratio(result.one_dnn_of(OneDnnType::int8), result.prepared);
       std::printf(" %12s %12s %12s %8s %9s", cell(1e6 * result.whole_job, 1).c_str(),
                   cell(1e6 * result.prepared, 1).c_str(), cell(1e6 * result.blas, 1).c_str(),
-                  cell(ratio(result.blas, result.whole_job), 2).c_str(),
+                  cell(blas_ratio, 2).c_str(),
                   cell(ratio(result.blas, result.prepared), 2).c_str());
+      for (const OneDnnType type : one_dnn_types) {
+        std::printf(" %14s", cell(1e6 * result.one_dnn_of(type), 1).c_str());
+      }
+      std::printf(" %8s %9s", cell(bf16_ratio, 2).c_str(), cell(int8_ratio, 2).c_str());
       if (i + timed_shapes >= rows.size()) {
         jobs.push_back(1e6 * result.whole_job);
-        if (FloatBlas::available) ratios.push_back(ratio(result.blas, result.whole_job));
+        prepared.push_back(1e6 * result.prepared);
+        blas_ratios.push_back(blas_ratio);
+        bf16_ratios.push_back(bf16_ratio);
+        int8_ratios.push_back(int8_ratio);
       }
     }
     std::printf("  %s\n", result.bits.text().c_str());
@@ -173,11 +214,17 @@ bool leaderboard(const Exec& exec, const Options& options) {
   }
 
   std::printf("leaderboard: %zu/%zu bit-exact", exact, rows.size());
+  const auto print_ratio = [](const std::vector<double>& ratios, const char* to) {
+    const double mean = mean_of_all(ratios);
+    if (mean > 0) std::printf(", %.2f x %s", mean, to);
+  };
   if (!jobs.empty()) {
-    const double mean = geometric_mean(jobs);
-    std::printf(", geomean %s us", cell(mean, mean < 100 ? 1 : 0).c_str());
+    std::printf(", geomean %s", microseconds(geometric_mean(jobs)).c_str());
+    print_ratio(blas_ratios, "f32 BLAS");
+    print_ratio(bf16_ratios, "bf16 oneDNN");
+    std::printf(", prepared %s", microseconds(geometric_mean(prepared)).c_str());
+    print_ratio(int8_ratios, "int8 oneDNN");
   }
-  if (!ratios.empty()) std::printf(", %s x f32 BLAS", cell(geometric_mean(ratios), 2).c_str());
   std::printf("\n");
   return exact == rows.size() && rows.size() == 10;
 }
@@ -239,6 +286,7 @@ int run(int argc, char** argv) {
   }
   if (options.checkpoints.empty()) {
     std::printf("%-9s %s\n", "f32 BLAS:", FloatBlas::name().c_str());
+    std::printf("%-9s %s\n", "oneDNN:", one_dnn_name(exec).c_str());
     return leaderboard(exec, options) ? 0 : 1;
   }
   bool exact = true;

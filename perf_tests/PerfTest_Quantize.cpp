@@ -59,27 +59,21 @@ Matrix2<T> input(const Extents& extents, std::optional<int> outliers) {
   }
 }
 
-void report_bandwidth(const Exec& exec, benchmark::State& state, double seconds, double bytes) {
-  const double limit = read_bandwidth(exec, static_cast<std::size_t>(bytes));
-  report(state, seconds);
-  state.counters["GB/s"] = 1e-9 * bytes / seconds;
-  state.counters["read_GB/s"] = 1e-9 * limit;
-  state.counters["%read"] = 100 * bytes / seconds / limit;
-}
-
 template <class T, class Storage>
 void add_quantize(const Extents& extents, const char* rule_name, QuantizeRule rule,
                   std::optional<int> outliers = {}) {
   std::string name = std::string("quantize/") + type_name<T>() + "/" + extents.name + "/" +
-                     rule_name + (std::is_same_v<Storage, PlainStorage> ? "" : "/shuffled");
+                     rule_name +
+                     (std::is_same_v<Storage, PlainStorage>   ? ""
+                      : std::is_same_v<Storage, TiledStorage> ? "/shuffled"
+                                                              : "/prepared");
   if (outliers) name += "/outliers_2^" + std::to_string(*outliers);
   add_benchmark(name, [=](const Exec& exec, benchmark::State& state) {
     const Matrix2<T> x = input<T>(extents, outliers);
     const Storage q("q", extents.rows, extents.k);
     const auto matrix = q.matrix();
-    const double seconds = median_seconds(
-        exec, [&] { KokkosMX::quantize(exec, x, matrix, rule); }, benchmark_seconds);
-    report_bandwidth(exec, state, seconds, static_cast<double>(x.size() * sizeof(T)));
+    report_bandwidth<ReadPass>(exec, state, static_cast<double>(x.size() * sizeof(T)),
+                               [&] { KokkosMX::quantize(exec, x, matrix, rule); });
   });
 }
 
@@ -91,15 +85,9 @@ void add_dequantize(const Extents& extents) {
                   const PlainStorage q = quantized(exec, input<BFloat16>(extents, {}));
                   const auto matrix = q.matrix();
                   const Matrix2<T> x("x", extents.rows, extents.k);
-                  const double seconds = median_seconds(
-                      exec, [&] { KokkosMX::dequantize(exec, matrix, x); }, benchmark_seconds);
-                  const double bytes = static_cast<double>(x.size() * sizeof(T) + q.codes().size() +
-                                                           q.scales().size());
-                  const double limit = copy_bandwidth(exec, static_cast<std::size_t>(bytes));
-                  report(state, seconds);
-                  state.counters["GB/s"] = 1e-9 * bytes / seconds;
-                  state.counters["copy_GB/s"] = 1e-9 * limit;
-                  state.counters["%copy"] = 100 * bytes / seconds / limit;
+                  const double bytes = static_cast<double>(x.size() * sizeof(T) + block_bytes(q));
+                  report_bandwidth<CopyPass>(exec, state, bytes,
+                                             [&] { KokkosMX::dequantize(exec, matrix, x); });
                 });
 }
 
@@ -108,10 +96,8 @@ void add_summarize(const Extents& extents) {
       std::string("summarize/") + extents.name, [=](const Exec& exec, benchmark::State& state) {
         const PlainStorage q = quantized(exec, input<BFloat16>(extents, {}));
         const auto matrix = q.matrix();
-        const double seconds = median_seconds(
-            exec, [&] { KokkosMX::summarize(exec, matrix, q.summaries()); }, benchmark_seconds);
-        report_bandwidth(exec, state, seconds,
-                         static_cast<double>(q.codes().size() + q.scales().size()));
+        report_bandwidth<ReadPass>(exec, state, static_cast<double>(block_bytes(q)),
+                                   [&] { KokkosMX::summarize(exec, matrix, q.summaries()); });
       });
 }
 
@@ -121,6 +107,9 @@ void add_all(const BenchmarkOptions&, const Exec&) {
   }
   for (const Extents& extents : {in_l2, in_l3, in_memory}) {
     add_quantize<BFloat16, PlainStorage>(extents, "quark_even", rules::quark_even);
+    if (!std::is_same_v<PreparedStorage, PlainStorage>) {
+      add_quantize<BFloat16, PreparedStorage>(extents, "reference", rules::reference);
+    }
   }
   add_quantize<BFloat16, PlainStorage>(in_l3, "ocp_floor", rules::ocp_floor);
   add_quantize<BFloat16, PlainStorage>(in_l3, "rceil", rules::rceil);

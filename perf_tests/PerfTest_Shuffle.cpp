@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shuffling codes and scales, and back. GB/s counts the bytes that are read and written, so that
-// the fraction of what copying the same bytes reaches says how much the permutation costs.
+// Shuffling codes and scales, and back. GB/s counts the bytes that are read and written; the
+// fraction of what all threads reach that copy as many bytes says how much the permutation costs.
 
 #include <KokkosMX.hpp>
 
@@ -39,17 +39,6 @@ Matrix2<std::uint8_t> scales_like(const Extents& extents) {
   return bytes_like(shape.rows, shape.cols);
 }
 
-/// f(), which reads and writes so many bytes.
-template <class F>
-void measure(const Exec& exec, benchmark::State& state, std::size_t bytes, const F& f) {
-  const double seconds = median_seconds(exec, f, benchmark_seconds);
-  const double limit = copy_bandwidth(exec, bytes);
-  report(state, seconds);
-  state.counters["GB/s"] = 1e-9 * static_cast<double>(bytes) / seconds;
-  state.counters["copy_GB/s"] = 1e-9 * limit;
-  state.counters["%copy"] = 100 * static_cast<double>(bytes) / seconds / limit;
-}
-
 void add_weight(const Extents& extents) {
   const auto add = [&](const std::string& what, bool back) {
     add_benchmark(what + "/" + extents.name, [=](const Exec& exec, benchmark::State& state) {
@@ -57,7 +46,8 @@ void add_weight(const Extents& extents) {
       const auto tiled_bytes = bytes_like(extents.rows, extents.k / 2);
       const OutCodes<RowMajor> plain(plain_bytes);
       const OutCodes<Tile16x16> tiled(tiled_bytes);
-      measure(exec, state, plain_bytes.size() + tiled_bytes.size(), [&] {
+      const auto bytes = static_cast<double>(plain_bytes.size() + tiled_bytes.size());
+      report_bandwidth<CopyPass>(exec, state, bytes, [&] {
         if (back) {
           KokkosMX::unshuffle_weight(exec, tiled, plain);
         } else {
@@ -77,7 +67,8 @@ void add_scale(const Extents& extents) {
       const auto tiled_bytes = scales_like<Tile32x8>(extents);
       const OutScales<RowMajor> plain(plain_bytes);
       const OutScales<Tile32x8> tiled(tiled_bytes);
-      measure(exec, state, plain_bytes.size() + tiled_bytes.size(), [&] {
+      const auto bytes = static_cast<double>(plain_bytes.size() + tiled_bytes.size());
+      report_bandwidth<CopyPass>(exec, state, bytes, [&] {
         if (back) {
           KokkosMX::unshuffle_scale(exec, tiled, plain);
         } else {
