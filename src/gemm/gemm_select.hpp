@@ -78,7 +78,7 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   if (y_panels > 4) y_panels = (y_panels + 3) / 4 * 4;
   config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
   config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
-  const std::int64_t chunk_bytes = few ? 32768 : 131072;
+  const std::int64_t chunk_bytes = few ? 16384 : 131072;
   config.groups = static_cast<int>(std::clamp<std::int64_t>(
       chunk_bytes / (bytes * config.block_panels), 1, std::min<std::int64_t>(groups, 8)));
   return config;

@@ -298,11 +298,7 @@ struct PanelKernel {
     for (int first = 0; first < place.y_panels; first += config.block_panels) {
       const int y_panels = std::min(config.block_panels, place.y_panels - first);
       sum_block(place, first, y_panels, reinterpret_cast<element*>(own + layout.elements), sums);
-      for (int j = 0; j < place.x_panels; ++j) {
-        for (int i = 0; i < y_panels; ++i) {
-          finish(place, first + i, j, sums + (i * place.x_panels + j) * panel_outputs, counts);
-        }
-      }
+      finish_block(place, first, y_panels, sums, counts);
     }
     if (p.counts != nullptr) {
       for (int t = 0; t < tier_count; ++t) {
@@ -338,46 +334,111 @@ struct PanelKernel {
     }
   }
 
-  /// Rounds the sums of panel i of y by panel j of x and stores what lies in C.
+  /// The steps of y and x in C, in elements.
+  std::int64_t y_step() const { return p.y_is_b ? p.epilogue.col : p.epilogue.row; }
+  std::int64_t x_step() const { return p.y_is_b ? p.epilogue.row : p.epilogue.col; }
+  static int rows_of(const PanelOperand& operand, std::int64_t panel) {
+    return static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - panel * panel_rows));
+  }
+
+  /// Every output of the two panels takes Tier::aligned, and no sum leaves float32's normal range:
+  /// a nonzero sum lies between 1 and 2^31.
+  bool is_simple(const PanelState& y, const PanelState& x) const {
+    return y.aligned && x.aligned && p.minimum_tier <= Tier::aligned &&
+           y.least_exponent + x.least_exponent >= -126 &&
+           y.largest_exponent + x.largest_exponent <= 127 - 31;
+  }
+
+  /// Rounds and stores sums as sum_block leaves them.
+  void finish_block(const Place& place, int first, int y_panels, const std::int32_t* sums,
+                    std::uint64_t (&counts)[tier_count]) const {
+    const bool transposed = x_step() != 1;
+    const bool straight = p.epilogue.is_plain() && (x_step() == 1 || y_step() == 1);
+    // Panels along C's rows come two at a time.
+    const int step_y = straight && transposed ? PanelStore::most : 1;
+    const int step_x = straight && !transposed ? PanelStore::most : 1;
+    for (int j = 0; j < place.x_panels; j += step_x) {
+      for (int i = 0; i < y_panels; i += step_y) {
+        const int end_j = std::min(j + step_x, place.x_panels);
+        const int end_i = std::min(i + step_y, y_panels);
+        bool simple = straight;
+        for (int b = j; b < end_j; ++b) {
+          for (int a = i; a < end_i; ++a) {
+            simple = simple && is_simple(place.y_states[first + a], place.x_states[b]);
+          }
+        }
+        const auto sums_of = [&](int a, int b) {
+          return sums + (a * place.x_panels + b) * panel_outputs;
+        };
+        if (simple) {
+          store_straight(place, first + i, first + end_i, j, end_j, sums_of(i, j),
+                         transposed ? place.x_panels * panel_outputs : panel_outputs, counts);
+          continue;
+        }
+        for (int b = j; b < end_j; ++b) {
+          for (int a = i; a < end_i; ++a) finish(place, first + a, b, sums_of(a, b), counts);
+        }
+      }
+    }
+  }
+
+  /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom.
+  void store_straight(const Place& place, int i, int end_i, int j, int end_j,
+                      const std::int32_t* sums, std::int64_t sums_step,
+                      std::uint64_t (&counts)[tier_count]) const {
+    const Epilogue& epilogue = p.epilogue;
+    const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
+    PanelStore to;
+    to.transposed = x_step() != 1;
+    to.panels = to.transposed ? end_i - i : end_j - j;
+    to.row_exponent = to.transposed ? place.x_states[j].exponent : place.y_states[i].exponent;
+    to.rows = to.transposed ? rows_of(p.x, x_panel) : rows_of(p.y, y_panel);
+    to.cols = 0;
+    for (int q = 0; q < to.panels; ++q) {
+      to.sums[q] = sums + q * sums_step;
+      to.col_exponent[q] =
+          to.transposed ? place.y_states[i + q].exponent : place.x_states[j + q].exponent;
+      to.cols += to.transposed ? rows_of(p.y, y_panel + q) : rows_of(p.x, x_panel + q);
+    }
+    const int bytes = epilogue.element == Element::f32 ? 4 : 2;
+    to.c = static_cast<unsigned char*>(epilogue.c) +
+           (place.batch * epilogue.batch + panel_rows * (y_panel * y_step() + x_panel * x_step())) *
+               bytes;
+    to.element = epilogue.element;
+    to.row_stride = to.transposed ? x_step() : y_step();
+    Atom::store(to);
+    counts[static_cast<int>(Tier::aligned)] +=
+        static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
+  }
+
+  /// Rounds the sums of panel i of y by panel j of x and hands what lies in C to the epilogue.
   void finish(const Place& place, int i, int j, const std::int32_t* sums,
               std::uint64_t (&counts)[tier_count]) const {
     const PanelState& y = place.y_states[i];
     const PanelState& x = place.x_states[j];
     const std::int64_t y_row = (place.y_panel + i) * panel_rows;
     const std::int64_t x_row = (place.x_panel + j) * panel_rows;
-    const int y_rows = static_cast<int>(std::min<std::int64_t>(panel_rows, p.y.rows - y_row));
-    const int x_rows = static_cast<int>(std::min<std::int64_t>(panel_rows, p.x.rows - x_row));
-    const Epilogue& epilogue = p.epilogue;
-    const bool all_aligned = y.aligned && x.aligned && p.minimum_tier <= Tier::aligned;
-    // A nonzero sum lies between 1 and 2^31.
-    const bool normal = y.least_exponent + x.least_exponent >= -126 &&
-                        y.largest_exponent + x.largest_exponent <= 127 - 31;
-    if (all_aligned && normal) {
-      counts[static_cast<int>(Tier::aligned)] +=
-          static_cast<std::uint64_t>(y_rows) * static_cast<std::uint64_t>(x_rows);
-      const std::int64_t y_step = p.y_is_b ? epilogue.col : epilogue.row;
-      const std::int64_t x_step = p.y_is_b ? epilogue.row : epilogue.col;
-      if (epilogue.is_plain() && (x_step == 1 || y_step == 1)) {
-        const bool transposed = x_step != 1;
-        const int bytes = epilogue.element == Element::f32 ? 4 : 2;
-        auto* c = static_cast<unsigned char*>(epilogue.c) +
-                  (place.batch * epilogue.batch + y_row * y_step + x_row * x_step) * bytes;
-        Atom::store(
-            sums, transposed,
-            transposed
-                ? PanelStore{x.exponent, y.exponent, c, epilogue.element, x_step, x_rows, y_rows}
-                : PanelStore{y.exponent, x.exponent, c, epilogue.element, y_step, y_rows, x_rows});
-        return;
-      }
+    const int y_rows = rows_of(p.y, place.y_panel + i);
+    const int x_rows = rows_of(p.x, place.x_panel + j);
+    if (is_simple(y, x)) {
       std::uint32_t products[panel_outputs];
-      Atom::store(sums, false,
-                  PanelStore{y.exponent, x.exponent, products, Element::f32, panel_rows, panel_rows,
+      Atom::store(PanelStore{1,
+                             {sums, nullptr},
+                             false,
+                             y.exponent,
+                             {x.exponent, nullptr},
+                             products,
+                             Element::f32,
+                             panel_rows,
+                             panel_rows,
                              panel_rows});
       for (int r = 0; r < y_rows; ++r) {
         for (int c = 0; c < x_rows; ++c) {
           put(place.batch, y_row + r, x_row + c, products[r * panel_rows + c]);
         }
       }
+      counts[static_cast<int>(Tier::aligned)] +=
+          static_cast<std::uint64_t>(y_rows) * static_cast<std::uint64_t>(x_rows);
       return;
     }
     const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
@@ -523,7 +584,8 @@ struct PanelKernel {
       state.least_exponent = std::min(state.least_exponent, state.exponent[r]);
       state.largest_exponent = std::max(state.largest_exponent, state.exponent[r]);
       state.aligned = state.aligned && state.row[r].spread < band_width && !state.row[r].has_nan;
-      std::memset(state.base.scale + r * group_blocks, s.lo, group_blocks);
+      const std::uint32_t base = s.lo * 0x01010101u;
+      std::memcpy(state.base.scale + r * group_blocks, &base, group_blocks);
     }
   }
 };

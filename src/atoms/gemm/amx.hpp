@@ -77,10 +77,7 @@ struct AmxGemmAtom : Int8Panels {
                                                       std::int32_t* products) {
     PanelLoops::group_products(a, b, products);
   }
-  KOKKOSMX_AVX512_FUNCTION static void store(const std::int32_t* sums, bool transposed,
-                                             const PanelStore& to) {
-    store_panel(sums, transposed, to);
-  }
+  KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
 
  private:
   KOKKOSMX_AMX_INLINE static void two_by_two(std::int32_t* sums, std::int64_t sums_y,

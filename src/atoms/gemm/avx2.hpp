@@ -67,10 +67,7 @@ struct Avx2GemmAtom {
                                                     std::int32_t* products) {
     PanelLoops::group_products(a, b, products);
   }
-  KOKKOSMX_AVX2_FUNCTION static void store(const std::int32_t* sums, bool transposed,
-                                           const PanelStore& to) {
-    PanelLoops::store(sums, transposed, to);
-  }
+  KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
 
  private:
 #define KOKKOSMX_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
@@ -95,8 +92,8 @@ struct Avx2GemmAtom {
       }
       const __m256i factor = _mm256_set1_epi64x(static_cast<long long>(factors));
       for (int h = 0; h < 2; ++h) {
-        const __m256i bytes = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(codes + r * group_bytes + 32 * h));
+        const __m256i bytes =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + r * group_bytes + 32 * h));
         const __m256i low = _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, nibble));
         const __m256i high =
             _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));

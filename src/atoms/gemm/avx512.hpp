@@ -130,34 +130,45 @@ struct Int8Panels {
     }
   }
 
-  KOKKOSMX_AVX512_INLINE static void store_panel(const std::int32_t* sums, bool transposed,
-                                                 const PanelStore& to) {
-    __m512i v[16];
-    for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(sums + 16 * r);
-    if (transposed) transpose(v);
-    const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent);
-    const __mmask16 cols = static_cast<__mmask16>((1u << to.cols) - 1u);
+  KOKKOSMX_AVX512_INLINE static void store_panels(const PanelStore& to) {
+    // Rows of float32 bits, or of bf16 numbers in the first half of a row.
+    alignas(64) std::uint32_t rows[panel_rows][PanelStore::most * panel_rows];
+    const bool narrow = to.element == Element::bf16;
+    for (int q = 0; q < to.panels; ++q) {
+      __m512i v[16];
+      for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(to.sums[q] + 16 * r);
+      if (to.transposed) transpose(v);
+      const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent[q]);
+      for (int r = 0; r < 16; ++r) {
+        // The rounding stands in the instruction: the thread's rounding mode has no say.
+        const __m512i rounded = _mm512_castps_si512(
+            _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        const __m512i exponent = _mm512_slli_epi32(
+            _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
+        const __m512i bits =
+            _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+        if (narrow) {
+          const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+          const __m512i number = _mm512_srli_epi32(
+              _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+          _mm256_store_si256(reinterpret_cast<__m256i*>(&rows[r][8 * q]),
+                             _mm512_cvtepi32_epi16(number));
+        } else {
+          _mm512_store_si512(&rows[r][16 * q], bits);
+        }
+      }
+    }
     for (int r = 0; r < to.rows; ++r) {
-      // The rounding stands in the instruction: the thread's rounding mode has no say.
-      const __m512i rounded = _mm512_castps_si512(
-          _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-      const __m512i exponent = _mm512_slli_epi32(
-          _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
-      const __m512i bits =
-          _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
       const std::int64_t at = r * to.row_stride;
-      if (to.element == Element::bf16) {
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i narrow = _mm512_srli_epi32(
-            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-        _mm256_mask_storeu_epi16(static_cast<std::uint16_t*>(to.c) + at, cols,
-                                 _mm512_cvtepi32_epi16(narrow));
+      if (narrow) {
+        const auto cols = static_cast<__mmask32>((std::uint64_t{1} << to.cols) - 1);
+        _mm512_mask_storeu_epi16(static_cast<std::uint16_t*>(to.c) + at, cols,
+                                 _mm512_load_si512(rows[r]));
       } else if (to.element == Element::f32) {
-        _mm512_mask_storeu_epi32(static_cast<std::uint32_t*>(to.c) + at, cols, bits);
+        std::memcpy(static_cast<std::uint32_t*>(to.c) + at, rows[r],
+                    static_cast<std::size_t>(to.cols) * sizeof(std::uint32_t));
       } else {
-        alignas(64) std::uint32_t row[16];
-        _mm512_store_si512(row, bits);
-        for (int j = 0; j < to.cols; ++j) store_from_f32(to.element, to.c, at + j, row[j]);
+        for (int j = 0; j < to.cols; ++j) store_from_f32(to.element, to.c, at + j, rows[r][j]);
       }
     }
   }
@@ -207,10 +218,7 @@ struct VnniGemmAtom : Int8Panels {
                                                       std::int32_t* products) {
     PanelLoops::group_products(a, b, products);
   }
-  KOKKOSMX_AVX512_FUNCTION static void store(const std::int32_t* sums, bool transposed,
-                                             const PanelStore& to) {
-    store_panel(sums, transposed, to);
-  }
+  KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
 
  private:
   /// -128 * the sum of each of 8 rows of y.

@@ -41,16 +41,23 @@ struct PanelBase {
   alignas(64) std::uint8_t scale[panel_group_scales];
 };
 
-/// Where sums of a panel by a panel go: outputs (16, 16) in rows of one operand's rows.
+/// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
+/// so that whole lines of C are written.
 struct PanelStore {
-  /// Exponents of the units of an output: 2^(row_exponent[i] + col_exponent[j]), all such that no
-  /// nonzero sum leaves float32's normal range.
+  static constexpr int most = 2;
+  int panels;  ///< 1 or 2: the numbers of sums and of col_exponents
+  /// 16 x 16 each, in rows of y.
+  const std::int32_t* sums[most];
+  /// The rows of y are columns of C.
+  bool transposed;
+  /// Units of an output: 2^(row_exponent[i] + col_exponent[q][j]), all such that no nonzero sum
+  /// leaves float32's normal range.
   const std::int32_t* row_exponent;
-  const std::int32_t* col_exponent;
+  const std::int32_t* col_exponent[most];
   void* c;
   Element element;
   std::int64_t row_stride;  ///< in elements; the elements of a row are contiguous
-  int rows, cols;           ///< how much of the 16 x 16 lies in C
+  int rows, cols;           ///< how much of the 16 x (16 * panels) lies in C
 };
 
 template <class A>
@@ -77,8 +84,8 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b);
   // One group by one group: a dot product for each of the 4 blocks, in quarters.
   A::group_products(codes, codes, sums);
-  // store(sums, transposed, where): rounds each sum once to float32, then to the element.
-  A::store(codes == nullptr ? nullptr : sums, b, store);
+  // Rounds each sum once to float32, then to the element.
+  A::store(store);
 };
 
 /// Plain loops that serve where an atom has no instructions of its own.
@@ -122,21 +129,23 @@ struct PanelLoops {
     return sum == 0 ? 0u : sign | magnitude;
   }
 
-  KOKKOS_FORCEINLINE_FUNCTION static void store(const std::int32_t* sums, bool transposed,
-                                                const PanelStore& to) {
+  KOKKOS_FORCEINLINE_FUNCTION static void store(const PanelStore& to) {
     for (int i = 0; i < to.rows; ++i) {
-      std::int32_t sum[panel_rows];
-      for (int j = 0; j < panel_rows; ++j) {
-        sum[j] = transposed ? sums[panel_rows * j + i] : sums[panel_rows * i + j];
-      }
-      std::uint32_t row[panel_rows];
-      for (int j = 0; j < panel_rows; ++j) {
-        row[j] = round(sum[j], to.row_exponent[i] + to.col_exponent[j]);
+      std::uint32_t row[PanelStore::most * panel_rows];
+      for (int q = 0; q < to.panels; ++q) {
+        const std::int32_t* sums = to.sums[q];
+        std::int32_t sum[panel_rows];
+        for (int j = 0; j < panel_rows; ++j) {
+          sum[j] = to.transposed ? sums[panel_rows * j + i] : sums[panel_rows * i + j];
+        }
+        for (int j = 0; j < panel_rows; ++j) {
+          row[panel_rows * q + j] = round(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
+        }
       }
       const std::int64_t at = i * to.row_stride;
       if (to.element == Element::bf16) {
-        std::uint16_t narrow[panel_rows];
-        for (int j = 0; j < panel_rows; ++j) {
+        std::uint16_t narrow[PanelStore::most * panel_rows];
+        for (int j = 0; j < panel_rows * to.panels; ++j) {
           narrow[j] = static_cast<std::uint16_t>((row[j] + 0x7FFFu + ((row[j] >> 16) & 1u)) >> 16);
         }
         std::memcpy(static_cast<std::uint16_t*>(to.c) + at, narrow,
