@@ -29,6 +29,7 @@ need g++ g++
 need python3 python3 python3-venv
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 need clang-format-14 clang-format-14
+need qemu-x86_64 qemu-user
 for package in libbenchmark-dev libdnnl-dev; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
 done

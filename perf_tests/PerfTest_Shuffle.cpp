@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shuffling codes and scales, and back. GB/s counts the bytes that are read and written; the
-// fraction of what all threads reach that copy as many bytes says how much the permutation costs.
+// Shuffling codes and scales, preparing operands, and back. GB/s counts the bytes that are read and
+// written; the fraction of what all threads reach that copy as many bytes says how much the
+// permutation costs.
 
 #include <KokkosMX.hpp>
 
@@ -81,6 +82,36 @@ void add_scale(const Extents& extents) {
   add("unshuffle_scale", true);
 }
 
+void add_prepare(const Extents& extents) {
+  const auto add = [&](const std::string& what, bool back) {
+    add_benchmark(what + "/" + extents.name, [=](const Exec& exec, benchmark::State& state) {
+      using Prepared = KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space>;
+      using Plain = KokkosMX::MatrixStorage<RowMajor, RowMajor, Space>;
+      const Plain plain("KokkosMXPerf: plain", extents.rows, extents.k);
+      const Prepared prepared("KokkosMXPerf: prepared", extents.rows, extents.k);
+      std::size_t bytes = 0;
+      const auto fill = [&](const auto& storage) {
+        Kokkos::deep_copy(storage.codes(), 0x35);
+        Kokkos::deep_copy(storage.scales(), 0x7F);
+        KokkosMX::summarize(exec, storage.matrix(), storage.summaries());
+        bytes += storage.codes().size() + storage.scales().size() +
+                 storage.summaries().size() * sizeof(KokkosMX::RowSummary);
+      };
+      fill(plain);
+      fill(prepared);
+      measure(exec, state, bytes, [&] {
+        if (back) {
+          KokkosMX::unprepare(exec, prepared.matrix(), plain.matrix());
+        } else {
+          KokkosMX::prepare(exec, plain.matrix(), prepared.matrix());
+        }
+      });
+    });
+  };
+  add("prepare", false);
+  add("unprepare", true);
+}
+
 void add_all(const BenchmarkOptions&, const Exec&) {
   // Read and written: 1 MiB, 16 MiB, 256 MiB; the largest B of the leaderboard.
   for (const Extents& extents :
@@ -88,6 +119,7 @@ void add_all(const BenchmarkOptions&, const Exec&) {
         Extents{"leaderboard_2112x7168", 2112, 7168},
         Extents{"leaderboard_7168x2048", 7168, 2048}}) {
     add_weight(extents);
+    add_prepare(extents);
   }
   for (const Extents& extents :
        {Extents{"L2", 4096, 4096}, Extents{"L3", 16384, 16384}, Extents{"memory", 32768, 65536},

@@ -33,7 +33,7 @@ void copy_matrix(const ExecSpace& exec, MatrixCopy which, const MatrixRef& from,
   launch_copy_codes(label, exec, source.batch, source.rows, source.blocks, source.codes,
                     target.codes);
   launch_copy_scales(label, exec, source.batch, source.rows, source.blocks, source.scales,
-                     target.scales);
+                     from.scales_kind, target.scales, to.scales_kind);
   if (target.summaries.data == nullptr) return;
   if (source.summaries.data != nullptr) {
     launch_copy_summaries(label, exec, source.batch, source.rows, source.summaries,

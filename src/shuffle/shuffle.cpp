@@ -75,7 +75,8 @@ void copy_scales(const ExecSpace& exec, const BytesRef& from, ScalesKind from_ki
   const ScalesMap source = check.scales({"input"}, from, from_kind);
   const ScalesMap target = check.scales({"output"}, to, to_kind);
   check_disjoint(check, from, to);
-  launch_copy_scales(name.label, exec, plain.batch, plain.rows, plain.cols, source, target);
+  launch_copy_scales(name.label, exec, plain.batch, plain.rows, plain.cols, source, from_kind,
+                     target, to_kind);
 }
 
 #define KOKKOSMX_INSTANTIATE(Space)                                                           \
