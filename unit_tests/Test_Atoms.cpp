@@ -52,6 +52,10 @@ int for_each_atoms(F f) {
     f(Impl::Avx2Atoms{});
     ++sets;
   }
+  if (Impl::has_avx512()) {
+    f(Impl::Avx512Atoms{});
+    ++sets;
+  }
 #endif
   return sets;
 }

@@ -21,6 +21,7 @@
     !defined(__CUDACC__) && !defined(__HIPCC__)
 #define KOKKOSMX_HAVE_X86_ATOMS 1
 #define KOKKOSMX_AVX2_FUNCTION __attribute__((noinline, target("avx2")))
+#define KOKKOSMX_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
 #else
 #define KOKKOSMX_HAVE_X86_ATOMS 0
 #endif

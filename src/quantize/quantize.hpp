@@ -3,8 +3,8 @@
 #define KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
 
 /// \file quantize.hpp
-/// The kernels that walk the rows of a matrix block by block, for arguments already checked: an
-/// item is a run of rows, a thread of the group takes a block.
+/// The kernels that walk the rows of a matrix, for arguments already checked: an item is a run of
+/// rows. On devices a thread of the group takes a block; host threads quantize by groups of blocks.
 
 #include <KokkosMX/Types.hpp>
 
@@ -16,6 +16,7 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 namespace KokkosMX::Impl {
@@ -79,6 +80,47 @@ void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t b
          RowKernel<RowBody>{body, rows, per_item, items});
 }
 
+/// Blocks that a host thread quantizes before it puts them in their places.
+inline constexpr int row_chunk_blocks = 64;
+
+/// What a host thread has of a row before it is in its places: codes by groups, as an atom's
+/// quantize_row gives them, and scales.
+struct RowChunk {
+  alignas(64) std::uint8_t codes[row_chunk_blocks * block_bytes];
+  alignas(64) std::uint8_t scales[row_chunk_blocks];
+};
+
+/// Puts a chunk's blocks in their places, from block `first` of a row on.
+template <class Atom>
+KOKKOS_INLINE_FUNCTION void place_chunk(const RowChunk& chunk, const MatrixMap& q,
+                                        std::int64_t batch, std::int64_t row, std::int64_t first,
+                                        int count) {
+  const int groups = (count + group_blocks - 1) / group_blocks;
+  const CodesMap& codes = q.codes;
+  if (codes.byte == group_blocks) {
+    for (int g = 0; g < groups; ++g) {
+      std::memcpy(codes.at(batch, row, first + g * group_blocks), chunk.codes + g * group_bytes,
+                  group_bytes);
+    }
+  } else if (codes.block_1 == block_bytes && codes.block_4 == group_bytes &&
+             count % group_blocks == 0) {
+    Atom::deinterleave(chunk.codes, groups, codes.at(batch, row, first));
+  } else {
+    alignas(64) std::uint8_t plain[sizeof(chunk.codes)];
+    Atom::deinterleave(chunk.codes, groups, plain);
+    std::uint8_t* to = codes.at(batch, row, first);
+    for (int k = 0; k < count; ++k) {
+      std::memcpy(to + codes.block_offset(k), plain + k * block_bytes, block_bytes);
+    }
+  }
+  std::uint8_t* to = q.scales.at(batch, row, first);
+  if (q.scales.col_8 == 8 && q.scales.col_4 == 4 && q.scales.col_1 == 1) {
+    std::memcpy(to, chunk.scales, static_cast<std::size_t>(count));
+  } else {  // first is a multiple of 8
+    for (int k = 0; k < count; ++k) to[q.scales.col_offset(k)] = chunk.scales[k];
+  }
+}
+
 template <class Atom, class Format>
 struct QuantizeRow {
   DenseMap x;
@@ -92,17 +134,45 @@ struct QuantizeRow {
                                          std::int64_t row) const {
     clear_padding(group, batch, row);
     if (row >= q.rows) return;
-    RowSummary part{};
-    for_each(group, q.blocks, [&](std::int64_t k) {
-      const BlockResult result = q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
-        return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
+    const bool sums = q.summaries.data != nullptr;
+    if constexpr (Group::is_serial) {
+      const RowSummary all = sums ? by_groups<true>(batch, row) : by_groups<false>(batch, row);
+      if (sums) *q.summaries.at(batch, row) = all;
+    } else {
+      RowSummary part{};
+      for_each(group, q.blocks, [&](std::int64_t k) {
+        const BlockResult result =
+            q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
+              return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
+            });
+        *q.scales.at(batch, row, k) = result.scale;
+        merge(part, summary_of_block(result.scale, result.sum_of_squares));
       });
-      *q.scales.at(batch, row, k) = result.scale;
-      merge(part, summary_of_block(result.scale, result.sum_of_squares));
-    });
-    if (q.summaries.data != nullptr) {
-      store_summary(group, scratch, part, q.summaries.at(batch, row));
+      if (sums) store_summary(group, scratch, part, q.summaries.at(batch, row));
     }
+  }
+
+  template <bool Sums>
+  KOKKOS_INLINE_FUNCTION RowSummary by_groups(std::int64_t batch, std::int64_t row) const {
+    const ScalesMap& scales = q.scales;
+    // Where both lie by groups, padding included, everything goes straight to its place.
+    if (q.codes.byte == group_blocks && scales.col_1 == 1 && scales.col_8 == 2 * scales.col_4 &&
+        scales.cols % group_blocks == 0) {
+      return Atom::template quantize_row<Format, Sums>(
+          x.at(batch, row, 0), q.blocks, q.codes.at(batch, row, 0), q.codes.block_4,
+          scales.at(batch, row, 0), scales.col_4, rule);
+    }
+    RowChunk chunk;
+    RowSummary all{};
+    for (std::int64_t first = 0; first < q.blocks; first += row_chunk_blocks) {
+      const std::int64_t left = q.blocks - first;
+      const int count = left < row_chunk_blocks ? static_cast<int>(left) : row_chunk_blocks;
+      merge(all, Atom::template quantize_row<Format, Sums>(x.at(batch, row, first * bytes), count,
+                                                           chunk.codes, group_bytes, chunk.scales,
+                                                           group_blocks, rule));
+      place_chunk<Atom>(chunk, q, batch, row, first, count);
+    }
+    return all;
   }
 
   /// Writes the part of the row that only a layout has.

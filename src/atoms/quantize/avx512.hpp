@@ -252,6 +252,12 @@ struct Avx512QuantizeRow {
     merge(row, part);
   }
 
+  /// The groups of `others` among the blocks of a step, by the loops; they leave the list.
+  static void replace(unsigned others, const unsigned char* x, int blocks, std::uint8_t* codes,
+                      std::int64_t codes_stride, std::uint8_t* scales, std::int64_t scales_stride,
+                      QuantizeRule rule, std::uint8_t* list_scale, std::uint16_t* list_sum,
+                      RowSummary& row);
+
   KOKKOSMX_AVX512_FUNCTION static RowSummary run(const unsigned char* x, std::int64_t blocks,
                                                  std::uint8_t* codes, std::int64_t codes_stride,
                                                  std::uint8_t* scales, std::int64_t scales_stride,
@@ -295,6 +301,25 @@ struct Avx512QuantizeAtom {
 };
 
 template <class Format, bool ToEven, bool Sums>
+__attribute__((noinline)) void Avx512QuantizeRow<Format, ToEven, Sums>::replace(
+    unsigned others, const unsigned char* x, int blocks, std::uint8_t* codes,
+    std::int64_t codes_stride, std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule,
+    std::uint8_t* list_scale, std::uint16_t* list_sum, RowSummary& row) {
+  for (int first = 0; first < blocks; first += group_blocks) {
+    if ((others & 1u) != 0) {
+      const int count = blocks - first < group_blocks ? blocks - first : group_blocks;
+      merge(row, quantize_row_by_blocks<Avx512QuantizeAtom, Format, true>(
+                     x + first * bytes, count, codes, 0, scales, 0, rule));
+      std::memset(list_scale + first, 0, group_blocks);
+      std::memset(list_sum + first, 0, group_blocks * sizeof(*list_sum));
+    }
+    others >>= 1;
+    codes += codes_stride;
+    scales += scales_stride;
+  }
+}
+
+template <class Format, bool ToEven, bool Sums>
 KOKKOSMX_AVX512_FUNCTION RowSummary Avx512QuantizeRow<Format, ToEven, Sums>::run(
     const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
     std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
@@ -325,17 +350,9 @@ KOKKOSMX_AVX512_FUNCTION RowSummary Avx512QuantizeRow<Format, ToEven, Sums>::run
       for (int g = 0; g < groups; ++g) {
         std::memcpy(scales + g * scales_stride, list.scale + k + g * group_blocks, group_blocks);
       }
-      if (others != 0) {
-        for (int g = 0; g < groups; ++g) {
-          if ((others >> g & 1u) == 0) continue;
-          const int first = g * group_blocks;
-          const int rest_of = here - first < group_blocks ? here - first : group_blocks;
-          merge(row, quantize_row_by_blocks<Avx512QuantizeAtom, Format, true>(
-                         x + first * bytes, rest_of, codes + g * codes_stride, 0,
-                         scales + g * scales_stride, 0, rule));
-          std::memset(list.scale + k + first, 0, group_blocks);
-          std::memset(list.sum + k + first, 0, group_blocks * sizeof(list.sum[0]));
-        }
+      if (others != 0) [[unlikely]] {
+        replace(others, x, here, codes, codes_stride, scales, scales_stride, rule, list.scale + k,
+                list.sum + k, row);
       }
       x += here * bytes;
       codes += groups * codes_stride;
