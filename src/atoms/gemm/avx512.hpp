@@ -233,7 +233,9 @@ struct VnniGemmAtom : Int8Panels {
         sum = x86::dot_add(sum, ones, _mm512_load_si512(row));
         sum = x86::dot_add(sum, ones, _mm512_load_si512(row + tile_bytes));
       }
-      offset[r] = -128 * _mm512_reduce_add_epi32(sum);
+      // Leaves int32 where the sums of products do not yet: unsigned, which wraps.
+      offset[r] = static_cast<std::int32_t>(
+          0u - 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum)));
     }
   }
 
