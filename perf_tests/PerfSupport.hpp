@@ -40,7 +40,8 @@ using Matrix2 = Kokkos::View<T**, Kokkos::LayoutRight, Space>;
 using Bytes = Kokkos::View<std::byte*, Space>;
 using PlainStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
 /// Weights that were quantized once, in the layout that the product reads fastest.
-using PreparedStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
+using PreparedStorage =
+    KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space>;
 using TiledStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x16, KokkosMX::Tile32x8, Space>;
 
 // ------------------------------------------------------------------------------ times

@@ -12,16 +12,11 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace KokkosMX::Impl {
 
 namespace {
-
-struct Candidate {
-  const char* name;
-  HostAtoms atoms;
-  bool runs;
-};
 
 #if KOKKOSMX_HAVE_X86_ATOMS
 bool has_avx512() {
@@ -54,24 +49,16 @@ bool has_amx() {
 #endif
 
 HostAtoms choose() {
-  const Candidate candidates[] = {
-    {PortableGemmAtom::name, HostAtoms::portable, true},
-#if KOKKOSMX_HAVE_X86_ATOMS
-    {Avx2GemmAtom::name, HostAtoms::avx2, __builtin_cpu_supports("avx2") != 0},
-    {VnniGemmAtom::name, HostAtoms::avx512vnni, has_avx512()},
-    {AmxGemmAtom::name, HostAtoms::amx, has_amx()},
-#endif
-  };
   const char* forced = std::getenv("KOKKOSMX_ATOM");
   const bool any = forced == nullptr || *forced == '\0';
   HostAtoms best = HostAtoms::portable;
   std::string names;
   bool found = any;
-  for (const Candidate& candidate : candidates) {
-    if (!candidate.runs) continue;
-    names += (names.empty() ? "" : ", ") + std::string(candidate.name);
-    if (any || std::string(forced) == candidate.name) {
-      best = candidate.atoms;
+  for (const HostAtomsEntry& entry : all_host_atoms()) {
+    if (!entry.runs) continue;
+    names += (names.empty() ? "" : ", ") + std::string(entry.name);
+    if (any || std::string(forced) == entry.name) {
+      best = entry.atoms;
       found = true;
     }
   }
@@ -83,6 +70,16 @@ HostAtoms choose() {
 }
 
 }  // namespace
+
+std::vector<HostAtomsEntry> all_host_atoms() {
+  std::vector<HostAtomsEntry> all{{PortableGemmAtom::name, HostAtoms::portable, true}};
+#if KOKKOSMX_HAVE_X86_ATOMS
+  all.push_back({Avx2GemmAtom::name, HostAtoms::avx2, __builtin_cpu_supports("avx2") != 0});
+  all.push_back({VnniGemmAtom::name, HostAtoms::avx512vnni, has_avx512()});
+  all.push_back({AmxGemmAtom::name, HostAtoms::amx, has_amx()});
+#endif
+  return all;
+}
 
 HostAtoms host_atoms() {
   static const HostAtoms chosen = choose();

@@ -1,22 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What the kernels are made of, each alone: every atom that can run here against plain loops over
-// wide integers, and the integer arithmetic of numbers.hpp and exact_sum.hpp against the oracles.
+// wide integers and one rounding at a time, and the integer arithmetic of numbers.hpp and
+// exact_sum.hpp against the oracles.
 
 #include <gtest/gtest.h>
 
 #include <KokkosMX.hpp>
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <new>
+#include <set>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "Inputs.hpp"
 #include "ReferenceGemm.hpp"
 #include "atom_select.hpp"
+#include "atoms/gemm/panel_atom.hpp"
 #include "gemm/exact_sum.hpp"
 #include "numbers.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -42,138 +57,750 @@ constexpr int magnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
 
 int value_of(int code) { return (code & 8 ? -1 : 1) * magnitudes[code & 7]; }
 
-/// Calls f(atoms) for each set of atoms that this machine can run.
+/// Calls f(atoms) for each set of host atoms that this machine can run.
 template <class F>
-int for_each_atoms(F f) {
-  f(Impl::PortableAtoms{});
-  int sets = 1;
-#if KOKKOSMX_HAVE_X86_ATOMS
-  if (__builtin_cpu_supports("avx2")) {
-    f(Impl::Avx2Atoms{});
-    ++sets;
+void for_each_atoms(const F& f) {
+  for (const Impl::HostAtomsEntry& entry : Impl::all_host_atoms()) {
+    if (entry.runs) Impl::with_host_atoms(entry.atoms, f);
   }
-  if (Impl::has_avx512()) {
-    f(Impl::Avx512Atoms{});
-    ++sets;
-  }
-#endif
-  return sets;
 }
 
-TEST(Atoms, UnpackEveryByteAndShift) {
-  for_each_atoms([](auto atoms) {
+/// Calls f(atom) for each panel atom among them.
+template <class F>
+void for_each_panel_atom(const F& f) {
+  for_each_atoms([&](auto atoms) {
     using Atom = typename decltype(atoms)::Gemm;
-    SCOPED_TRACE(Atom::name);
-    // The order within a block is the atom's own, but it is one order: found with one-hot blocks.
-    int order[32];
-    for (int k = 0; k < 32; ++k) {
-      std::uint8_t codes[17] = {};
-      typename Atom::element to[32];
-      codes[1 + k / 2] = static_cast<std::uint8_t>(2 << (4 * (k % 2)));  // unaligned
-      Atom::unpack(codes + 1, 0, to);
-      int ones = 0;
-      for (int e = 0; e < 32; ++e) {
-        if (to[e] == 0) continue;
-        ++ones;
-        order[k] = e;
-        EXPECT_EQ(to[e], 2);
-      }
-      ASSERT_EQ(ones, 1);
+    if constexpr (Impl::PanelAtom<Atom>) {
+      SCOPED_TRACE(Atom::name);
+      f(Atom{});
     }
-    for (int shift = 0; shift <= Atom::max_shift; ++shift) {
-      for (int first = 0; first < 256; first += 16) {
-        std::uint8_t codes[16];
-        typename Atom::element to[32];
-        for (int i = 0; i < 16; ++i) codes[i] = static_cast<std::uint8_t>(first + i);
-        Atom::unpack(codes, shift, to);
-        for (int k = 0; k < 32; ++k) {
-          const int code = codes[k / 2] >> (4 * (k % 2)) & 15;
-          ASSERT_EQ(to[order[k]], value_of(code) * (1 << shift)) << "code " << code;
+  });
+}
+
+TEST(TileAtom, UnpackEveryByteAndShift) {
+  using Atom = Impl::PortableGemmAtom;
+  // The order within a block is the atom's own, but it is one order: found with one-hot blocks.
+  int order[32];
+  for (int k = 0; k < 32; ++k) {
+    std::uint8_t codes[17] = {};
+    typename Atom::element to[32];
+    codes[1 + k / 2] = static_cast<std::uint8_t>(2 << (4 * (k % 2)));  // unaligned
+    Atom::unpack(codes + 1, 0, to);
+    int ones = 0;
+    for (int e = 0; e < 32; ++e) {
+      if (to[e] == 0) continue;
+      ++ones;
+      order[k] = e;
+      EXPECT_EQ(to[e], 2);
+    }
+    ASSERT_EQ(ones, 1);
+  }
+  for (int shift = 0; shift <= Atom::max_shift; ++shift) {
+    for (int first = 0; first < 256; first += 16) {
+      std::uint8_t codes[16];
+      typename Atom::element to[32];
+      for (int i = 0; i < 16; ++i) codes[i] = static_cast<std::uint8_t>(first + i);
+      Atom::unpack(codes, shift, to);
+      for (int k = 0; k < 32; ++k) {
+        const int code = codes[k / 2] >> (4 * (k % 2)) & 15;
+        ASSERT_EQ(to[order[k]], value_of(code) * (1 << shift)) << "code " << code;
+      }
+    }
+  }
+}
+
+TEST(TileAtom, CoordinatesCoverTheTileOnce) {
+  using Atom = Impl::PortableGemmAtom;
+  std::vector<int> seen(Atom::M * Atom::N, 0);
+  for (int lane = 0; lane < Atom::lanes; ++lane) {
+    for (int i = 0; i < Atom::M * Atom::N / Atom::lanes; ++i) {
+      const int row = Atom::row_of(lane, i), col = Atom::col_of(lane, i);
+      ASSERT_TRUE(row >= 0 && row < Atom::M && col >= 0 && col < Atom::N);
+      ++seen[row * Atom::N + col];
+    }
+  }
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), Atom::M * Atom::N);
+}
+
+TEST(TileAtom, MultiplyAddIsTheIntegerSum) {
+  using Atom = Impl::PortableGemmAtom;
+  Stream random(1);
+  constexpr int blocks = 5;
+  for (const int extreme : {0, 1}) {
+    for (int count = 1; count <= blocks; ++count) {
+      const int shift = extreme ? 6 : 3;
+      std::vector<std::uint8_t> codes[2];
+      std::vector<typename Atom::element> panel[2];
+      for (int side = 0; side < 2; ++side) {
+        const int rows = side == 0 ? Atom::M : Atom::N;
+        codes[side].resize(rows * blocks * 16);
+        panel[side].resize(rows * blocks * 32);
+        for (auto& byte : codes[side]) {
+          byte = extreme ? 0x7F : static_cast<std::uint8_t>(random());
+        }
+        for (int row = 0; row < rows; ++row) {
+          for (int block = 0; block < blocks; ++block) {
+            Atom::unpack(&codes[side][(row * blocks + block) * 16],
+                         std::min(shift, Atom::max_shift),
+                         &panel[side][Atom::panel_offset(row, block, blocks)]);
+          }
+        }
+      }
+      typename Atom::Accumulator sum{};
+      for (auto& value : sum.value) value = 17;
+      Atom::multiply_add(sum, panel[0].data(), panel[1].data(), count, blocks);
+      const std::int64_t unit = std::int64_t{1} << (2 * std::min(shift, Atom::max_shift));
+      for (int i = 0; i < Atom::M * Atom::N; ++i) {
+        const int row = Atom::row_of(0, i), col = Atom::col_of(0, i);
+        std::int64_t expected = 0;
+        for (int k = 0; k < 32 * count; ++k) {
+          const int a = codes[0][row * blocks * 16 + k / 2] >> (4 * (k % 2)) & 15;
+          const int b = codes[1][col * blocks * 16 + k / 2] >> (4 * (k % 2)) & 15;
+          expected += value_of(a) * value_of(b);
+        }
+        ASSERT_EQ(sum.value[i], 17 + unit * expected) << row << ", " << col;
+      }
+      std::int32_t product = 0;
+      for (int k = 0; k < 32; ++k) {
+        product += value_of(codes[0][k / 2] >> (4 * (k % 2)) & 15) *
+                   value_of(codes[1][k / 2] >> (4 * (k % 2)) & 15);
+      }
+      ASSERT_EQ(Atom::block_product(codes[0].data(), codes[1].data()), product);
+    }
+  }
+}
+
+// ---- Panel atoms. The oracle is the definition: a code's value in halves, shifted by the distance
+// of its block's scale from the row's base, nothing where that is not 0 to 3.
+
+/// T's at an address that 64 divides.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(std::size_t size, T value = T{})
+      : data_(static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{64}))),
+        size_(size) {
+    std::uninitialized_fill_n(data_, size, value);
+  }
+  ~Aligned() { ::operator delete (data_, std::align_val_t{64}); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+
+  T* data() { return data_; }
+  std::size_t size() const { return size_; }
+  T& operator[](std::size_t i) { return data_[i]; }
+
+ private:
+  T* data_;
+  std::size_t size_;
+};
+
+/// Codes and scales of 16 rows, at odd addresses.
+class PanelInput {
+ public:
+  explicit PanelInput(int groups)
+      : groups_(groups), codes_(std::size_t(1024) * groups + 1), scales_(64 * groups + 3) {
+    std::fill(std::begin(base_.scale), std::end(base_.scale), std::uint8_t{127});
+    std::fill(scales_.begin(), scales_.end(), std::uint8_t{127});
+  }
+  int groups() const { return groups_; }
+  const std::uint8_t* codes() const { return codes_.data() + 1; }
+  const std::uint8_t* scales() const { return scales_.data() + 3; }
+  const Impl::PanelBase& base() const { return base_; }
+
+  /// Byte j of a block: two codes, the low nibble first.
+  std::uint8_t& byte(int row, int block, int j) {
+    return codes_[1 + 1024 * std::size_t(block / 4) + 64 * row + 4 * j + block % 4];
+  }
+  std::uint8_t& scale(int row, int block) {
+    return scales_[3 + 64 * std::size_t(block / 4) + 4 * row + block % 4];
+  }
+  void set_base(int row, int scale) {
+    for (int b = 0; b < 4; ++b) base_.scale[4 * row + b] = static_cast<std::uint8_t>(scale);
+  }
+  void set_code(int row, int k, int code) {
+    std::uint8_t& both = byte(row, k / 32, k % 32 / 2);
+    both = static_cast<std::uint8_t>(k % 2 == 0 ? (both & 0xF0) | code : (both & 0x0F) | code << 4);
+  }
+  std::int64_t value(int row, int k) {
+    const int distance = int{scale(row, k / 32)} - int{base_.scale[4 * row]};
+    if (distance < 0 || distance > 3) return 0;
+    return value_of(byte(row, k / 32, k % 32 / 2) >> (k % 2 == 0 ? 0 : 4) & 15) << distance;
+  }
+
+ private:
+  int groups_;
+  std::vector<std::uint8_t> codes_, scales_;
+  Impl::PanelBase base_;
+};
+
+/// Elements of a panel, and behind them what no unpacking may touch.
+template <class Atom>
+class Unpacked {
+ public:
+  Unpacked(PanelInput& from, bool is_y)
+      : used_(static_cast<std::size_t>(from.groups()) * Atom::panel_group_elements),
+        elements_(used_ + 128, 77) {
+    const auto unpack = is_y ? Atom::unpack_y : Atom::unpack_x;
+    unpack(from.codes(), from.scales(), from.base(), from.groups(), elements_.data());
+    for (std::size_t i = used_; i < elements_.size(); ++i) {
+      if (elements_[i] != 77) ADD_FAILURE() << "an element behind the panel was written: " << i;
+    }
+  }
+  typename Atom::element* data() { return elements_.data(); }
+
+ private:
+  std::size_t used_;
+  Aligned<typename Atom::element> elements_;
+};
+
+/// Reads elements back whatever their order: products with panels whose row r holds 1 at k = 16 q +
+/// r of a group and 0 elsewhere are the elements themselves.
+template <class Atom>
+class Reader {
+ public:
+  explicit Reader(bool reads_y) : reads_y_(reads_y) {
+    for (int q = 0; q < 8; ++q) {
+      PanelInput one(1);
+      for (int r = 0; r < 16; ++r) one.set_code(r, 16 * q + r, 1);
+      ones_.push_back(std::make_unique<Unpacked<Atom>>(one, !reads_y));
+    }
+  }
+  /// Compares a panel with the definition; false where they differ.
+  bool check(PanelInput& input) {
+    Unpacked<Atom> panel(input, reads_y_);
+    Aligned<std::int32_t> sums(256);
+    for (int g = 0; g < input.groups(); ++g) {
+      const auto* at = panel.data() + g * Atom::panel_group_elements;
+      for (int q = 0; q < 8; ++q) {
+        const auto* one = ones_[q]->data();
+        Atom::multiply(sums.data(), 256, 256, reads_y_ ? at : one, 0, reads_y_ ? one : at, 0, 1, 1,
+                       1, false);
+        for (int r = 0; r < 16; ++r) {
+          for (int i = 0; i < 16; ++i) {
+            const int k = 128 * g + 16 * q + i;
+            const std::int64_t got = reads_y_ ? sums[16 * r + i] : sums[16 * i + r];
+            if (got == input.value(r, k)) continue;
+            ADD_FAILURE() << "row " << r << ", k " << k << ": " << got << ", expected "
+                          << input.value(r, k);
+            return false;
+          }
         }
       }
     }
-  });
-}
+    return true;
+  }
 
-TEST(Atoms, CoordinatesCoverTheTileOnce) {
-  for_each_atoms([](auto atoms) {
-    using Atom = typename decltype(atoms)::Gemm;
-    SCOPED_TRACE(Atom::name);
-    std::vector<int> seen(Atom::M * Atom::N, 0);
-    for (int lane = 0; lane < Atom::lanes; ++lane) {
-      for (int i = 0; i < Atom::M * Atom::N / Atom::lanes; ++i) {
-        const int row = Atom::row_of(lane, i), col = Atom::col_of(lane, i);
-        ASSERT_TRUE(row >= 0 && row < Atom::M && col >= 0 && col < Atom::N);
-        ++seen[row * Atom::N + col];
-      }
-    }
-    EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), Atom::M * Atom::N);
-  });
-}
+ private:
+  bool reads_y_;
+  std::vector<std::unique_ptr<Unpacked<Atom>>> ones_;
+};
 
-TEST(Atoms, MultiplyAddIsTheIntegerSum) {
-  for_each_atoms([](auto atoms) {
-    using Atom = typename decltype(atoms)::Gemm;
-    SCOPED_TRACE(Atom::name);
-    Stream random(1);
-    constexpr int blocks = 5;
-    for (const int extreme : {0, 1}) {
-      for (int count = 1; count <= blocks; ++count) {
-        const int shift = extreme ? 6 : 3;
-        std::vector<std::uint8_t> codes[2];
-        std::vector<typename Atom::element> panel[2];
-        for (int side = 0; side < 2; ++side) {
-          const int rows = side == 0 ? Atom::M : Atom::N;
-          codes[side].resize(rows * blocks * 16);
-          panel[side].resize(rows * blocks * 32);
-          for (auto& byte : codes[side]) {
-            byte = extreme ? 0x7F : static_cast<std::uint8_t>(random());
-          }
-          for (int row = 0; row < rows; ++row) {
-            for (int block = 0; block < blocks; ++block) {
-              Atom::unpack(&codes[side][(row * blocks + block) * 16],
-                           std::min(shift, Atom::max_shift),
-                           &panel[side][Atom::panel_offset(row, block, blocks)]);
+TEST(PanelAtoms, UnpackEveryByteAndShift) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Atom::begin();
+    for (const bool is_y : {true, false}) {
+      SCOPED_TRACE(is_y ? "y" : "x");
+      Reader<Atom> reader(is_y);
+      constexpr int groups = 3;
+      PanelInput input(groups);
+      for (int shift = 0; shift < 4; ++shift) {
+        for (int add = 0; add < 256; ++add) {
+          for (int r = 0; r < 16; ++r) {
+            const int base = (13 * r + add) % 252;
+            input.set_base(r, base);
+            for (int b = 0; b < 4 * groups; ++b) {
+              const int distance = (shift + r + b + b / 4) % 4;
+              input.scale(r, b) = static_cast<std::uint8_t>(base + distance);
+              for (int j = 0; j < 16; ++j) {
+                input.byte(r, b, j) = static_cast<std::uint8_t>(add + 37 * r + 11 * b + 3 * j);
+              }
             }
           }
+          if (!reader.check(input)) return Atom::end();
         }
-        typename Atom::Accumulator sum{};
-        for (auto& value : sum.value) value = 17;
-        Atom::multiply_add(sum, panel[0].data(), panel[1].data(), count, blocks);
-        const std::int64_t unit = std::int64_t{1} << (2 * std::min(shift, Atom::max_shift));
-        for (int i = 0; i < Atom::M * Atom::N; ++i) {
-          const int row = Atom::row_of(0, i), col = Atom::col_of(0, i);
-          std::int64_t expected = 0;
-          for (int k = 0; k < 32 * count; ++k) {
-            const int a = codes[0][row * blocks * 16 + k / 2] >> (4 * (k % 2)) & 15;
-            const int b = codes[1][col * blocks * 16 + k / 2] >> (4 * (k % 2)) & 15;
-            expected += value_of(a) * value_of(b);
+      }
+    }
+    Atom::end();
+  });
+}
+
+TEST(PanelAtoms, UnpackLeavesOutBlocksOutsideTheBand) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    constexpr int bases[16] = {0, 1, 2, 3, 4, 63, 126, 127, 128, 129, 249, 250, 251, 252, 253, 254};
+    Atom::begin();
+    for (const bool is_y : {true, false}) {
+      SCOPED_TRACE(is_y ? "y" : "x");
+      Reader<Atom> reader(is_y);
+      for (const int groups : {1, 2}) {
+        PanelInput input(groups);
+        for (int add = 0; add < 256; ++add) {
+          for (int r = 0; r < 16; ++r) {
+            input.set_base(r, bases[(r + add) % 16]);
+            for (int b = 0; b < 4 * groups; ++b) {
+              // Every scale with every base: 16 values of add have the row's base.
+              input.scale(r, b) = static_cast<std::uint8_t>(add / 16 + 16 * (r + 5 * b) + 64 * b);
+              for (int j = 0; j < 16; ++j) {
+                input.byte(r, b, j) = static_cast<std::uint8_t>(0xF7 - 16 * (j % 7) - r % 7);
+              }
+            }
           }
-          ASSERT_EQ(sum.value[i], 17 + unit * expected) << row << ", " << col;
+          if (!reader.check(input)) return Atom::end();
+          for (int r = 0; r < 16; ++r) {  // next to the band's ends
+            for (int b = 0; b < 4 * groups; ++b) {
+              constexpr int distances[8] = {-1, 0, 3, 4, -2, 5, -4, 128};
+              const int scale = input.base().scale[4 * r] + distances[(r + b + add / 16) % 8];
+              input.scale(r, b) = static_cast<std::uint8_t>(std::clamp(scale, 0, 255));
+            }
+          }
+          if (!reader.check(input)) return Atom::end();
         }
-        std::int32_t product = 0;
-        for (int k = 0; k < 32; ++k) {
-          product += value_of(codes[0][k / 2] >> (4 * (k % 2)) & 15) *
-                     value_of(codes[1][k / 2] >> (4 * (k % 2)) & 15);
+      }
+    }
+    Atom::end();
+  });
+}
+
+TEST(PanelAtoms, UnpackOfNoGroupsWritesNothing) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    PanelInput none(0);
+    Unpacked<Atom>(none, true);
+    Unpacked<Atom>(none, false);
+  });
+}
+
+enum class Fill { random, largest, largest_signs };
+
+void fill(PanelInput& input, Fill how, Stream& random) {
+  for (int r = 0; r < 16; ++r) {
+    input.set_base(r, 100 + r);
+    for (int b = 0; b < 4 * input.groups(); ++b) {
+      const int distance = how == Fill::random ? static_cast<int>(random() % 6) - 1 : 3;
+      input.scale(r, b) = static_cast<std::uint8_t>(100 + r + distance);
+      for (int j = 0; j < 16; ++j) {
+        const auto bits = static_cast<std::uint8_t>(random());
+        input.byte(r, b, j) = how == Fill::random    ? bits
+                              : how == Fill::largest ? 0x77
+                                                     : bits | 0x77;
+      }
+    }
+  }
+}
+
+std::int32_t wrapped(std::int64_t x) {
+  return static_cast<std::int32_t>(static_cast<std::uint32_t>(x));
+}
+
+template <class Atom>
+void multiply_panels(Fill how, Stream& random) {
+  constexpr int most_y = 5, most_x = 3, most_groups = 3;
+  using element = typename Atom::element;
+  // Panels lie farther apart than their elements reach.
+  constexpr std::int64_t used = std::int64_t{most_groups} * Atom::panel_group_elements;
+  constexpr std::int64_t stride_y = used + 64, stride_x = used + 192;
+  Aligned<element> y(most_y * stride_y, 55), x(most_x * stride_x, 66);
+  std::vector<PanelInput> y_input(most_y, PanelInput(most_groups));
+  std::vector<PanelInput> x_input(most_x, PanelInput(most_groups));
+  for (int p = 0; p < most_y; ++p) {
+    fill(y_input[p], how, random);
+    Atom::unpack_y(y_input[p].codes(), y_input[p].scales(), y_input[p].base(), most_groups,
+                   y.data() + p * stride_y);
+  }
+  for (int q = 0; q < most_x; ++q) {
+    fill(x_input[q], how, random);
+    Atom::unpack_x(x_input[q].codes(), x_input[q].scales(), x_input[q].base(), most_groups,
+                   x.data() + q * stride_x);
+  }
+  // Sums of the first groups.
+  std::vector<std::int64_t> expected(most_y * most_x * (most_groups + 1) * 256);
+  const auto expected_at = [&](int p, int q, int groups) {
+    return expected.data() + ((p * most_x + q) * (most_groups + 1) + groups) * 256;
+  };
+  for (int p = 0; p < most_y; ++p) {
+    for (int q = 0; q < most_x; ++q) {
+      for (int r = 0; r < 16; ++r) {
+        for (int c = 0; c < 16; ++c) {
+          std::int64_t sum = 0;
+          for (int k = 0; k < 128 * most_groups; ++k) {
+            sum += y_input[p].value(r, k) * x_input[q].value(c, k);
+            if (k % 128 == 127) expected_at(p, q, k / 128 + 1)[16 * r + c] = sum;
+          }
         }
-        ASSERT_EQ(Atom::block_product(codes[0].data(), codes[1].data()), product);
+      }
+    }
+  }
+  const struct {
+    std::int64_t y, x;
+  } strides[] = {{most_x * 272 + 32, 272}, {304, most_y * 304 + 16}};  // one, the other is outer
+  for (const auto& stride : strides) {
+    for (int y_panels = 1; y_panels <= most_y; ++y_panels) {
+      for (int x_panels = 1; x_panels <= most_x; ++x_panels) {
+        for (int groups = 1; groups <= most_groups; ++groups) {
+          for (const bool add : {false, true}) {
+            Aligned<std::int32_t> sums(most_y * most_x * 320 + 64);
+            for (std::size_t i = 0; i < sums.size(); ++i) {
+              // With add, many leave int32.
+              const auto bits = static_cast<std::uint32_t>(random());
+              sums[i] = static_cast<std::int32_t>(i % 3 == 0 ? bits : 0x7FFFFFFFu + bits % 4096);
+            }
+            std::vector<std::int32_t> after(sums.data(), sums.data() + sums.size());
+            for (int p = 0; p < y_panels; ++p) {
+              for (int q = 0; q < x_panels; ++q) {
+                for (int i = 0; i < 256; ++i) {
+                  std::int32_t& to = after[p * stride.y + q * stride.x + i];
+                  to = wrapped(expected_at(p, q, groups)[i] + (add ? to : 0));
+                }
+              }
+            }
+            Atom::multiply(sums.data(), stride.y, stride.x, y.data(), stride_y, x.data(), stride_x,
+                           y_panels, x_panels, groups, add);
+            const auto differs = std::mismatch(after.begin(), after.end(), sums.data());
+            ASSERT_TRUE(differs.first == after.end())
+                << y_panels << " by " << x_panels << " panels, " << groups << " groups, add " << add
+                << ": " << *differs.second << ", expected " << *differs.first << " at "
+                << differs.first - after.begin() << ", strides " << stride.y << ", " << stride.x;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PanelAtoms, MultiplyIsTheIntegerSum) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Atom::begin();
+    Stream random(6);
+    for (const Fill how : {Fill::random, Fill::largest, Fill::largest_signs}) {
+      SCOPED_TRACE(static_cast<int>(how));
+      multiply_panels<Atom>(how, random);
+    }
+    Atom::end();
+  });
+}
+
+// The most groups that int32 is said to hold do not wrap, one more does; whatever an atom adds in
+// between must wrap too, and no more.
+TEST(PanelAtoms, MultiplyAtTheEdgeOfInt32) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    constexpr int most = static_cast<int>(Impl::most_groups_in_int32);
+    static_assert(std::int64_t{most} * 128 * 96 * 96 <= 2147483647);
+    static_assert((std::int64_t{most} + 1) * 128 * 96 * 96 > 2147483647);
+    PanelInput input(most + 1);
+    for (int r = 0; r < 16; ++r) {
+      for (int b = 0; b < 4 * input.groups(); ++b) {
+        input.scale(r, b) = 127 + 3;
+        for (int j = 0; j < 16; ++j) input.byte(r, b, j) = r % 3 == 0 ? 0xFF : 0x77;
+      }
+    }
+    Unpacked<Atom> y(input, true), x(input, false);
+    Aligned<std::int32_t> sums(256);
+    Atom::begin();
+    const auto check = [&](std::int64_t groups) {
+      for (int r = 0; r < 16; ++r) {
+        for (int c = 0; c < 16; ++c) {
+          const int sign = (r % 3 == 0) == (c % 3 == 0) ? 1 : -1;
+          ASSERT_EQ(sums[16 * r + c], wrapped(sign * groups * 128 * 96 * 96)) << groups;
+        }
+      }
+    };
+    for (const int groups : {most, most + 1}) {
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, groups, false);
+      check(groups);
+    }
+    Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, most, true);
+    check(2 * most + 1);
+    Atom::end();
+  });
+}
+
+TEST(PanelAtoms, GroupProducts) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(7);
+    const auto check = [](const std::uint8_t* a, const std::uint8_t* b) {
+      std::int32_t products[6] = {5, 5, 5, 5, 5, 5};
+      Atom::group_products(a, b, products + 1);
+      for (int block = 0; block < 4; ++block) {
+        std::int64_t expected = 0;
+        for (int j = 0; j < 16; ++j) {
+          const int i = 4 * j + block;
+          expected += value_of(a[i] & 15) * value_of(b[i] & 15);
+          expected += value_of(a[i] >> 4) * value_of(b[i] >> 4);
+        }
+        ASSERT_EQ(products[1 + block], expected);
+      }
+      ASSERT_TRUE(products[0] == 5 && products[5] == 5);
+    };
+    std::uint8_t a[65], b[66];
+    for (int x = 0; x < 256; ++x) {  // every byte by every byte
+      for (int y = 0; y < 256; y += 64) {
+        std::fill(std::begin(a), std::end(a), static_cast<std::uint8_t>(x));
+        for (int i = 0; i < 66; ++i) b[i] = static_cast<std::uint8_t>(y + i);
+        check(a + 1, b + 2);
+        check(b + 1, a + 1);
+      }
+    }
+    for (int trial = 0; trial < 1000; ++trial) {
+      for (auto& byte : a) byte = static_cast<std::uint8_t>(random());
+      for (auto& byte : b) byte = static_cast<std::uint8_t>(random() | (trial % 2 ? 0x77 : 0));
+      check(a + 1, b + 1);
+    }
+    for (const int code_a : {0x77, 0xFF}) {
+      for (const int code_b : {0x77, 0xFF}) {
+        std::fill(std::begin(a), std::end(a), static_cast<std::uint8_t>(code_a));
+        std::fill(std::begin(b), std::end(b), static_cast<std::uint8_t>(code_b));
+        check(a, b);
       }
     }
   });
+}
+
+/// A rounding mode of the vector units, and whether subnormals are flushed, for its lifetime.
+class FloatingPointMode {
+ public:
+  static constexpr int count = 8;
+#if defined(__x86_64__)
+  explicit FloatingPointMode(unsigned mode) : before_(_mm_getcsr()) {
+    constexpr unsigned rounding = 0x6000, flush = 0x8040;  // FTZ and DAZ
+    _mm_setcsr((before_ & ~(rounding | flush)) | mode % 4 << 13 | (mode / 4 != 0 ? flush : 0u));
+  }
+  ~FloatingPointMode() { _mm_setcsr(before_); }
+#else
+  explicit FloatingPointMode(unsigned) {}
+#endif
+  FloatingPointMode(const FloatingPointMode&) = delete;
+  FloatingPointMode& operator=(const FloatingPointMode&) = delete;
+
+ private:
+  [[maybe_unused]] unsigned before_ = 0;
+};
+
+/// magnitude * 2^exponent lies exactly between two numbers of the format.
+bool is_tie(const KokkosMXTest::Format& format, const KokkosMXTest::BigUnsigned& magnitude,
+            int exponent) {
+  if (magnitude.is_zero()) return false;
+  const int drop = KokkosMXTest::dropped_bits(format, magnitude, exponent);
+  return drop >= 1 && magnitude.bit(drop - 1) && magnitude.ones_below(drop - 1) == 0;
+}
+
+/// A panel of sums and what each becomes in the three element types.
+struct StoreCase {
+  static constexpr Impl::Element elements[3] = {Impl::Element::f32, Impl::Element::bf16,
+                                                Impl::Element::f16};
+  std::int32_t sum[16][16];
+  std::int32_t row_exponent[16], col_exponent[16];
+  std::uint32_t expected[3][16][16];
+};
+
+struct StoreTally {
+  int f32_ties = 0, bf16_ties = 0, f16_ties = 0, f16_subnormal_ties = 0, f16_infinite = 0,
+      bf16_infinite = 0, least = 0, largest = 0, zeros = 0;
+};
+
+/// A sum whose leading bit is bit `leading`, made to be hard to round.
+std::int64_t hard_sum(int leading, Stream& random) {
+  const std::int64_t one = std::int64_t{1} << leading;
+  const std::int64_t any = one + static_cast<std::int64_t>(random() % static_cast<unsigned>(one));
+  // Nothing below the first bit that this many bits leave no place for; then a tie, or next to one.
+  constexpr int significands[5] = {24, 8, 11, 4, 1};
+  const int drop = leading + 1 - significands[random() % 5];
+  if (drop < 1 || random() % 8 == 0) return random() % 4 == 0 ? 2 * one - 1 : any;
+  const std::int64_t tie = (any >> drop << drop) + (std::int64_t{1} << (drop - 1));
+  const auto near = static_cast<std::int64_t>(random() % 4);
+  return near == 3 ? any >> drop << drop : near == 2 ? tie - 1 : tie + near;
+}
+
+StoreCase store_case(int number, Stream& random, StoreTally& tally) {
+  StoreCase x;
+  // The two exponents' sums: at the ends of what any sum allows (-126 and 96), or beyond them,
+  // where only large or only small sums are left in the normal range; or around those of f16.
+  constexpr int lowest[8] = {-126, 96, -157, 88, -40, -24, -130, -8};
+  constexpr int range[8] = {0, 0, 31, 39, 40, 10, 226, 24};
+  const int least = lowest[number % 8], width = range[number % 8];
+  const int half = least / 2 + static_cast<int>(random() % 41) - 20;
+  for (int i = 0; i < 16; ++i) {
+    const auto part = [&](int most) {
+      return i == 0 ? most : static_cast<int>(random() % (static_cast<unsigned>(most) + 1));
+    };
+    x.row_exponent[i] = half + part(width / 2);
+    x.col_exponent[i] = least - half + part(width - width / 2);
+  }
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) {
+      const int exponent = x.row_exponent[i] + x.col_exponent[j];
+      const int first = std::max(0, -126 - exponent), last = std::min(30, 127 - exponent);
+      std::int64_t sum = 0;
+      if (first <= last && random() % 32 != 0) {
+        const auto choice = static_cast<int>(random() % 4);
+        const int leading = choice == 0 ? first
+                            : choice == 1
+                                ? last
+                                : first + static_cast<int>(random() % unsigned(last - first + 1));
+        sum = hard_sum(leading, random);
+        if (exponent + last == 127 && last >= 23 && random() % 8 == 0) {
+          sum = std::int64_t{0xFFFFFF} << (last - 23);
+        }
+      }
+      if (random() % 2 == 0) sum = -sum;
+      if (exponent >= -126 && exponent <= 96 && random() % 32 == 0) {
+        sum = random() % 2 == 0 ? INT32_MIN : INT32_MAX;
+      }
+      KokkosMXTest::BigUnsigned magnitude;
+      magnitude.add(static_cast<std::uint64_t>(sum < 0 ? -sum : sum), 0);
+      const auto round = [&] {
+        return KokkosMXTest::round_to(KokkosMXTest::format_f32, sum < 0, magnitude, exponent);
+      };
+      if ((round() & 0x7FFFFFFF) >= 0x7F800000) {  // rounded out of the range
+        sum = 0;
+        magnitude = {};
+      }
+      const std::uint32_t bits = round(), positive = bits & 0x7FFFFFFF;
+      x.sum[i][j] = static_cast<std::int32_t>(sum);
+      x.expected[0][i][j] = bits;
+      x.expected[1][i][j] =
+          KokkosMXTest::convert(KokkosMXTest::format_f32, KokkosMXTest::format_bf16, bits);
+      x.expected[2][i][j] =
+          KokkosMXTest::convert(KokkosMXTest::format_f32, KokkosMXTest::format_f16, bits);
+      if (positive == 0) {
+        ++tally.zeros;
+        continue;
+      }
+      const KokkosMXTest::Decoded decoded = KokkosMXTest::decode(KokkosMXTest::format_f32, bits);
+      KokkosMXTest::BigUnsigned rounded;
+      rounded.add(decoded.magnitude, 0);
+      tally.f32_ties += is_tie(KokkosMXTest::format_f32, magnitude, exponent);
+      tally.bf16_ties += is_tie(KokkosMXTest::format_bf16, rounded, decoded.exponent);
+      const bool f16_tie = is_tie(KokkosMXTest::format_f16, rounded, decoded.exponent);
+      tally.f16_ties += f16_tie;
+      tally.f16_subnormal_ties += f16_tie && (x.expected[2][i][j] & 0x7FFF) < 0x400;
+      tally.bf16_infinite += (x.expected[1][i][j] & 0x7FFF) == 0x7F80;
+      tally.f16_infinite += (x.expected[2][i][j] & 0x7FFF) == 0x7C00;
+      tally.least += positive == 0x00800000;
+      tally.largest += positive == 0x7F7FFFFF;
+    }
+  }
+  return x;
+}
+
+TEST(PanelAtoms, StoreRoundsOnceToFloatAndOnceToTheElement) {
+  Stream random(8);
+  StoreTally tally;
+  for (int number = 0; number < 256; ++number) {
+    const StoreCase x = store_case(number, random, tally);
+    // The second panel of a pair has the first one's columns in the opposite order.
+    const int panels = 1 + number / 32 % 2;
+    const int rows = 1 + number % 16;
+    const int cols = 16 * (panels - 1) + 1 + (number / 16 + 5 * number) % 16;
+    const std::int64_t row_stride = cols + (number / 8 % 3) * 7;
+    const auto source = [](int j) { return j < 16 ? j : 31 - j; };
+    Aligned<std::int32_t> sums(512), transposed_sums(512);
+    Aligned<std::int32_t> col_exponent(32);
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 32; ++j) {
+        sums[j / 16 * 256 + i * 16 + j % 16] = x.sum[i][source(j)];
+        transposed_sums[j / 16 * 256 + j % 16 * 16 + i] = x.sum[i][source(j)];
+        col_exponent[j] = x.col_exponent[source(j)];
+      }
+    }
+    for (int e = 0; e < 3; ++e) {
+      const std::size_t size = e == 0 ? 4 : 2;
+      // At 64 bytes, at an element, and anywhere.
+      const std::size_t offsets[] = {0, size, 1, 67};
+      const std::size_t offset = offsets[number / 2 % 4];
+      std::vector<unsigned char> before(offset + 16 * 64 * size);
+      for (auto& byte : before) byte = static_cast<unsigned char>(random());
+      std::vector<unsigned char> after = before;
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < cols; ++j) {  // the low bytes come first
+          std::memcpy(&after[offset + static_cast<std::size_t>(i * row_stride + j) * size],
+                      &x.expected[e][i][source(j)], size);
+        }
+      }
+      for_each_panel_atom([&](auto atom) {
+        using Atom = decltype(atom);
+        for (unsigned mode = 0; mode < FloatingPointMode::count; ++mode) {
+          for (const bool transposed : {false, true}) {
+            Aligned<unsigned char> c(before.size());
+            std::copy(before.begin(), before.end(), c.data());
+            const std::int32_t* from = transposed ? transposed_sums.data() : sums.data();
+            const Impl::PanelStore to{panels,
+                                      {from, from + 256},
+                                      transposed,
+                                      x.row_exponent,
+                                      {col_exponent.data(), col_exponent.data() + 16},
+                                      c.data() + offset,
+                                      StoreCase::elements[e],
+                                      row_stride,
+                                      rows,
+                                      cols};
+            {
+              const FloatingPointMode set(mode);
+              Atom::store(to);
+            }
+            const auto differs = std::mismatch(after.begin(), after.end(), c.data());
+            ASSERT_TRUE(differs.first == after.end())
+                << "case " << number << ", " << rows << " x " << cols << ", element " << e
+                << ", mode " << mode << ", transposed " << transposed << ": byte "
+                << differs.first - after.begin() - static_cast<std::ptrdiff_t>(offset)
+                << ", row stride " << row_stride;
+          }
+        }
+      });
+      if (HasFatalFailure()) return;
+    }
+  }
+  std::cout << tally.f32_ties << " ties in f32, " << tally.bf16_ties << " in bf16, "
+            << tally.f16_ties << " in f16, " << tally.f16_subnormal_ties << " of them subnormal, "
+            << tally.bf16_infinite << " and " << tally.f16_infinite << " infinite in bf16 and f16, "
+            << tally.least << " least and " << tally.largest << " largest normal floats, "
+            << tally.zeros << " zeros" << std::endl;
+  EXPECT_GE(tally.f32_ties, 1000);
+  EXPECT_GE(tally.bf16_ties, 1000);
+  EXPECT_GE(tally.f16_ties, 1000);
+  EXPECT_GE(tally.f16_subnormal_ties, 100);
+  EXPECT_GE(tally.bf16_infinite, 10);
+  EXPECT_GE(tally.f16_infinite, 1000);
+  EXPECT_GE(tally.least, 100);
+  EXPECT_GE(tally.largest, 10);
+  EXPECT_GE(tally.zeros, 1000);
 }
 
 // The formulas of quantizing are tested through the library against an oracle; here the atoms agree
 // with one another on any bits, in every rule.
-template <class Format>
-void quantize_atoms_agree() {
-  const KokkosMX::ScaleMode modes[] = {KokkosMX::ScaleMode::floor, KokkosMX::ScaleMode::ceil,
-                                       KokkosMX::ScaleMode::rceil, KokkosMX::ScaleMode::even};
+
+/// One set of host atoms for each quantize atom that can run here.
+std::vector<Impl::HostAtoms> sets_of_quantize_atoms() {
+  std::vector<Impl::HostAtoms> sets;
+  std::set<std::string> names;
+  for (const Impl::HostAtomsEntry& entry : Impl::all_host_atoms()) {
+    if (!entry.runs) continue;
+    Impl::with_host_atoms(entry.atoms, [&](auto atoms) {
+      if (names.insert(decltype(atoms)::Quantize::name).second) sets.push_back(entry.atoms);
+    });
+  }
+  return sets;
+}
+
+std::vector<KokkosMX::QuantizeRule> quantize_rules() {
   std::vector<KokkosMX::QuantizeRule> rules{KokkosMX::rules::reference};
-  for (const auto mode : modes) {
+  for (const auto mode : {KokkosMX::ScaleMode::floor, KokkosMX::ScaleMode::ceil,
+                          KokkosMX::ScaleMode::rceil, KokkosMX::ScaleMode::even}) {
     for (const auto rounding : {KokkosMX::Rounding::nearest_even, KokkosMX::Rounding::ties_up}) {
       rules.emplace_back(mode, rounding, KokkosMX::NonFinite::ocp);
     }
   }
+  return rules;
+}
+
+template <class Format>
+void quantize_atoms_agree() {
+  const std::vector<KokkosMX::QuantizeRule> rules = quantize_rules();
+  const std::vector<Impl::HostAtoms> sets = sets_of_quantize_atoms();
   constexpr int bytes = 32 * static_cast<int>(sizeof(typename Format::bits));
   Stream random(2);
   for (int trial = 0; trial < 20000; ++trial) {
@@ -195,8 +822,8 @@ void quantize_atoms_agree() {
         squares += static_cast<std::uint32_t>(m * m);
       }
       ASSERT_EQ(result.sum_of_squares, squares);
-      for_each_atoms([&](auto atoms) {
-        using Atom = typename decltype(atoms)::Quantize;
+      const auto compare = [&](auto atom) {
+        using Atom = decltype(atom);
         SCOPED_TRACE(Atom::name);
         std::uint8_t codes[16];
         const auto other = Atom::template quantize<Format>(x + 1, codes, rule);
@@ -208,10 +835,136 @@ void quantize_atoms_agree() {
         Atom::template dequantize<Format>(codes, result.scale, dense);
         Impl::PortableQuantizeAtom::dequantize<Format>(codes, result.scale, expected_dense);
         ASSERT_TRUE(std::equal(dense, dense + bytes, expected_dense));
-      });
+      };
+      for (const Impl::HostAtoms set : sets) {
+        Impl::with_host_atoms(set,
+                              [&](auto atoms) { compare(typename decltype(atoms)::Quantize{}); });
+      }
     }
   }
 }
+/// Blocks of a row: their exponents near one another or not, many numbers at ties, some blocks of
+/// zeros, subnormals, or with infinities and NaN.
+template <class Format>
+void fill_row(unsigned char* x, int blocks, Stream& random) {
+  using bits = typename Format::bits;
+  constexpr int mantissa = Format::mantissa;
+  constexpr auto fields = static_cast<unsigned>(Format::inf >> mantissa);
+  const auto any = [&](unsigned below) { return static_cast<unsigned>(random() % below); };
+  const unsigned row_field = any(fields), spread = 1u << any(6);
+  for (int block = 0; block < blocks; ++block) {
+    const unsigned kind = any(32);
+    const unsigned top = kind == 0   ? 0
+                         : kind == 1 ? any(fields)
+                                     : std::min(row_field + any(spread), fields - 1);
+    for (int i = 0; i < 32; ++i) {
+      const unsigned field = top - std::min(top, any(i == 0 ? 1 : 6));
+      // Three leading bits make midpoints; then one unit above or below.
+      unsigned significand = any(8) << (mantissa - 3);
+      if (any(2) == 0) significand += any(3) - 1;
+      if (any(4) == 0) significand = any(1u << mantissa);
+      unsigned number = (field << mantissa) + significand;
+      if (static_cast<int>(number) < 0 || kind == 2) number = 0;
+      number = std::min<unsigned>(number, Format::inf - 1);
+      if (kind == 3 && any(16) == 0) number = static_cast<unsigned>(Format::inf) + any(2);
+      const auto value =
+          static_cast<bits>(number | any(2) << (8 * static_cast<int>(sizeof(bits)) - 1));
+      std::memcpy(x + (32 * block + i) * static_cast<int>(sizeof(bits)), &value, sizeof(bits));
+    }
+  }
+}
+
+// Rows: what a block at a time gives, in the places that loops.hpp says, and nothing elsewhere.
+template <class Format>
+void quantize_rows_agree() {
+  constexpr int bytes = 32 * static_cast<int>(sizeof(typename Format::bits));
+  const std::vector<Impl::HostAtoms> sets = sets_of_quantize_atoms();
+  const std::vector<KokkosMX::QuantizeRule> rules = quantize_rules();
+  Stream random(9);
+  for (int trial = 0; trial < 2000; ++trial) {
+    const int blocks = static_cast<int>(random() % 8 == 0 ? 1 + random() % 200 : 1 + random() % 24);
+    const int groups = (blocks + 3) / 4;
+    const std::size_t offset = random() % 2;
+    std::vector<unsigned char> x(offset + static_cast<std::size_t>(blocks * bytes));
+    fill_row<Format>(x.data() + offset, blocks, random);
+    const int codes_stride = trial % 3 == 0 ? 64 : trial % 3 == 1 ? 1024 : 67;
+    const int scales_stride = trial % 3 == 0 ? 4 : trial % 3 == 1 ? 64 : 5;
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(groups * codes_stride) + 65);
+    std::vector<std::uint8_t> scales(static_cast<std::size_t>(groups * scales_stride) + 65);
+    for (auto& byte : codes) byte = static_cast<std::uint8_t>(random());
+    for (auto& byte : scales) byte = static_cast<std::uint8_t>(random());
+    const auto& rule = rules[static_cast<std::size_t>(trial) % rules.size()];
+
+    std::vector<std::uint8_t> expected_codes = codes, expected_scales = scales;
+    std::vector<std::uint8_t> plain(static_cast<std::size_t>(groups) * 64, 0);
+    std::vector<std::uint32_t> squares(static_cast<std::size_t>(blocks));
+    int lo = 255, hi = 0;
+    bool has_nan = false;
+    for (int k = 0; k < 4 * groups; ++k) {
+      Impl::BlockResult result{0, 0};
+      std::uint8_t* block = &plain[static_cast<std::size_t>(k) * 16];
+      if (k < blocks) {
+        result = Impl::PortableQuantizeAtom::quantize<Format>(x.data() + offset + k * bytes, block,
+                                                              rule);
+        squares[k] = result.scale == 255 ? 0 : result.sum_of_squares;
+        has_nan = has_nan || result.scale == 255;
+        if (squares[k] != 0) {
+          lo = std::min<int>(lo, result.scale);
+          hi = std::max<int>(hi, result.scale);
+        }
+      }
+      expected_scales[1 + k / 4 * scales_stride + k % 4] = result.scale;
+      for (int j = 0; j < 16; ++j) {
+        expected_codes[1 + k / 4 * codes_stride + 4 * j + k % 4] = block[j];
+      }
+    }
+    unsigned __int128 n = 0;  // no more than 2^64 - 1
+    constexpr auto most = static_cast<unsigned __int128>(~std::uint64_t{0});
+    for (int k = 0; k < blocks; ++k) {
+      if (squares[k] == 0) continue;
+      const int shift = 2 * (expected_scales[1 + k / 4 * scales_stride + k % 4] - lo);
+      n = shift >= 64 ? most
+                      : std::min(most, n + (static_cast<unsigned __int128>(squares[k]) << shift));
+    }
+    const auto compare = [&](auto atom, auto sums) {
+      using Atom = decltype(atom);
+      SCOPED_TRACE(Atom::name);
+      std::vector<std::uint8_t> own_codes = codes, own_scales = scales;
+      const KokkosMX::RowSummary row = Atom::template quantize_row<Format, decltype(sums)::value>(
+          x.data() + offset, blocks, own_codes.data() + 1, codes_stride, own_scales.data() + 1,
+          scales_stride, rule);
+      ASSERT_TRUE(own_codes == expected_codes) << "trial " << trial << ", " << blocks << " blocks";
+      ASSERT_TRUE(own_scales == expected_scales) << "trial " << trial;
+      ASSERT_EQ(row.has_nan, has_nan ? 1 : 0);
+      if (n == 0) {
+        ASSERT_EQ(row.n, 0u);
+      } else {
+        ASSERT_EQ(row.n, sums ? static_cast<std::uint64_t>(n) : 1u) << "trial " << trial;
+        ASSERT_EQ(row.lo, lo);
+        ASSERT_EQ(row.hi, hi);
+      }
+      if (codes_stride == 64) {
+        std::vector<std::uint8_t> own_plain(plain.size() + 1, 99);
+        Atom::deinterleave(own_codes.data() + 1, groups, own_plain.data());
+        ASSERT_TRUE(std::equal(plain.begin(), plain.end(), own_plain.begin()));
+        ASSERT_EQ(own_plain.back(), 99);
+      }
+    };
+    for (const Impl::HostAtoms set : sets) {
+      Impl::with_host_atoms(set, [&](auto atoms) {
+        compare(typename decltype(atoms)::Quantize{}, std::true_type{});
+        compare(typename decltype(atoms)::Quantize{}, std::false_type{});
+      });
+    }
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+TEST(Atoms, QuantizeRowsAgree) {
+  quantize_rows_agree<Impl::F32Format>();
+  quantize_rows_agree<Impl::BF16Format>();
+  quantize_rows_agree<Impl::F16Format>();
+}
+
 TEST(Atoms, QuantizeAgree) {
   quantize_atoms_agree<Impl::F32Format>();
   quantize_atoms_agree<Impl::BF16Format>();
@@ -229,6 +982,22 @@ TEST(Atoms, TheForcedAtomRuns) {
     for_each_atoms([&](auto atoms) { best = decltype(atoms)::Gemm::name; });
     EXPECT_EQ(runs, best);
   }
+}
+
+// ctest runs the programs with each of these names: a set without a test, or a name that is none,
+// would go unseen.
+TEST(Atoms, EveryNameIsTested) {
+  std::string names;
+  for (const Impl::HostAtomsEntry& entry : Impl::all_host_atoms()) {
+    names += (names.empty() ? "" : " ") + std::string(entry.name);
+    std::cout << entry.name << (entry.runs ? ": runs here" : ": this machine cannot run it")
+              << std::endl;
+  }
+#if KOKKOSMX_HAVE_X86_ATOMS
+  EXPECT_EQ(names, KOKKOSMX_TESTED_ATOMS);
+#else
+  EXPECT_EQ(names, "portable");
+#endif
 }
 
 TEST(ExactSum, ProductBelow) {

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,11 +32,14 @@ using KokkosMX::ScaleMode;
 /// Calls f(atom) for each atom that this machine can run.
 template <class F>
 void for_each_atom(F f) {
-  f(Impl::PortableQuantizeAtom{});
-#if KOKKOSMX_HAVE_X86_ATOMS
-  if (__builtin_cpu_supports("avx2")) f(Impl::Avx2QuantizeAtom{});
-  if (Impl::has_avx512()) f(Impl::Avx512QuantizeAtom{});
-#endif
+  std::set<std::string> names;
+  for (const Impl::HostAtomsEntry& entry : Impl::all_host_atoms()) {
+    if (!entry.runs) continue;
+    Impl::with_host_atoms(entry.atoms, [&](auto atoms) {
+      using Atom = typename decltype(atoms)::Quantize;
+      if (names.insert(Atom::name).second) f(Atom{});
+    });
+  }
 }
 
 std::vector<QuantizeRule> all_rules() {

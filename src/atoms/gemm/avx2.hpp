@@ -70,7 +70,6 @@ struct Avx2GemmAtom {
   KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
 
  private:
-#define KOKKOSMX_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
   KOKKOSMX_AVX2_INLINE static __m256i widen(__m128i narrow, __m256i factor) {
     return _mm256_mullo_epi16(_mm256_cvtepi8_epi16(narrow), factor);
   }
@@ -162,7 +161,6 @@ struct Avx2GemmAtom {
       }
     }
   }
-#undef KOKKOSMX_AVX2_INLINE
 };
 static_assert(PanelAtom<Avx2GemmAtom>);
 

@@ -43,9 +43,10 @@ struct Int8Panels {
     __m512i shift, keep;
   };
   KOKKOSMX_AVX512_INLINE static Shifts shifts(const std::uint8_t* scales, const PanelBase& base) {
-    const __m512i distance =
-        _mm512_sub_epi8(_mm512_loadu_si512(scales), _mm512_load_si512(base.scale));
-    const __mmask64 inside = _mm512_cmplt_epu8_mask(distance, _mm512_set1_epi8(band_width));
+    const __m512i scale = _mm512_loadu_si512(scales), least = _mm512_load_si512(base.scale);
+    const __m512i distance = _mm512_sub_epi8(scale, least);  // wraps below the base
+    const __mmask64 inside = _mm512_mask_cmplt_epu8_mask(_mm512_cmpge_epu8_mask(scale, least),
+                                                         distance, _mm512_set1_epi8(band_width));
     // A distance that is kept has two bits: no bit crosses into the next byte.
     const __m512i kept = _mm512_maskz_mov_epi8(inside, distance);
     return {_mm512_slli_epi16(kept, 4), _mm512_maskz_set1_epi8(inside, 15)};
@@ -232,7 +233,9 @@ struct VnniGemmAtom : Int8Panels {
         sum = x86::dot_add(sum, ones, _mm512_load_si512(row));
         sum = x86::dot_add(sum, ones, _mm512_load_si512(row + tile_bytes));
       }
-      offset[r] = -128 * _mm512_reduce_add_epi32(sum);
+      // Leaves int32 where the sums of products do not yet: unsigned, which wraps.
+      offset[r] = static_cast<std::int32_t>(
+          0u - 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum)));
     }
   }
 
