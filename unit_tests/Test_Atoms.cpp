@@ -18,7 +18,6 @@
 #include <new>
 #include <set>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -843,128 +842,6 @@ void quantize_atoms_agree() {
     }
   }
 }
-/// Blocks of a row: their exponents near one another or not, many numbers at ties, some blocks of
-/// zeros, subnormals, or with infinities and NaN.
-template <class Format>
-void fill_row(unsigned char* x, int blocks, Stream& random) {
-  using bits = typename Format::bits;
-  constexpr int mantissa = Format::mantissa;
-  constexpr auto fields = static_cast<unsigned>(Format::inf >> mantissa);
-  const auto any = [&](unsigned below) { return static_cast<unsigned>(random() % below); };
-  const unsigned row_field = any(fields), spread = 1u << any(6);
-  for (int block = 0; block < blocks; ++block) {
-    const unsigned kind = any(32);
-    const unsigned top = kind == 0   ? 0
-                         : kind == 1 ? any(fields)
-                                     : std::min(row_field + any(spread), fields - 1);
-    for (int i = 0; i < 32; ++i) {
-      const unsigned field = top - std::min(top, any(i == 0 ? 1 : 6));
-      // Three leading bits make midpoints; then one unit above or below.
-      unsigned significand = any(8) << (mantissa - 3);
-      if (any(2) == 0) significand += any(3) - 1;
-      if (any(4) == 0) significand = any(1u << mantissa);
-      unsigned number = (field << mantissa) + significand;
-      if (static_cast<int>(number) < 0 || kind == 2) number = 0;
-      number = std::min<unsigned>(number, Format::inf - 1);
-      if (kind == 3 && any(16) == 0) number = static_cast<unsigned>(Format::inf) + any(2);
-      const auto value =
-          static_cast<bits>(number | any(2) << (8 * static_cast<int>(sizeof(bits)) - 1));
-      std::memcpy(x + (32 * block + i) * static_cast<int>(sizeof(bits)), &value, sizeof(bits));
-    }
-  }
-}
-
-// Rows: what a block at a time gives, in the places that loops.hpp says, and nothing elsewhere.
-template <class Format>
-void quantize_rows_agree() {
-  constexpr int bytes = 32 * static_cast<int>(sizeof(typename Format::bits));
-  const std::vector<Impl::HostAtoms> sets = sets_of_quantize_atoms();
-  const std::vector<KokkosMX::QuantizeRule> rules = quantize_rules();
-  Stream random(9);
-  for (int trial = 0; trial < 2000; ++trial) {
-    const int blocks = static_cast<int>(random() % 8 == 0 ? 1 + random() % 200 : 1 + random() % 24);
-    const int groups = (blocks + 3) / 4;
-    const std::size_t offset = random() % 2;
-    std::vector<unsigned char> x(offset + static_cast<std::size_t>(blocks * bytes));
-    fill_row<Format>(x.data() + offset, blocks, random);
-    const int codes_stride = trial % 3 == 0 ? 64 : trial % 3 == 1 ? 1024 : 67;
-    const int scales_stride = trial % 3 == 0 ? 4 : trial % 3 == 1 ? 64 : 5;
-    std::vector<std::uint8_t> codes(static_cast<std::size_t>(groups * codes_stride) + 65);
-    std::vector<std::uint8_t> scales(static_cast<std::size_t>(groups * scales_stride) + 65);
-    for (auto& byte : codes) byte = static_cast<std::uint8_t>(random());
-    for (auto& byte : scales) byte = static_cast<std::uint8_t>(random());
-    const auto& rule = rules[static_cast<std::size_t>(trial) % rules.size()];
-
-    std::vector<std::uint8_t> expected_codes = codes, expected_scales = scales;
-    std::vector<std::uint8_t> plain(static_cast<std::size_t>(groups) * 64, 0);
-    std::vector<std::uint32_t> squares(static_cast<std::size_t>(blocks));
-    int lo = 255, hi = 0;
-    bool has_nan = false;
-    for (int k = 0; k < 4 * groups; ++k) {
-      Impl::BlockResult result{0, 0};
-      std::uint8_t* block = &plain[static_cast<std::size_t>(k) * 16];
-      if (k < blocks) {
-        result = Impl::PortableQuantizeAtom::quantize<Format>(x.data() + offset + k * bytes, block,
-                                                              rule);
-        squares[k] = result.scale == 255 ? 0 : result.sum_of_squares;
-        has_nan = has_nan || result.scale == 255;
-        if (squares[k] != 0) {
-          lo = std::min<int>(lo, result.scale);
-          hi = std::max<int>(hi, result.scale);
-        }
-      }
-      expected_scales[1 + k / 4 * scales_stride + k % 4] = result.scale;
-      for (int j = 0; j < 16; ++j) {
-        expected_codes[1 + k / 4 * codes_stride + 4 * j + k % 4] = block[j];
-      }
-    }
-    unsigned __int128 n = 0;  // no more than 2^64 - 1
-    constexpr auto most = static_cast<unsigned __int128>(~std::uint64_t{0});
-    for (int k = 0; k < blocks; ++k) {
-      if (squares[k] == 0) continue;
-      const int shift = 2 * (expected_scales[1 + k / 4 * scales_stride + k % 4] - lo);
-      n = shift >= 64 ? most
-                      : std::min(most, n + (static_cast<unsigned __int128>(squares[k]) << shift));
-    }
-    const auto compare = [&](auto atom, auto sums) {
-      using Atom = decltype(atom);
-      SCOPED_TRACE(Atom::name);
-      std::vector<std::uint8_t> own_codes = codes, own_scales = scales;
-      const KokkosMX::RowSummary row = Atom::template quantize_row<Format, decltype(sums)::value>(
-          x.data() + offset, blocks, own_codes.data() + 1, codes_stride, own_scales.data() + 1,
-          scales_stride, rule);
-      ASSERT_TRUE(own_codes == expected_codes) << "trial " << trial << ", " << blocks << " blocks";
-      ASSERT_TRUE(own_scales == expected_scales) << "trial " << trial;
-      ASSERT_EQ(row.has_nan, has_nan ? 1 : 0);
-      if (n == 0) {
-        ASSERT_EQ(row.n, 0u);
-      } else {
-        ASSERT_EQ(row.n, sums ? static_cast<std::uint64_t>(n) : 1u) << "trial " << trial;
-        ASSERT_EQ(row.lo, lo);
-        ASSERT_EQ(row.hi, hi);
-      }
-      if (codes_stride == 64) {
-        std::vector<std::uint8_t> own_plain(plain.size() + 1, 99);
-        Atom::deinterleave(own_codes.data() + 1, groups, own_plain.data());
-        ASSERT_TRUE(std::equal(plain.begin(), plain.end(), own_plain.begin()));
-        ASSERT_EQ(own_plain.back(), 99);
-      }
-    };
-    for (const Impl::HostAtoms set : sets) {
-      Impl::with_host_atoms(set, [&](auto atoms) {
-        compare(typename decltype(atoms)::Quantize{}, std::true_type{});
-        compare(typename decltype(atoms)::Quantize{}, std::false_type{});
-      });
-    }
-    if (testing::Test::HasFatalFailure()) return;
-  }
-}
-TEST(Atoms, QuantizeRowsAgree) {
-  quantize_rows_agree<Impl::F32Format>();
-  quantize_rows_agree<Impl::BF16Format>();
-  quantize_rows_agree<Impl::F16Format>();
-}
-
 TEST(Atoms, QuantizeAgree) {
   quantize_atoms_agree<Impl::F32Format>();
   quantize_atoms_agree<Impl::BF16Format>();
