@@ -112,6 +112,15 @@ void launch(const std::string& label, const ExecSpace& exec, std::int64_t items,
   }
 }
 
+/// Runs body(worker) for each of a host's workers, the same one by the same thread every time.
+template <class ExecSpace, class Body>
+void launch_workers(const std::string& label, const ExecSpace& exec, std::int64_t workers,
+                    const Body& body) {
+  using Policy = Kokkos::RangePolicy<ExecSpace, Kokkos::Schedule<Kokkos::Static>,
+                                     Kokkos::IndexType<std::int64_t>>;
+  Kokkos::parallel_for(label, Policy(exec, 0, workers), body);
+}
+
 }  // namespace KokkosMX::Impl
 
 #endif

@@ -217,11 +217,7 @@ struct PrepareX {
 template <class Kernel>
 struct WorkOnTasks {
   Kernel kernel;
-  struct Scratch {};
-  template <class Group>
-  void operator()(const Group&, Scratch&, std::int64_t item) const {
-    kernel.work(item);
-  }
+  void operator()(std::int64_t worker) const { kernel.work(worker); }
 };
 
 /// A product by the panel kernel, on hosts.
@@ -255,7 +251,7 @@ class PanelProduct {
     }
     memory.workers = pieces.take<unsigned char>(kernel_.config.workers *
                                                 static_cast<std::int64_t>(kernel_.layout.bytes));
-    memory.next_task = pieces.take<std::int64_t>(1);
+    memory.tasks = pieces.take<TaskRange>(kernel_.config.workers);
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
@@ -269,7 +265,7 @@ class PanelProduct {
     static const std::string prepare_label = "KokkosMX::gemm: prepare";
     launch(prepare_label, exec, kernel.prepare_items(), 1, PrepareX<PanelKernel<Atom>>{kernel});
     static const std::string label = "KokkosMX::gemm";
-    launch(label, exec, kernel.config.workers, 1, WorkOnTasks<PanelKernel<Atom>>{kernel});
+    launch_workers(label, exec, kernel.config.workers, WorkOnTasks<PanelKernel<Atom>>{kernel});
   }
 
  private:

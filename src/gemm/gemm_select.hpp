@@ -56,7 +56,6 @@ GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n,
 /// How the panel kernel cuts its work.
 template <PanelAtom Atom>
 PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
-  constexpr std::int64_t bytes = Atom::panel_group_elements * sizeof(typename Atom::element);
   PanelConfig config{};
   const std::int64_t groups = std::max<std::int64_t>(p.groups(), 1);
   config.workers = static_cast<int>(concurrency);
@@ -65,8 +64,9 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   config.own_x = p.x.batch * p.x.panels() <= 1;
   // Few panels of x: elements of y are used so little that they should stay in the first cache.
   // Many: panels of x stay there, a pair at a time, while a long block of y passes from the second.
-  const bool few = config.x_panels <= 2;
-  const std::int64_t block = few ? 4 : 16;
+  // Measured on Sapphire Rapids.
+  const bool few = config.x_panels <= 8;
+  const std::int64_t block = !few ? 16 : config.x_panels == 2 ? 4 : 2;
   // A task takes about 128 Ki elements of y: enough that matrix units do not fall asleep while it
   // quantizes them, few enough that codes stay in L2.
   std::int64_t y_panels = std::clamp<std::int64_t>(64 / groups, few ? 4 : 8, 16);
@@ -78,9 +78,7 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   if (y_panels > 4) y_panels = (y_panels + 3) / 4 * 4;
   config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
   config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
-  const std::int64_t chunk_bytes = few ? 16384 : 131072;
-  config.groups = static_cast<int>(std::clamp<std::int64_t>(
-      chunk_bytes / (bytes * config.block_panels), 1, std::min<std::int64_t>(groups, 8)));
+  config.groups = static_cast<int>(std::min<std::int64_t>(groups, few ? 2 : 4));
   return config;
 }
 

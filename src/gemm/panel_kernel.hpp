@@ -110,11 +110,17 @@ struct PreparedX {
   unsigned char* elements;
 };
 
+/// The tasks of a worker that nobody has begun. Every worker has its own, the same ones in every
+/// call, so that what they read stays in its caches; one that has none left takes those of others.
+struct alignas(64) TaskRange {
+  std::int64_t next, end;
+};
+
 /// Memory of the whole call, from the workspace.
 struct PanelMemory {
   PreparedX x;  ///< the workers have one each instead, if config.own_x
   unsigned char* workers;
-  std::int64_t* next_task;
+  TaskRange* tasks;  ///< one for each worker
 };
 
 template <PanelAtom Atom>
@@ -186,7 +192,12 @@ struct PanelKernel {
 
   std::int64_t prepare_items() const { return config.own_x ? 1 : p.x.batch * p.x.panels(); }
   void prepare_x(std::int64_t item) const {
-    if (item == 0) *memory.next_task = 0;
+    if (item == 0) {
+      const std::int64_t count = tasks();
+      for (int w = 0; w < config.workers; ++w) {
+        memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
+      }
+    }
     if (!config.own_x) prepare_x(item, memory.x);
   }
 
@@ -199,16 +210,18 @@ struct PanelKernel {
 
   void work(std::int64_t worker) const {
     unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
-    std::atomic_ref<std::int64_t> next(*memory.next_task);
-    const std::int64_t count = tasks();
     PreparedX x = memory.x;
     if (config.own_x) {
       x = x_at(p, own);
       for (std::int64_t i = 0; i < p.x.batch * p.x.panels(); ++i) prepare_x(i, x);
     }
     Atom::begin();
-    for (std::int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) {
-      do_task(task, x, own);
+    for (int i = 0; i < config.workers; ++i) {
+      TaskRange& range = memory.tasks[(worker + i) % config.workers];
+      std::atomic_ref<std::int64_t> next(range.next);
+      for (std::int64_t task = next.fetch_add(1); task < range.end; task = next.fetch_add(1)) {
+        do_task(task, x, own);
+      }
     }
     Atom::end();
   }
