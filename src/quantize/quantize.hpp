@@ -24,12 +24,22 @@ namespace KokkosMX::Impl {
 /// Threads of a team, on devices.
 inline constexpr int row_kernel_threads = 128;
 
-/// Blocks that a host thread takes at a time, about.
-inline constexpr std::int64_t blocks_per_item = 128;
+/// Blocks that a host thread takes at a time, about: some microseconds.
+inline constexpr std::int64_t blocks_per_item = 2048;
 
-inline std::int64_t rows_per_item(std::int64_t blocks) {
-  const std::int64_t rows = blocks_per_item / (blocks > 0 ? blocks : 1);
-  return rows > 1 ? rows : 1;
+/// Rows that a host thread takes at a time: several items for every thread, and whole tiles of 16
+/// rows where there are enough of them, since threads should not write to the same lines.
+inline std::int64_t rows_per_item(std::int64_t rows, std::int64_t blocks,
+                                  std::int64_t concurrency) {
+  constexpr std::int64_t tile = 16;
+  const std::int64_t most = (rows + 4 * concurrency - 1) / (4 * concurrency);
+  const std::int64_t wanted = blocks_per_item / (blocks > 0 ? blocks : 1);
+  if (most >= tile) {
+    const std::int64_t tiles = (wanted < most ? wanted : most) / tile;
+    return tile * (tiles > 1 ? tiles : 1);
+  }
+  const std::int64_t some = wanted < most ? wanted : most;
+  return some > 1 ? some : 1;
 }
 
 /// Shared by a group while it makes the summary of a row.
@@ -74,7 +84,8 @@ struct RowKernel {
 template <class ExecSpace, class RowBody>
 void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t batch,
                  std::int64_t rows, std::int64_t blocks, const RowBody& body) {
-  const std::int64_t per_item = is_host_space_v<ExecSpace> ? rows_per_item(blocks) : 1;
+  const std::int64_t per_item =
+      is_host_space_v<ExecSpace> ? rows_per_item(rows, blocks, concurrency_of(exec)) : 1;
   const std::int64_t items = (rows + per_item - 1) / per_item;
   launch(label, exec, batch * items, row_kernel_threads,
          RowKernel<RowBody>{body, rows, per_item, items});
