@@ -63,16 +63,17 @@ compile() {
     -Rpass-analysis=kernel-resource-usage -c "$1" -o "$dir/$(basename "$1").o" 2>"$dir/$(basename "$1").log" ||
     { cat "$dir/$(basename "$1").log" >&2; return 1; }
 }
-for source in src/quantize/quantize.cpp src/shuffle/shuffle.cpp src/gemm/gemm.cpp; do
+for source in src/quantize/quantize.cpp src/shuffle/shuffle.cpp src/shuffle/prepare.cpp \
+  src/gemm/gemm.cpp; do
   compile "$source"
 done
 # One row a kernel of ours: scratch memory and spills, which tuning for MI355X has to remove.
 for log in "$dir"/*.log; do
   sed -n 's/.*remark: [^ ]* *\(.*\) \[-Rpass.*/\1/p' "$log"
 done | awk -F': ' '
-  function print_row() { if (name ~ /KokkosMX/) printf "%-16s %-5s VGPRs %4s  scratch %5s B  VGPR spills %4s  waves/SIMD %s\n", kernel, format, v, s, p, o }
+  function print_row() { if (name ~ /KokkosMX/) printf "%-20s %-5s VGPRs %4s  scratch %5s B  VGPR spills %4s  waves/SIMD %s\n", kernel, format, v, s, p, o }
   /Name:/ { print_row(); name = $2; kernel = "?"; format = ""
-    if (match(name, /QuantizeRow|DequantizeRow|SummarizeRow|GemmKernel|CopyCodes|CopyScales/)) kernel = substr(name, RSTART, RLENGTH)
+    if (match(name, /QuantizeRow|DequantizeRow|SummarizeRow|GemmKernel|CopyCodes|CopyScalesOfTile32x8|CopyScales|CopySummaries/)) kernel = substr(name, RSTART, RLENGTH)
     if (name ~ /DequantizeRow/) kernel = "DequantizeRow"
     if (match(name, /BF16|F16|F32/)) format = substr(name, RSTART, RLENGTH) }
   /^ *VGPRs:/ { v = $2 } /ScratchSize/ { s = $2 } /VGPRs Spill/ { p = $2 } /Occupancy/ { o = $2 }

@@ -40,8 +40,7 @@ using Matrix2 = Kokkos::View<T**, Kokkos::LayoutRight, Space>;
 using Bytes = Kokkos::View<std::byte*, Space>;
 using PlainStorage = KokkosMX::MatrixStorage<KokkosMX::RowMajor, KokkosMX::RowMajor, Space>;
 /// Weights that were quantized once, in the layout that the product reads fastest.
-using PreparedStorage =
-    KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space>;
+using PreparedStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space>;
 using TiledStorage = KokkosMX::MatrixStorage<KokkosMX::Tile16x16, KokkosMX::Tile32x8, Space>;
 
 // ------------------------------------------------------------------------------ times
@@ -313,9 +312,7 @@ Storage prepared(const Exec& exec, const PlainStorage& x) {
   } else {
     const auto plain = x.matrix();
     Storage storage("KokkosMXPerf: prepared", plain.rows(), plain.cols());
-    KokkosMX::shuffle_weight(exec, plain.codes(), storage.matrix().codes());
-    KokkosMX::shuffle_scale(exec, plain.scales(), storage.matrix().scales());
-    Kokkos::deep_copy(exec, storage.summaries(), x.summaries());
+    KokkosMX::prepare(exec, plain, storage.matrix());
     exec.fence("KokkosMXPerf: prepared");
     return storage;
   }

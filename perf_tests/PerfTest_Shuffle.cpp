@@ -89,17 +89,17 @@ void add_prepare(const Extents& extents) {
       using Plain = KokkosMX::MatrixStorage<RowMajor, RowMajor, Space>;
       const Plain plain("KokkosMXPerf: plain", extents.rows, extents.k);
       const Prepared prepared("KokkosMXPerf: prepared", extents.rows, extents.k);
-      std::size_t bytes = 0;
+      double bytes = 0;
       const auto fill = [&](const auto& storage) {
         Kokkos::deep_copy(storage.codes(), 0x35);
         Kokkos::deep_copy(storage.scales(), 0x7F);
         KokkosMX::summarize(exec, storage.matrix(), storage.summaries());
-        bytes += storage.codes().size() + storage.scales().size() +
-                 storage.summaries().size() * sizeof(KokkosMX::RowSummary);
+        bytes += static_cast<double>(storage.codes().size() + storage.scales().size() +
+                                     storage.summaries().size() * sizeof(KokkosMX::RowSummary));
       };
       fill(plain);
       fill(prepared);
-      measure(exec, state, bytes, [&] {
+      report_bandwidth<CopyPass>(exec, state, bytes, [&] {
         if (back) {
           KokkosMX::unprepare(exec, prepared.matrix(), plain.matrix());
         } else {

@@ -7,6 +7,7 @@
 
 #include <KokkosMX.hpp>
 #include <Kokkos_Core.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
@@ -45,8 +46,8 @@ constexpr std::int64_t m = 114, n = 226, k = 352;
 class GemmBadInput : public ::testing::Test {
  protected:
   // One allocation for all, so that operands can be made to overlap, with room behind.
-  static constexpr std::int64_t room = 1 << 20;
-  const std::vector<std::uint8_t> before_ = random_bytes(room, 1);
+  const std::size_t workspace_bytes_ = workspace_needed();
+  const std::vector<std::uint8_t> before_ = random_bytes(1'000'000 + workspace_bytes_, 1);
   const DeviceArray<std::uint8_t> memory_ = to_device(before_);
   const DeviceArray<std::uint64_t> counts_{"counts", KokkosMX::tier_count};
   std::uint8_t* const byte_ = memory_.data();
@@ -61,11 +62,24 @@ class GemmBadInput : public ::testing::Test {
   BFloat16* const dense_a_at_ = reinterpret_cast<BFloat16*>(byte_ + 550'000);
   BFloat16* const dense_b_at_ = reinterpret_cast<BFloat16*>(byte_ + 650'000);
   std::uint8_t* const workspace_at_ = byte_ + 850'000;
-  static constexpr std::size_t workspace_bytes = 150'000;
 
   static DeviceRows<const std::uint8_t> bytes(const std::uint8_t* at, std::int64_t rows,
                                               std::int64_t cols) {
     return DeviceRows<const std::uint8_t>(at, Strides(rows, cols, cols, 1));
+  }
+  // Depends on the number of threads and on the atom.
+  static std::size_t workspace_needed() {
+    const DeviceArray<std::uint8_t> memory("memory", n * k * 4);
+    const auto plain = [&](std::int64_t rows) {
+      return Plain(Codes<RowMajor, Space>(bytes(memory.data(), rows, k / 2)),
+                   Scales<RowMajor, Space>(bytes(memory.data(), rows, k / 32)));
+    };
+    const auto dense = [&](std::int64_t rows) {
+      return Dense(reinterpret_cast<const BFloat16*>(memory.data()), Strides(rows, k, k, 1));
+    };
+    const DeviceRows<float> c(reinterpret_cast<float*>(memory.data()), Strides(m, n, n, 1));
+    return std::max(KokkosMX::gemm_workspace_size(Exec(), plain(m), plain(n), c),
+                    KokkosMX::quantize_gemm_workspace_size(Exec(), dense(m), dense(n), c));
   }
   DeviceRows<float> c(std::int64_t rows = m, std::int64_t cols = n) const {
     return DeviceRows<float>(c_at_, Strides(rows, cols, cols, 1));
@@ -89,7 +103,7 @@ class GemmBadInput : public ::testing::Test {
   }
   KokkosMX::Workspace<Space> workspace() const {
     return KokkosMX::Workspace<Space>(
-        Kokkos::View<std::uint8_t*, Space, Unmanaged>(workspace_at_, workspace_bytes));
+        Kokkos::View<std::uint8_t*, Space, Unmanaged>(workspace_at_, workspace_bytes_));
   }
   Kokkos::View<const float*, Space, Unmanaged> bias(std::int64_t cols = n) const {
     return Kokkos::View<const float*, Space, Unmanaged>(bias_at_, static_cast<std::size_t>(cols));
@@ -293,7 +307,7 @@ TEST_F(GemmBadInput, OutputOverAnInput) {
   refused("workspace over A's codes", extents({word}), [&] {
     KokkosMX::gemm(Exec(),
                    KokkosMX::Workspace<Space>(Kokkos::View<std::uint8_t*, Space, Unmanaged>(
-                       a_codes_at_ - 1000, workspace_bytes)),
+                       a_codes_at_ - 1000, workspace_bytes_)),
                    a(), b(), c(), counted());
   });
   gemm_refused("counts over C", extents({word}), a(), b(), c(),

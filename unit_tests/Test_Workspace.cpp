@@ -10,6 +10,7 @@
 
 #include <KokkosMX.hpp>
 #include <Kokkos_Core.hpp>
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -317,14 +318,24 @@ TEST(Workspace, OneByteTooSmall) {
   });
 }
 
-// With both summaries at hand no bytes are needed.
-TEST(Workspace, NoneNeeded) {
+// With both summaries at hand fewer bytes are needed, and none by the tile kernel.
+TEST(Workspace, BothSummaries) {
   const Inputs inputs;
   const DeviceOutput<float> c(m, n, n, 1, 0, {});
-  EXPECT_EQ(KokkosMX::gemm_workspace_size(Exec(), inputs.a(), inputs.b(), c.view()), 0u);
-  call(Exec(), KokkosMX::Workspace<Space>(), inputs.a(), inputs.b(), c.view());
+  const std::size_t bytes = size_of(inputs.a(), inputs.b(), c.view());
+  EXPECT_LT(bytes, size_of(inputs.a_without_summaries(), inputs.b(), c.view()));
+  EXPECT_LT(bytes, size_of(inputs.a(), inputs.b_without_summaries(), c.view()));
+  if (std::string(KokkosMX::gemm_atom(Exec())) == "portable") {
+    EXPECT_EQ(bytes, 0u);
+    call(Exec(), KokkosMX::Workspace<Space>(), inputs.a(), inputs.b(), c.view());
+  } else {
+    const DeviceArray<std::uint8_t> memory("memory", bytes);
+    EXPECT_THROW(call(Exec(), part(memory, 0, bytes - 1), inputs.a(), inputs.b(), c.view()),
+                 std::invalid_argument);
+    call(Exec(), part(memory, 0, bytes), inputs.a(), inputs.b(), c.view());
+  }
   Exec().fence();
-  expect_equal_bits(inputs.expected, c.result(), n, "no workspace");
+  expect_equal_bits(inputs.expected, c.result(), n, "both summaries");
 }
 
 // Asking for the size runs, allocates and waits for nothing.
@@ -405,13 +416,16 @@ TEST(Workspace, PrepareNeitherAllocatesNorFences) {
     for (const std::string& name : names) {
       EXPECT_EQ(name.rfind("KokkosMX::", 0), 0u) << what << ": " << name;
     }
-    // With the summaries that it made, the product needs no workspace.
-    EXPECT_EQ(KokkosMX::gemm_workspace_size(exec, inputs.a(), prepared, c.view()), 0u) << what;
-    KokkosMX::gemm(exec, KokkosMX::Workspace<Space>(), inputs.a(), prepared, c.view());
-    exec.fence();
+    // It made the summaries, so the product does not.
+    EXPECT_LT(
+        size_of(inputs.a(), prepared, c.view()),
+        size_of(inputs.a(),
+                KokkosMX::Matrix<Tile16x128, Tile16x4, Space>(prepared.codes(), prepared.scales()),
+                c.view()))
+        << what;
+    call_without(inputs.a(), prepared, c.view());
     expect_equal_bits(inputs.expected, c.result(), n, what);
-    KokkosMX::gemm(exec, KokkosMX::Workspace<Space>(), inputs.a(), Plain(back.matrix()), c.view());
-    exec.fence();
+    call_without(inputs.a(), Plain(back.matrix()), c.view());
     expect_equal_bits(inputs.expected, c.result(), n, what + ", and back");
   };
   check(inputs.b(), "summaries");
@@ -460,8 +474,15 @@ TEST(Workspace, TwoInstancesAtOnce) {
     instances = {parts[0], parts[1]};
   }
   const DeviceOutput<float> outputs[] = {{m, n, n, 1, 0, {}}, {m, n, n, 1, 0, {}}};
-  const std::size_t bytes = KokkosMX::quantize_gemm_workspace_size(
-      Exec(), inputs.dense_a, inputs.dense_b, outputs[0].view());
+  std::size_t bytes = 0;
+  for (const Exec& exec : instances) {
+    const CView c = outputs[0].view();
+    const auto ask = [&](const auto& a) {
+      bytes = std::max(bytes, KokkosMX::quantize_gemm_workspace_size(exec, a, inputs.dense_b, c));
+    };
+    ask(inputs.dense_a);
+    ask(inputs.a_without_summaries());
+  }
   const DeviceArray<std::uint8_t> memory[] = {DeviceArray<std::uint8_t>("first", bytes),
                                               DeviceArray<std::uint8_t>("second", bytes)};
   std::array<std::uint64_t, 2> wrong{};

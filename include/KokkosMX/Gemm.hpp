@@ -188,9 +188,10 @@ void with_own_workspace(const ExecSpace& exec, std::size_t bytes, F&& f) {
 }
 }  // namespace Impl
 
-/// Bytes of workspace that gemm needs for these operands on exec. Allocates nothing, reads no
-/// operand. 0 where both matrices have summaries.
-/// \throws as gemm does.
+/// Bytes of workspace that gemm needs for these operands on exec: room for the summaries that
+/// matrices lack and, where the atom has a kernel for hosts, for what its threads work on. Depends
+/// on exec's concurrency and on the atom that runs (gemm_atom), so ask with the instance that the
+/// call gets. Allocates nothing, reads no operand. \throws as gemm does.
 template <class ExecSpace, class A, class B, class CView>
 std::size_t gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b, const CView& c) {
   static_assert(Impl::is_matrix<A>::value && Impl::is_matrix<B>::value,
@@ -229,8 +230,9 @@ requires Impl::is_matrix<A>::value void gemm(const ExecSpace& exec, const A& a, 
                            [&](const auto& workspace) { gemm(exec, workspace, a, b, c, options); });
 }
 
-/// Bytes of workspace that quantize_gemm needs: room for what it quantizes. Allocates nothing,
-/// reads no operand. \throws as quantize_gemm does.
+/// Bytes of workspace that quantize_gemm needs on exec: as gemm_workspace_size, and room for what
+/// the call quantizes, in whole or a part for each thread at a time. Allocates nothing, reads no
+/// operand. \throws as quantize_gemm does.
 template <class ExecSpace, class A, class B, class CView>
 std::size_t quantize_gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b,
                                          const CView& c) {

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proves that the tests of the product would notice a wrong library.
 
-Copies the sources, builds the library and Test_Gemm, and runs Test_Gemm's quick suites: they have to
-pass. Then makes one mistake after the other in the copy, builds the library again, and the same
-suites have to fail. A mistake is an exact text that is replaced; a text that the sources do not hold
-exactly once is an error, so that the list below keeps up with them.
+Copies the sources, builds the library and Test_Gemm, and runs Test_Gemm's quick suites with each atom
+that is mutated below: they have to pass. Then makes one mistake after the other in the copy, builds
+the library again, and the same suites with the mistake's atom have to fail. A mistake is an exact
+text that is replaced; a text that the sources do not hold exactly once is an error, so that the list
+below keeps up with them. Mistakes in an atom that the machine cannot run are left out, and said so.
 
   unit_tests/mutations/run.py [--build DIR] [--work DIR]
 
@@ -24,10 +25,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Name, and (file, text, replacement) of every replacement.
+# Name, atom that runs the code, and (file, text, replacement) of every replacement.
 MUTATIONS = [
     (
         "aligned tier: the certificate's constant doubled",
+        "portable",
         [
             (
                 "src/atoms/gemm/loops.hpp",
@@ -38,6 +40,7 @@ MUTATIONS = [
     ),
     (
         "aligned tier: < 2^62 made <= 2^62",
+        "portable",
         [
             (
                 "src/gemm/exact_sum.hpp",
@@ -53,6 +56,7 @@ MUTATIONS = [
     ),
     (
         "window tier: the certificate's constant doubled",
+        "portable",
         [
             (
                 "src/gemm/exact_sum.hpp",
@@ -63,11 +67,34 @@ MUTATIONS = [
     ),
     (
         "wide tier: what lies below the last 64 bits is cut off",
+        "portable",
         [
             (
                 "src/gemm/exact_sum.hpp",
                 "sticky = sticky || limb_[i] != 0;",
                 "sticky = sticky || limb_[i] < 0;",
+            )
+        ],
+    ),
+    (
+        "panel kernel: rows whose scales spread over one bit too many count as aligned",
+        "avx2",
+        [
+            (
+                "src/gemm/panel_kernel.hpp",
+                "state.aligned = state.aligned && state.row[r].spread < band_width",
+                "state.aligned = state.aligned && state.row[r].spread <= band_width",
+            )
+        ],
+    ),
+    (
+        "panel atoms' loops: ties rounded away from zero",
+        "avx2",
+        [
+            (
+                "src/atoms/gemm/panel_atom.hpp",
+                "bits = (bits + 0x0FFFFFFFu + ((bits >> 29) & 1)) >> 29;",
+                "bits = (bits + 0x10000000u) >> 29;",
             )
         ],
     ),
@@ -119,11 +146,17 @@ def replaced(copy, replacements):
     return before
 
 
-def failed_tests(test, *arguments):
-    """The names of the quick tests that fail."""
+SKIPPED = 77  # Test_Gemm's status where the machine lacks the atom
+
+
+def failed_tests(test, atom, *arguments):
+    """The names of the quick tests that fail with the atom; None where it cannot run."""
     quick = [test, "--gtest_brief=1", "--gtest_filter=-*Full.*:*Full/*", *arguments]
     # Waiting threads leave the cores to others.
-    result = run(quick, timeout=900, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "KOKKOSMX_ATOM": atom}
+    result = run(quick, timeout=900, env=environment)
+    if result.returncode == SKIPPED:
+        return None, result.stdout
     failed = re.findall(r"^\[  FAILED  \] (\S+?),? .*\(\d+ ms\)$", result.stdout, re.MULTILINE)
     if (result.returncode == 0) != (not failed) or result.returncode not in (0, 1):
         sys.exit(f"Test_Gemm ended with {result.returncode}:\n{result.stdout[-4000:]}")
@@ -146,7 +179,7 @@ def main():
                 shutil.copytree(ROOT / name, copy / name)
             else:
                 shutil.copy2(ROOT / name, copy / name)
-        for name, replacements in MUTATIONS:  # the texts first: building takes a while
+        for _, _, replacements in MUTATIONS:  # the texts first: building takes a while
             for path, content in replaced(copy, replacements).items():
                 path.write_text(content)
         start = time.monotonic()
@@ -159,25 +192,38 @@ def main():
         make = ["cmake", "--build", build, "--target", "kokkosmx_Test_Gemm"]
         test = build / "unit_tests" / "Test_Gemm"
         must_run(make)
-        failed, output = failed_tests(test)
-        print(f"unchanged: built and run in {time.monotonic() - start:.0f} s", flush=True)
-        if failed:
-            sys.exit(f"the unchanged library fails: {', '.join(failed)}\n{output[-4000:]}")
+        print(f"unchanged: built in {time.monotonic() - start:.0f} s", flush=True)
+        cannot_run = set()
+        for atom in sorted({atom for _, atom, _ in MUTATIONS}):
+            start = time.monotonic()
+            failed, output = failed_tests(test, atom)
+            if failed is None:
+                cannot_run.add(atom)
+                print(f"unchanged, {atom}: not run, this machine cannot", flush=True)
+            elif failed:
+                sys.exit(f"the unchanged library fails: {', '.join(failed)}\n{output[-4000:]}")
+            else:
+                print(f"unchanged, {atom}: passed in {time.monotonic() - start:.0f} s", flush=True)
+        mutations = [mutation for mutation in MUTATIONS if mutation[1] not in cannot_run]
         unnoticed = []
-        for name, replacements in MUTATIONS:
+        for name, atom, replacements in mutations:
             start = time.monotonic()
             before = replaced(copy, replacements)
             must_run(make)
-            failed, _ = failed_tests(test, "--gtest_fail_fast")
+            failed, _ = failed_tests(test, atom, "--gtest_fail_fast")
             for path, content in before.items():
                 path.write_text(content)
             verdict = f"fails {', '.join(failed)}" if failed else "NOT NOTICED"
-            print(f"{name}: {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
+            print(f"{name} ({atom}): {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
             if not failed:
                 unnoticed.append(name)
         if unnoticed:
-            sys.exit(f"mutations: {len(unnoticed)} of {len(MUTATIONS)} not noticed")
-        print(f"mutations: {len(MUTATIONS)}/{len(MUTATIONS)} noticed")
+            sys.exit(f"mutations: {len(unnoticed)} of {len(mutations)} not noticed")
+        left_out = len(MUTATIONS) - len(mutations)
+        print(
+            f"mutations: {len(mutations)}/{len(mutations)} noticed"
+            + (f", {left_out} left out" if left_out else "")
+        )
     finally:
         if options.work is None:
             shutil.rmtree(work, ignore_errors=True)
