@@ -71,6 +71,8 @@ struct PanelState {
   std::int32_t least_exponent, largest_exponent;
   /// Every row fits the atom's integers in one pass, none holds a NaN.
   bool aligned;
+  /// Bit b: some block lies in band b: its scale is 4 b to 4 b + 3 above its row's least.
+  std::uint64_t bands;
 };
 
 /// How work is cut: see gemm_select.hpp.
@@ -85,7 +87,7 @@ struct PanelConfig {
 
 /// A worker's memory, as offsets in bytes.
 struct WorkerLayout {
-  std::size_t x, codes, scales, states, elements, sums, bytes;
+  std::size_t codes, scales, states, bands, elements, sums, bytes;
 };
 
 struct PanelProblem {
@@ -107,6 +109,7 @@ struct PreparedX {
   std::uint8_t* codes;   ///< null where x lies as panels
   std::uint8_t* scales;  ///< the same
   PanelState* states;
+  std::uint64_t* bands;  ///< as PanelState::bands, of each group; unset where the panel is aligned
   unsigned char* elements;
 };
 
@@ -179,6 +182,7 @@ struct PanelKernel {
     layout.codes = take(own_codes ? panels * groups * panel_group_bytes : 0);
     layout.scales = take(own_codes ? panels * groups * panel_group_scales : 0);
     layout.states = take(panels * sizeof(PanelState));
+    layout.bands = take(panels * groups * sizeof(std::uint64_t));
     const auto block = static_cast<std::size_t>(config.block_panels);
     layout.elements = take(block * static_cast<std::size_t>(config.groups) *
                            Atom::panel_group_elements * sizeof(element));
@@ -234,6 +238,7 @@ struct PanelKernel {
     int y_panels, x_panels;
     const PanelView* y_views;
     const PanelState* y_states;
+    const std::uint64_t* y_bands;
     const PanelState* x_states;
     const PreparedX* x;
   };
@@ -248,24 +253,34 @@ struct PanelKernel {
       scales += item * groups * panel_group_scales;
     }
     PanelState& state = x.states[item];
-    const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
+    const PanelView view =
+        load_panel(p.x, batch, panel, codes, scales, state, x.bands + item * groups);
     auto* to = reinterpret_cast<element*>(x.elements) + item * x_panel_elements();
     const std::int64_t whole = p.blocks / group_blocks;
     Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
     if (whole == groups) return;
-    // Whatever lies in the padding of K counts as zero: here, and so in every product.
-    const int tail = static_cast<int>(p.blocks % group_blocks);
-    std::uint8_t padded_codes[panel_group_bytes], padded_scales[panel_group_scales];
+    PaddedGroup padded;
+    pad_group(view, whole, padded);
+    Atom::unpack_x(padded.codes, padded.scales, state.base, 1,
+                   to + whole * Atom::panel_group_elements);
+  }
+
+  /// The last group of a panel where it has fewer blocks than others: whatever lies in the padding
+  /// of K counts as zero, in one operand and so in every product.
+  struct PaddedGroup {
+    std::uint8_t codes[panel_group_bytes];
+    std::uint8_t scales[panel_group_scales];
+  };
+  void pad_group(const PanelView& view, std::int64_t group, PaddedGroup& padded) const {
+    const int tail = static_cast<int>(p.blocks - group * group_blocks);
     for (int i = 0; i < panel_group_bytes; ++i) {
-      padded_codes[i] =
-          i % group_blocks < tail ? view.codes[whole * panel_group_bytes + i] : std::uint8_t{0};
+      padded.codes[i] =
+          i % group_blocks < tail ? view.codes[group * panel_group_bytes + i] : std::uint8_t{0};
     }
     for (int i = 0; i < panel_group_scales; ++i) {
-      padded_scales[i] = i % group_blocks < tail ? view.scales[whole * panel_group_scales + i]
-                                                 : state.base.scale[i];
+      padded.scales[i] =
+          i % group_blocks < tail ? view.scales[group * panel_group_scales + i] : std::uint8_t{0};
     }
-    Atom::unpack_x(padded_codes, padded_scales, state.base, 1,
-                   to + whole * Atom::panel_group_elements);
   }
 
   static std::int64_t batch_of(const PanelOperand& operand, std::int64_t batch) {
@@ -282,14 +297,16 @@ struct PanelKernel {
     place.y_panels =
         static_cast<int>(std::min<std::int64_t>(config.y_panels, p.y.panels() - place.y_panel));
     auto* states = reinterpret_cast<PanelState*>(own + layout.states);
+    auto* bands = reinterpret_cast<std::uint64_t*>(own + layout.bands);
     PanelView views[most_y_panels];
     for (int i = 0; i < place.y_panels; ++i) {
       views[i] = load_panel(
           p.y, batch_of(p.y, place.batch), place.y_panel + i,
           own + layout.codes + static_cast<std::size_t>(i * p.groups()) * panel_group_bytes,
           own + layout.scales + static_cast<std::size_t>(i * p.groups()) * panel_group_scales,
-          states[i]);
+          states[i], bands + i * p.groups());
     }
+    place.y_bands = bands;
     place.y_views = views;
     place.y_states = states;
     place.x = &x;
@@ -354,11 +371,14 @@ struct PanelKernel {
     return static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - panel * panel_rows));
   }
 
-  /// Every output of the two panels takes Tier::aligned, and no sum leaves float32's normal range:
+  /// Every output of the two panels takes Tier::aligned.
+  bool is_aligned(const PanelState& y, const PanelState& x) const {
+    return y.aligned && x.aligned && p.minimum_tier <= Tier::aligned;
+  }
+  /// The same, and no sum leaves float32's normal range:
   /// a nonzero sum lies between 1 and 2^31.
   bool is_simple(const PanelState& y, const PanelState& x) const {
-    return y.aligned && x.aligned && p.minimum_tier <= Tier::aligned &&
-           y.least_exponent + x.least_exponent >= -126 &&
+    return is_aligned(y, x) && y.least_exponent + x.least_exponent >= -126 &&
            y.largest_exponent + x.largest_exponent <= 127 - 31;
   }
 
@@ -370,6 +390,7 @@ struct PanelKernel {
     // Panels along C's rows come two at a time.
     const int step_y = straight && transposed ? PanelStore::most : 1;
     const int step_x = straight && !transposed ? PanelStore::most : 1;
+    bool any_bands = false;
     for (int j = 0; j < place.x_panels; j += step_x) {
       for (int i = 0; i < y_panels; i += step_y) {
         const int end_j = std::min(j + step_x, place.x_panels);
@@ -389,8 +410,170 @@ struct PanelKernel {
           continue;
         }
         for (int b = j; b < end_j; ++b) {
-          for (int a = i; a < end_i; ++a) finish(place, first + a, b, sums_of(a, b), counts);
+          for (int a = i; a < end_i; ++a) {
+            if (is_aligned(place.y_states[first + a], place.x_states[b])) {
+              finish(place, first + a, b, sums_of(a, b), counts);
+            } else {
+              any_bands = true;
+            }
+          }
         }
+      }
+    }
+    if (!any_bands) return;
+    for (int j = 0; j < place.x_panels; j += BandBlock::panels) {
+      for (int i = 0; i < y_panels; i += BandBlock::panels) {
+        finish_bands(place, first, i, std::min(i + BandBlock::panels, y_panels), j,
+                     std::min(j + BandBlock::panels, place.x_panels), sums, counts);
+      }
+    }
+  }
+
+  /// What the bands of a few panels of y by a few of x need.
+  struct BandBlock {
+    static constexpr int panels = 4;
+    alignas(64) element y[panels * Atom::panel_group_elements];
+    alignas(64) element x[panels * Atom::panel_group_elements];
+    alignas(64) std::int32_t sums[panels * panels * panel_outputs];
+    alignas(64) std::int64_t wide[panels * panels * panel_outputs];
+    PanelBase y_base[panels], x_base[panels];
+  };
+
+  /// The base that leaves only a band's blocks; -1 as a base (255) leaves none but those of NaN.
+  static void set_base(const PanelState& state, int band, PanelBase& base) {
+    for (int r = 0; r < panel_rows; ++r) {
+      const int distance = band * band_width;
+      const int scale = distance <= state.row[r].spread ? state.row[r].lo + distance : 255;
+      std::memset(base.scale + r * group_blocks, scale, group_blocks);
+    }
+  }
+
+  /// Finishes the pairs of panels [i, end_i) of y by [j, end_j) of x that are not aligned.
+  ///
+  /// An aligned pass has summed the products of the bands 0. What is left are the products of other
+  /// bands, each a pass over those groups of K where both have blocks, and each 2^(4 (band + band))
+  /// times as large.
+  void finish_bands(const Place& place, int first, int i, int end_i, int j, int end_j,
+                    const std::int32_t* sums, std::uint64_t (&counts)[tier_count]) const {
+    std::uint64_t y_bands = 0, x_bands = 0;
+    bool any = false;
+    for (int a = i; a < end_i; ++a) y_bands |= place.y_states[first + a].bands;
+    for (int b = j; b < end_j; ++b) x_bands |= place.x_states[b].bands;
+    for (int a = i; a < end_i; ++a) {
+      for (int b = j; b < end_j; ++b) {
+        any = any || !is_aligned(place.y_states[first + a], place.x_states[b]);
+      }
+    }
+    if (!any) return;
+    BandBlock block;
+    const int y_panels = end_i - i, x_panels = end_j - j;
+    const int outputs = y_panels * x_panels * panel_outputs;
+    const auto at = [&](int a, int b) { return ((a - i) * x_panels + b - j) * panel_outputs; };
+    for (int a = i; a < end_i; ++a) {
+      for (int b = j; b < end_j; ++b) {
+        const std::int32_t* from = sums + (a * place.x_panels + b) * panel_outputs;
+        for (int k = 0; k < panel_outputs; ++k) block.wide[at(a, b) + k] = from[k];
+      }
+    }
+    // A pass costs about as much as 16 outputs summed one by one: with many bands the few outputs
+    // that 63 bits hold are better off alone.
+    constexpr int most_passes = 64;
+    const bool by_bands = Kokkos::Experimental::popcount_builtin(y_bands) *
+                              Kokkos::Experimental::popcount_builtin(x_bands) <=
+                          most_passes;
+    for (int y_band = 0; by_bands && y_bands >> y_band != 0; ++y_band) {
+      if ((y_bands >> y_band & 1) == 0) continue;
+      for (int x_band = 0; x_bands >> x_band != 0; ++x_band) {
+        const int shift = band_width * (y_band + x_band);
+        // Sums that need more belong to outputs of Tier::wide.
+        if ((x_bands >> x_band & 1) == 0 || shift == 0 || shift >= 63) continue;
+        if (sum_bands(place, first, i, end_i, j, end_j, y_band, x_band, block)) {
+          Atom::add_shifted(block.wide, block.sums, outputs, shift);
+        }
+      }
+    }
+    for (int a = i; a < end_i; ++a) {
+      for (int b = j; b < end_j; ++b) {
+        if (!is_aligned(place.y_states[first + a], place.x_states[b])) {
+          finish_wide(place, first + a, b, block.wide + at(a, b), by_bands, counts);
+        }
+      }
+    }
+  }
+
+  /// Sums of one band by one band; false where they have no group of K in common.
+  bool sum_bands(const Place& place, int first, int i, int end_i, int j, int end_j, int y_band,
+                 int x_band, BandBlock& block) const {
+    const std::int64_t groups = p.groups();
+    const std::int64_t x_first = batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
+    const int y_panels = end_i - i, x_panels = end_j - j;
+    for (int a = i; a < end_i; ++a) {
+      set_base(place.y_states[first + a], y_band, block.y_base[a - i]);
+    }
+    for (int b = j; b < end_j; ++b) set_base(place.x_states[b], x_band, block.x_base[b - j]);
+    const auto has = [](const PanelState& state, const std::uint64_t* bands, std::int64_t g,
+                        int band) { return ((state.aligned ? 1 : bands[g]) >> band & 1) != 0; };
+    bool added = false;
+    for (std::int64_t g = 0; g < groups; ++g) {
+      bool y_has = false, x_has = false;
+      for (int a = i; a < end_i; ++a) {
+        y_has = y_has ||
+                has(place.y_states[first + a], place.y_bands + (first + a) * groups, g, y_band);
+      }
+      for (int b = j; b < end_j; ++b) {
+        x_has = x_has || has(place.x_states[b], place.x->bands + (x_first + b) * groups, g, x_band);
+      }
+      if (!y_has || !x_has) continue;
+      for (int a = i; a < end_i; ++a) {
+        const PanelView& view = place.y_views[first + a];
+        Atom::unpack_y(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
+                       block.y_base[a - i], 1, block.y + (a - i) * Atom::panel_group_elements);
+      }
+      for (int b = j; b < end_j; ++b) {
+        const PanelView view =
+            view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + b);
+        element* to = block.x + (b - j) * Atom::panel_group_elements;
+        if ((g + 1) * group_blocks <= p.blocks) {
+          Atom::unpack_x(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
+                         block.x_base[b - j], 1, to);
+        } else {
+          PaddedGroup padded;
+          pad_group(view, g, padded);
+          Atom::unpack_x(padded.codes, padded.scales, block.x_base[b - j], 1, to);
+        }
+      }
+      Atom::multiply(block.sums, x_panels * panel_outputs, panel_outputs, block.y,
+                     Atom::panel_group_elements, block.x, Atom::panel_group_elements, y_panels,
+                     x_panels, 1, added);
+      added = true;
+    }
+    return added;
+  }
+
+  /// Rounds the outputs of panel i of y by panel j of x, whose sums are complete for those of up to
+  /// 63 bits if by_bands.
+  void finish_wide(const Place& place, int i, int j, const std::int64_t* wide, bool by_bands,
+                   std::uint64_t (&counts)[tier_count]) const {
+    const PanelState& y = place.y_states[i];
+    const PanelState& x = place.x_states[j];
+    const std::int64_t y_row = (place.y_panel + i) * panel_rows;
+    const std::int64_t x_row = (place.x_panel + j) * panel_rows;
+    const int y_rows = rows_of(p.y, place.y_panel + i);
+    const int x_rows = rows_of(p.x, place.x_panel + j);
+    const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
+    std::uint32_t products[panel_outputs];
+    Atom::round(wide, y.exponent, x.exponent, products);
+    for (int r = 0; r < y_rows; ++r) {
+      for (int c = 0; c < x_rows; ++c) {
+        const Tier tier = tier_of_output(y.row[r], x.row[c]);
+        std::uint32_t product = f32_nan;
+        if (tier == Tier::aligned || (tier == Tier::window && by_bands)) {
+          product = products[r * panel_rows + c];
+        } else if (tier != Tier::automatic) {
+          product = sum_of_one(place.y_views[i], r, y.row[r], x_view, c, x.row[c], tier);
+        }
+        put(place.batch, y_row + r, x_row + c, product);
+        ++counts[static_cast<int>(tier)];
       }
     }
   }
@@ -424,7 +607,8 @@ struct PanelKernel {
         static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
   }
 
-  /// Rounds the sums of panel i of y by panel j of x and hands what lies in C to the epilogue.
+  /// Rounds the aligned sums of panel i of y by panel j of x and hands what lies in C to the
+  /// epilogue.
   void finish(const Place& place, int i, int j, const std::int32_t* sums,
               std::uint64_t (&counts)[tier_count]) const {
     const PanelState& y = place.y_states[i];
@@ -433,6 +617,8 @@ struct PanelKernel {
     const std::int64_t x_row = (place.x_panel + j) * panel_rows;
     const int y_rows = rows_of(p.y, place.y_panel + i);
     const int x_rows = rows_of(p.x, place.x_panel + j);
+    counts[static_cast<int>(Tier::aligned)] +=
+        static_cast<std::uint64_t>(y_rows) * static_cast<std::uint64_t>(x_rows);
     if (is_simple(y, x)) {
       std::uint32_t products[panel_outputs];
       Atom::store(PanelStore{1,
@@ -450,23 +636,12 @@ struct PanelKernel {
           put(place.batch, y_row + r, x_row + c, products[r * panel_rows + c]);
         }
       }
-      counts[static_cast<int>(Tier::aligned)] +=
-          static_cast<std::uint64_t>(y_rows) * static_cast<std::uint64_t>(x_rows);
       return;
     }
-    const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
     for (int r = 0; r < y_rows; ++r) {
       for (int c = 0; c < x_rows; ++c) {
-        const Tier tier = tier_of_output(y.row[r], x.row[c]);
-        std::uint32_t product = f32_nan;
-        if (tier == Tier::aligned) {
-          product =
-              round_to_f32(std::int64_t{sums[r * panel_rows + c]}, y.exponent[r] + x.exponent[c]);
-        } else if (tier != Tier::automatic) {
-          product = sum_of_one(place.y_views[i], r, y.row[r], x_view, c, x.row[c], tier);
-        }
-        put(place.batch, y_row + r, x_row + c, product);
-        ++counts[static_cast<int>(tier)];
+        put(place.batch, y_row + r, x_row + c,
+            round_to_f32(std::int64_t{sums[r * panel_rows + c]}, y.exponent[r] + x.exponent[c]));
       }
     }
   }
@@ -539,7 +714,8 @@ struct PanelKernel {
   /// Codes, scales and state of a panel; codes and scales go to the given memory unless they lie as
   /// panels already.
   PanelView load_panel(const PanelOperand& operand, std::int64_t batch, std::int64_t panel,
-                       std::uint8_t* codes, std::uint8_t* scales, PanelState& state) const {
+                       std::uint8_t* codes, std::uint8_t* scales, PanelState& state,
+                       std::uint64_t* bands) const {
     const std::int64_t first = panel * panel_rows;
     const int rows = static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - first));
     RowSummary summaries[panel_rows] = {};
@@ -563,7 +739,26 @@ struct PanelKernel {
       }
     }
     set_state(summaries, state);
-    return in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    const PanelView view =
+        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    if (!state.aligned) find_bands(view, state, bands);
+    return view;
+  }
+
+  void find_bands(const PanelView& view, PanelState& state, std::uint64_t* bands) const {
+    state.bands = 0;
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      bands[g] = 0;
+      const std::uint8_t* scales = view.scales + g * panel_group_scales;
+      for (int i = 0; i < panel_group_scales; ++i) {
+        const RowState& row = state.row[i / group_blocks];
+        const int distance = scales[i] - row.lo;
+        // Others are blocks of zeros.
+        if (distance < 0 || distance > row.spread) continue;
+        bands[g] |= std::uint64_t{1} << (distance / band_width);
+      }
+      state.bands |= bands[g];
+    }
   }
 
   /// A row of a matrix in another layout to row r of a panel.
@@ -588,6 +783,7 @@ struct PanelKernel {
 
   static void set_state(const RowSummary (&summaries)[panel_rows], PanelState& state) {
     state.aligned = true;
+    state.bands = 1;
     state.least_exponent = 1 << 10;
     state.largest_exponent = -(1 << 10);
     for (int r = 0; r < panel_rows; ++r) {

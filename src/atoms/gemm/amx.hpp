@@ -78,6 +78,16 @@ struct AmxGemmAtom : Int8Panels {
     PanelLoops::group_products(a, b, products);
   }
   KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
+  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
+                                                   int count, int shift) {
+    PanelLoops::add_shifted(wide, sums, count, shift);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void round(const std::int64_t* wide,
+                                             const std::int32_t* row_exponent,
+                                             const std::int32_t* col_exponent,
+                                             std::uint32_t* bits) {
+    round_wide(wide, row_exponent, col_exponent, bits);
+  }
 
  private:
   KOKKOSMX_AMX_INLINE static void two_by_two(std::int32_t* sums, std::int64_t sums_y,

@@ -68,6 +68,15 @@ struct Avx2GemmAtom {
     PanelLoops::group_products(a, b, products);
   }
   KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
+  KOKKOSMX_AVX2_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
+                                                 int count, int shift) {
+    PanelLoops::add_shifted(wide, sums, count, shift);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void round(const std::int64_t* wide,
+                                           const std::int32_t* row_exponent,
+                                           const std::int32_t* col_exponent, std::uint32_t* bits) {
+    PanelLoops::round(wide, row_exponent, col_exponent, bits);
+  }
 
  private:
   KOKKOSMX_AVX2_INLINE static __m256i widen(__m128i narrow, __m256i factor) {

@@ -131,6 +131,37 @@ struct Int8Panels {
     }
   }
 
+  KOKKOSMX_AVX512_INLINE static void round_wide(const std::int64_t* wide,
+                                                const std::int32_t* row_exponent,
+                                                const std::int32_t* col_exponent,
+                                                std::uint32_t* bits) {
+    const __m512i col = _mm512_loadu_si512(col_exponent);
+    for (int r = 0; r < panel_rows; ++r) {
+      const __m512i unit = _mm512_add_epi32(_mm512_set1_epi32(row_exponent[r]), col);
+      // Where every nonzero sum of 63 bits lies in float32's normal range, its unit's exponent is
+      // added to the rounded sum's.
+      const __mmask16 normal = _mm512_cmpge_epi32_mask(unit, _mm512_set1_epi32(-126)) &
+                               _mm512_cmple_epi32_mask(unit, _mm512_set1_epi32(127 - 63));
+      if (normal != 0xFFFF) {
+        for (int c = 0; c < panel_rows; ++c) {
+          bits[r * panel_rows + c] =
+              round_to_f32(wide[r * panel_rows + c], row_exponent[r] + col_exponent[c]);
+        }
+        continue;
+      }
+      constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+      const __m512i low = _mm512_loadu_si512(wide + r * panel_rows);
+      const __m512i high = _mm512_loadu_si512(wide + r * panel_rows + 8);
+      const __m256i low_bits = _mm256_castps_si256(_mm512_cvt_roundepi64_ps(low, nearest));
+      const __m256i high_bits = _mm256_castps_si256(_mm512_cvt_roundepi64_ps(high, nearest));
+      const __m512i rounded = _mm512_inserti64x4(_mm512_castsi256_si512(low_bits), high_bits, 1);
+      const __m512i exponent = _mm512_slli_epi32(unit, 23);
+      _mm512_storeu_si512(
+          bits + r * panel_rows,
+          _mm512_maskz_add_epi32(_mm512_test_epi32_mask(rounded, rounded), rounded, exponent));
+    }
+  }
+
   KOKKOSMX_AVX512_INLINE static void store_panels(const PanelStore& to) {
     // Rows of float32 bits, or of bf16 numbers in the first half of a row.
     alignas(64) std::uint32_t rows[panel_rows][PanelStore::most * panel_rows];
@@ -220,6 +251,16 @@ struct VnniGemmAtom : Int8Panels {
     PanelLoops::group_products(a, b, products);
   }
   KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
+  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
+                                                   int count, int shift) {
+    PanelLoops::add_shifted(wide, sums, count, shift);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void round(const std::int64_t* wide,
+                                             const std::int32_t* row_exponent,
+                                             const std::int32_t* col_exponent,
+                                             std::uint32_t* bits) {
+    round_wide(wide, row_exponent, col_exponent, bits);
+  }
 
  private:
   /// -128 * the sum of each of 8 rows of y.

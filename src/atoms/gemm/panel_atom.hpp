@@ -63,8 +63,8 @@ struct PanelStore {
 template <class A>
 concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              typename A::element* panel, const typename A::element* operand,
-                             std::int32_t* sums, const PanelStore& store, std::int64_t stride,
-                             int i, bool b) {
+                             std::int32_t* sums, std::int64_t* wide, std::uint32_t* bits,
+                             const PanelStore& store, std::int64_t stride, int i, bool b) {
   { A::name } -> std::convertible_to<const char*>;
   // The panels of y and of x that it likes to multiply at a time.
   { A::block_y } -> std::convertible_to<int>;
@@ -86,6 +86,11 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   A::group_products(codes, codes, sums);
   // Rounds each sum once to float32, then to the element.
   A::store(store);
+  // add_shifted(wide, sums, count, shift): wide[i] += sums[i] << shift, which wraps.
+  A::add_shifted(wide, sums, i, i);
+  // round(wide, row exponents, col exponents, bits): 16 x 16 sums of 63 bits and a sign, each times
+  // 2^(row + col exponent), once to float32.
+  A::round(wide, sums, sums, bits);
 };
 
 /// Plain loops that serve where an atom has no instructions of its own.
@@ -117,7 +122,8 @@ struct PanelLoops {
 
   /// RN_f32(sum * 2^exponent) of a result in the normal range, by integers: a double holds the sum
   /// exactly, and its bits are rounded to a float's.
-  KOKKOS_FORCEINLINE_FUNCTION static std::uint32_t round(std::int32_t sum, std::int32_t exponent) {
+  KOKKOS_FORCEINLINE_FUNCTION static std::uint32_t round_one(std::int32_t sum,
+                                                             std::int32_t exponent) {
     const double exact = sum;
     std::uint64_t bits;
     std::memcpy(&bits, &exact, sizeof(bits));
@@ -127,6 +133,24 @@ struct PanelLoops {
     const std::uint32_t magnitude = static_cast<std::uint32_t>(bits) +
                                     (static_cast<std::uint32_t>(exponent - (1023 - 127)) << 23);
     return sum == 0 ? 0u : sign | magnitude;
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static void add_shifted(std::int64_t* KOKKOS_RESTRICT wide,
+                                                      const std::int32_t* KOKKOS_RESTRICT sums,
+                                                      int count, int shift) {
+    for (int i = 0; i < count; ++i) {
+      const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(sums[i]));
+      wide[i] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[i]) + (sum << shift));
+    }
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static void round(const std::int64_t* wide,
+                                                const std::int32_t* row_exponent,
+                                                const std::int32_t* col_exponent,
+                                                std::uint32_t* bits) {
+    for (int i = 0; i < panel_outputs; ++i) {
+      bits[i] = round_to_f32(wide[i], row_exponent[i / panel_rows] + col_exponent[i % panel_rows]);
+    }
   }
 
   KOKKOS_FORCEINLINE_FUNCTION static void store(const PanelStore& to) {
@@ -139,7 +163,7 @@ struct PanelLoops {
           sum[j] = to.transposed ? sums[panel_rows * j + i] : sums[panel_rows * i + j];
         }
         for (int j = 0; j < panel_rows; ++j) {
-          row[panel_rows * q + j] = round(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
+          row[panel_rows * q + j] = round_one(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
         }
       }
       const std::int64_t at = i * to.row_stride;
