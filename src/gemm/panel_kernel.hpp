@@ -150,6 +150,7 @@ struct PanelKernel {
       x.scales = static_cast<std::uint8_t*>(take(groups * panel_group_scales));
     }
     x.states = static_cast<PanelState*>(take(panels * sizeof(PanelState)));
+    x.bands = static_cast<std::uint64_t*>(take(groups * sizeof(std::uint64_t)));
     x.elements =
         static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
     return x;
