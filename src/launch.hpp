@@ -112,13 +112,14 @@ void launch(const std::string& label, const ExecSpace& exec, std::int64_t items,
   }
 }
 
-/// Runs body(worker) for each of a host's workers, the same one by the same thread every time.
+/// Runs body(worker) for each of a host's workers, the same one by the same thread every time. As
+/// above; the chunk is given, since Kokkos allocates where it has to find one.
 template <class ExecSpace, class Body>
 void launch_workers(const std::string& label, const ExecSpace& exec, std::int64_t workers,
                     const Body& body) {
   using Policy = Kokkos::RangePolicy<ExecSpace, Kokkos::Schedule<Kokkos::Static>,
                                      Kokkos::IndexType<std::int64_t>>;
-  Kokkos::parallel_for(label, Policy(exec, 0, workers), body);
+  Kokkos::parallel_for(label, Policy(exec, 0, workers, Kokkos::ChunkSize(1)), body);
 }
 
 }  // namespace KokkosMX::Impl

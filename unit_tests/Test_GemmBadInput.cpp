@@ -77,7 +77,9 @@ class GemmBadInput : public ::testing::Test {
     const auto dense = [&](std::int64_t rows) {
       return Dense(reinterpret_cast<const BFloat16*>(memory.data()), Strides(rows, k, k, 1));
     };
-    const DeviceRows<float> c(reinterpret_cast<float*>(memory.data()), Strides(m, n, n, 1));
+    // The tests have batches of up to 2 where all but C is right.
+    const DeviceBatch<float> c(reinterpret_cast<float*>(memory.data()),
+                               Strides(2, m * n, m, n, n, 1));
     return std::max(KokkosMX::gemm_workspace_size(Exec(), plain(m), plain(n), c),
                     KokkosMX::quantize_gemm_workspace_size(Exec(), dense(m), dense(n), c));
   }
