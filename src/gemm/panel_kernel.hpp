@@ -75,6 +75,9 @@ struct PanelState {
   std::uint64_t bands;
 };
 
+/// Panels of y, and of x, of a task, at most.
+inline constexpr int most_task_panels = 64;
+
 /// How work is cut: see gemm_select.hpp.
 struct PanelConfig {
   int y_panels, x_panels;  ///< of a task
@@ -289,7 +292,6 @@ struct PanelKernel {
   }
 
   void do_task(std::int64_t task, const PreparedX& x, unsigned char* own) const {
-    static constexpr int most_y_panels = 64;
     const std::int64_t parts = p.y.is_panels() ? x_tasks() : 1;
     const std::int64_t x_part = task % parts, y_part = task / parts % y_tasks();
     Place place{};
@@ -299,7 +301,7 @@ struct PanelKernel {
         static_cast<int>(std::min<std::int64_t>(config.y_panels, p.y.panels() - place.y_panel));
     auto* states = reinterpret_cast<PanelState*>(own + layout.states);
     auto* bands = reinterpret_cast<std::uint64_t*>(own + layout.bands);
-    PanelView views[most_y_panels];
+    PanelView views[most_task_panels];
     for (int i = 0; i < place.y_panels; ++i) {
       views[i] = load_panel(
           p.y, batch_of(p.y, place.batch), place.y_panel + i,
@@ -422,25 +424,54 @@ struct PanelKernel {
       }
     }
     if (!any_bands) return;
-    for (int j = 0; j < place.x_panels; j += BandBlock::panels) {
-      for (int i = 0; i < y_panels; i += BandBlock::panels) {
-        finish_bands(place, first, i, std::min(i + BandBlock::panels, y_panels), j,
-                     std::min(j + BandBlock::panels, place.x_panels), sums, counts);
+    // Pairs that are not aligned: rough panels of y by all of x, then the others by rough ones of
+    // x.
+    const bool may_align = p.minimum_tier <= Tier::aligned;
+    std::int16_t rough_y[most_task_panels], smooth_y[most_task_panels];
+    std::int16_t all_x[most_task_panels], rough_x[most_task_panels];
+    int rough_ys = 0, smooth_ys = 0, rough_xs = 0;
+    for (int i = 0; i < y_panels; ++i) {
+      const auto index = static_cast<std::int16_t>(first + i);
+      if (may_align && place.y_states[index].aligned) {
+        smooth_y[smooth_ys++] = index;
+      } else {
+        rough_y[rough_ys++] = index;
       }
     }
+    for (int j = 0; j < place.x_panels; ++j) {
+      all_x[j] = static_cast<std::int16_t>(j);
+      if (!place.x_states[j].aligned) rough_x[rough_xs++] = all_x[j];
+    }
+    finish_bands(place, first, rough_y, rough_ys, all_x, place.x_panels, sums, counts);
+    finish_bands(place, first, smooth_y, smooth_ys, rough_x, rough_xs, sums, counts);
   }
 
-  /// What the bands of a few panels of y by a few of x need.
+  /// A few panels of y by a few of x, cut into bands, and what that needs.
   struct BandBlock {
     static constexpr int panels = 4;
+    static constexpr int outputs = panels * panels * panel_outputs;
+    /// Limb l of a sum counts 2^(32 l). Every term belongs to one pair of bands, so the limbs of an
+    /// output get less than 2^31 times 2^28 in all.
+    static constexpr int limbs = 3;
+    static constexpr int limb_bits = 32;
+    /// The largest sum of two bands whose products the limbs hold.
+    static constexpr int most_bands = (limbs * limb_bits - band_width) / band_width;
+
+    const std::int16_t* y_index;
+    const std::int16_t* x_index;
+    int y_panels, x_panels;
     alignas(64) element y[panels * Atom::panel_group_elements];
     alignas(64) element x[panels * Atom::panel_group_elements];
-    alignas(64) std::int32_t sums[panels * panels * panel_outputs];
-    alignas(64) std::int64_t wide[panels * panels * panel_outputs];
+    alignas(64) std::int32_t sums[outputs];
+    alignas(64) std::int64_t limb[limbs][outputs];
     PanelBase y_base[panels], x_base[panels];
+
+    int at(int a, int b) const { return (a * x_panels + b) * panel_outputs; }
+    int size() const { return y_panels * x_panels * panel_outputs; }
   };
 
-  /// The base that leaves only a band's blocks; -1 as a base (255) leaves none but those of NaN.
+  /// The base that leaves only a band's blocks. That of a row which ends below the band leaves none
+  /// but those of scale 255, and these make every output of the row a NaN.
   static void set_base(const PanelState& state, int band, PanelBase& base) {
     for (int r = 0; r < panel_rows; ++r) {
       const int distance = band * band_width;
@@ -449,112 +480,137 @@ struct PanelKernel {
     }
   }
 
-  /// Finishes the pairs of panels [i, end_i) of y by [j, end_j) of x that are not aligned.
-  ///
-  /// An aligned pass has summed the products of the bands 0. What is left are the products of other
-  /// bands, each a pass over those groups of K where both have blocks, and each 2^(4 (band + band))
-  /// times as large.
-  void finish_bands(const Place& place, int first, int i, int end_i, int j, int end_j,
-                    const std::int32_t* sums, std::uint64_t (&counts)[tier_count]) const {
-    std::uint64_t y_bands = 0, x_bands = 0;
-    bool any = false;
-    for (int a = i; a < end_i; ++a) y_bands |= place.y_states[first + a].bands;
-    for (int b = j; b < end_j; ++b) x_bands |= place.x_states[b].bands;
-    for (int a = i; a < end_i; ++a) {
-      for (int b = j; b < end_j; ++b) {
-        any = any || !is_aligned(place.y_states[first + a], place.x_states[b]);
-      }
-    }
-    if (!any) return;
+  /// Finishes the pairs of a list of panels of y and one of x, none of them aligned.
+  void finish_bands(const Place& place, int first, const std::int16_t* y_index, int y_panels,
+                    const std::int16_t* x_index, int x_panels, const std::int32_t* sums,
+                    std::uint64_t (&counts)[tier_count]) const {
     BandBlock block;
-    const int y_panels = end_i - i, x_panels = end_j - j;
-    const int outputs = y_panels * x_panels * panel_outputs;
-    const auto at = [&](int a, int b) { return ((a - i) * x_panels + b - j) * panel_outputs; };
-    for (int a = i; a < end_i; ++a) {
-      for (int b = j; b < end_j; ++b) {
-        const std::int32_t* from = sums + (a * place.x_panels + b) * panel_outputs;
-        for (int k = 0; k < panel_outputs; ++k) block.wide[at(a, b) + k] = from[k];
-      }
-    }
-    // A pass costs about as much as 16 outputs summed one by one: with many bands the few outputs
-    // that 63 bits hold are better off alone.
-    constexpr int most_passes = 64;
-    const bool by_bands = Kokkos::Experimental::popcount_builtin(y_bands) *
-                              Kokkos::Experimental::popcount_builtin(x_bands) <=
-                          most_passes;
-    for (int y_band = 0; by_bands && y_bands >> y_band != 0; ++y_band) {
-      if ((y_bands >> y_band & 1) == 0) continue;
-      for (int x_band = 0; x_bands >> x_band != 0; ++x_band) {
-        const int shift = band_width * (y_band + x_band);
-        // Sums that need more belong to outputs of Tier::wide.
-        if ((x_bands >> x_band & 1) == 0 || shift == 0 || shift >= 63) continue;
-        if (sum_bands(place, first, i, end_i, j, end_j, y_band, x_band, block)) {
-          Atom::add_shifted(block.wide, block.sums, outputs, shift);
-        }
-      }
-    }
-    for (int a = i; a < end_i; ++a) {
-      for (int b = j; b < end_j; ++b) {
-        if (!is_aligned(place.y_states[first + a], place.x_states[b])) {
-          finish_wide(place, first + a, b, block.wide + at(a, b), by_bands, counts);
-        }
+    for (int j = 0; j < x_panels; j += BandBlock::panels) {
+      for (int i = 0; i < y_panels; i += BandBlock::panels) {
+        block.y_index = y_index + i;
+        block.x_index = x_index + j;
+        block.y_panels = std::min(BandBlock::panels, y_panels - i);
+        block.x_panels = std::min(BandBlock::panels, x_panels - j);
+        finish_band_block(place, first, sums, block, counts);
       }
     }
   }
 
+  /// An aligned pass has summed the products of the bands 0. What is left are the products of other
+  /// bands, each a pass over those groups of K where both have blocks, and each 2^(4 (band + band))
+  /// times as large.
+  void finish_band_block(const Place& place, int first, const std::int32_t* sums, BandBlock& block,
+                         std::uint64_t (&counts)[tier_count]) const {
+    std::uint64_t y_bands = 0, x_bands = 0;
+    for (int a = 0; a < block.y_panels; ++a) y_bands |= place.y_states[block.y_index[a]].bands;
+    for (int b = 0; b < block.x_panels; ++b) x_bands |= place.x_states[block.x_index[b]].bands;
+    for (int a = 0; a < block.y_panels; ++a) {
+      for (int b = 0; b < block.x_panels; ++b) {
+        const std::int32_t* from =
+            sums + ((block.y_index[a] - first) * place.x_panels + block.x_index[b]) * panel_outputs;
+        for (int k = 0; k < panel_outputs; ++k) block.limb[0][block.at(a, b) + k] = from[k];
+      }
+    }
+    for (int l = 1; l < BandBlock::limbs; ++l) {
+      std::memset(block.limb[l], 0, static_cast<std::size_t>(block.size()) * sizeof(std::int64_t));
+    }
+    // With very many bands every output is better off alone.
+    constexpr int most_passes = 64;
+    const bool by_bands = Kokkos::Experimental::popcount_builtin(y_bands) *
+                              Kokkos::Experimental::popcount_builtin(x_bands) <=
+                          most_passes;
+    constexpr int bands = 64;
+    for (int y_band = 0; by_bands && y_band < bands; ++y_band) {
+      if ((y_bands >> y_band & 1) == 0) continue;
+      for (int x_band = 0; x_band < bands; ++x_band) {
+        const int both = y_band + x_band;
+        if ((x_bands >> x_band & 1) == 0 || both == 0 || both > BandBlock::most_bands) continue;
+        if (sum_bands(place, y_band, x_band, block)) {
+          const int shift = both * band_width;
+          Atom::add_shifted(block.limb[shift / BandBlock::limb_bits], block.sums, block.size(),
+                            shift % BandBlock::limb_bits);
+        }
+      }
+    }
+    for (int a = 0; a < block.y_panels; ++a) {
+      for (int b = 0; b < block.x_panels; ++b) finish_wide(place, block, a, b, by_bands, counts);
+    }
+  }
+
   /// Sums of one band by one band; false where they have no group of K in common.
-  bool sum_bands(const Place& place, int first, int i, int end_i, int j, int end_j, int y_band,
-                 int x_band, BandBlock& block) const {
+  bool sum_bands(const Place& place, int y_band, int x_band, BandBlock& block) const {
     const std::int64_t groups = p.groups();
     const std::int64_t x_first = batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
-    const int y_panels = end_i - i, x_panels = end_j - j;
-    for (int a = i; a < end_i; ++a) {
-      set_base(place.y_states[first + a], y_band, block.y_base[a - i]);
+    for (int a = 0; a < block.y_panels; ++a) {
+      set_base(place.y_states[block.y_index[a]], y_band, block.y_base[a]);
     }
-    for (int b = j; b < end_j; ++b) set_base(place.x_states[b], x_band, block.x_base[b - j]);
+    for (int b = 0; b < block.x_panels; ++b) {
+      set_base(place.x_states[block.x_index[b]], x_band, block.x_base[b]);
+    }
     const auto has = [](const PanelState& state, const std::uint64_t* bands, std::int64_t g,
                         int band) { return ((state.aligned ? 1 : bands[g]) >> band & 1) != 0; };
     bool added = false;
     for (std::int64_t g = 0; g < groups; ++g) {
       bool y_has = false, x_has = false;
-      for (int a = i; a < end_i; ++a) {
-        y_has = y_has ||
-                has(place.y_states[first + a], place.y_bands + (first + a) * groups, g, y_band);
+      for (int a = 0; a < block.y_panels; ++a) {
+        const int index = block.y_index[a];
+        y_has = y_has || has(place.y_states[index], place.y_bands + index * groups, g, y_band);
       }
-      for (int b = j; b < end_j; ++b) {
-        x_has = x_has || has(place.x_states[b], place.x->bands + (x_first + b) * groups, g, x_band);
+      for (int b = 0; b < block.x_panels; ++b) {
+        const int index = block.x_index[b];
+        x_has = x_has ||
+                has(place.x_states[index], place.x->bands + (x_first + index) * groups, g, x_band);
       }
       if (!y_has || !x_has) continue;
-      for (int a = i; a < end_i; ++a) {
-        const PanelView& view = place.y_views[first + a];
+      for (int a = 0; a < block.y_panels; ++a) {
+        const PanelView& view = place.y_views[block.y_index[a]];
         Atom::unpack_y(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
-                       block.y_base[a - i], 1, block.y + (a - i) * Atom::panel_group_elements);
+                       block.y_base[a], 1, block.y + a * Atom::panel_group_elements);
       }
-      for (int b = j; b < end_j; ++b) {
+      for (int b = 0; b < block.x_panels; ++b) {
         const PanelView view =
-            view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + b);
-        element* to = block.x + (b - j) * Atom::panel_group_elements;
+            view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + block.x_index[b]);
+        element* to = block.x + b * Atom::panel_group_elements;
         if ((g + 1) * group_blocks <= p.blocks) {
           Atom::unpack_x(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
-                         block.x_base[b - j], 1, to);
+                         block.x_base[b], 1, to);
         } else {
           PaddedGroup padded;
           pad_group(view, g, padded);
-          Atom::unpack_x(padded.codes, padded.scales, block.x_base[b - j], 1, to);
+          Atom::unpack_x(padded.codes, padded.scales, block.x_base[b], 1, to);
         }
       }
-      Atom::multiply(block.sums, x_panels * panel_outputs, panel_outputs, block.y,
-                     Atom::panel_group_elements, block.x, Atom::panel_group_elements, y_panels,
-                     x_panels, 1, added);
+      Atom::multiply(block.sums, block.x_panels * panel_outputs, panel_outputs, block.y,
+                     Atom::panel_group_elements, block.x, Atom::panel_group_elements,
+                     block.y_panels, block.x_panels, 1, added);
       added = true;
     }
     return added;
   }
 
-  /// Rounds the outputs of panel i of y by panel j of x, whose sums are complete for those of up to
-  /// 63 bits if by_bands.
-  void finish_wide(const Place& place, int i, int j, const std::int64_t* wide, bool by_bands,
+  /// RN_f32(sum of limbs * 2^exponent), of output k.
+  static std::uint32_t round_limbs(const BandBlock& block, int k, int exponent) {
+    static_assert(BandBlock::limbs == 3 && BandBlock::limb_bits == 32);
+    __extension__ using Int = __int128;
+    __extension__ using UInt = unsigned __int128;
+    const Int sum = Int{block.limb[0][k]} + Int{block.limb[1][k]} * (Int{1} << 32) +
+                    Int{block.limb[2][k]} * (Int{1} << 64);
+    const bool negative = sum < 0;
+    const UInt magnitude = negative ? UInt{0} - static_cast<UInt>(sum) : static_cast<UInt>(sum);
+    const auto high = static_cast<std::uint64_t>(magnitude >> 64);
+    if (high == 0) {
+      return round_to_f32(negative, static_cast<std::uint64_t>(magnitude), false, exponent);
+    }
+    const int zeros = leading_zeros(high);
+    const UInt moved = magnitude << zeros;
+    return round_to_f32(negative, static_cast<std::uint64_t>(moved >> 64),
+                        static_cast<std::uint64_t>(moved) != 0, exponent + 64 - zeros);
+  }
+
+  /// Rounds and stores the outputs of the block's panel a of y by its panel b of x.
+  void finish_wide(const Place& place, const BandBlock& block, int a, int b, bool by_bands,
                    std::uint64_t (&counts)[tier_count]) const {
+    const int i = block.y_index[a], j = block.x_index[b], at = block.at(a, b);
     const PanelState& y = place.y_states[i];
     const PanelState& x = place.x_states[j];
     const std::int64_t y_row = (place.y_panel + i) * panel_rows;
@@ -562,14 +618,27 @@ struct PanelKernel {
     const int y_rows = rows_of(p.y, place.y_panel + i);
     const int x_rows = rows_of(p.x, place.x_panel + j);
     const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
+    std::int64_t window[panel_outputs];
+    for (int k = 0; k < panel_outputs; ++k) {
+      // Sums of 63 bits; others wrap and are not used.
+      window[k] = static_cast<std::int64_t>(
+          static_cast<std::uint64_t>(block.limb[0][at + k]) +
+          (static_cast<std::uint64_t>(block.limb[1][at + k]) << BandBlock::limb_bits));
+    }
     std::uint32_t products[panel_outputs];
-    Atom::round(wide, y.exponent, x.exponent, products);
+    Atom::round(window, y.exponent, x.exponent, products);
     for (int r = 0; r < y_rows; ++r) {
       for (int c = 0; c < x_rows; ++c) {
         const Tier tier = tier_of_output(y.row[r], x.row[c]);
+        const int k = r * panel_rows + c;
+        const bool complete =
+            by_bands &&
+            y.row[r].spread / band_width + x.row[c].spread / band_width <= BandBlock::most_bands;
         std::uint32_t product = f32_nan;
         if (tier == Tier::aligned || (tier == Tier::window && by_bands)) {
-          product = products[r * panel_rows + c];
+          product = products[k];
+        } else if (tier == Tier::wide && complete) {
+          product = round_limbs(block, at + k, y.exponent[r] + x.exponent[c]);
         } else if (tier != Tier::automatic) {
           product = sum_of_one(place.y_views[i], r, y.row[r], x_view, c, x.row[c], tier);
         }
