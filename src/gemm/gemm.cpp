@@ -235,7 +235,7 @@ class PanelProduct {
       }
     }
     PanelProblem& problem = kernel_.p;
-    problem.y_is_b = call.n >= call.m;
+    problem.y_is_b = call.n > call.m;
     problem.y = panel_operand(problem.y_is_b ? b : a, problem.y_is_b ? call_.b : call_.a);
     problem.x = panel_operand(problem.y_is_b ? a : b, problem.y_is_b ? call_.a : call_.b);
     problem.batch = call.batch;
