@@ -1061,7 +1061,7 @@ TEST(GemmBatch, Dense) {
   const std::vector<std::uint16_t> b_bits = bell(n, k, 2);
   const auto a = to_device(a_bits);
   const auto b = device_matrix<BFloat16>(b_bits, n, k);
-  const Kokkos::View<const BFloat16***, Space, Unmanaged> a_view(
+  const Kokkos::View<const BFloat16***, Kokkos::LayoutRight, Space, Unmanaged> a_view(
       reinterpret_cast<const BFloat16*>(a.data()), batch, m, k);
   const Kokkos::View<float***, Kokkos::LayoutRight, Space> c("c", batch, m, n);
   KokkosMX::quantize_gemm(Exec(), a_view, b, c, KokkosMX::rules::reference);

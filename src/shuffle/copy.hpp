@@ -215,6 +215,16 @@ struct CopyScalesOfTile32x8 {
   static constexpr std::uint64_t even_bytes = 0x00FF00FF00FF00FFu;
   static constexpr std::uint64_t low = 0x00000000FFFFFFFFu;
 
+  /// 8 bytes of the caller's, which may lie anywhere, on devices too.
+  KOKKOS_INLINE_FUNCTION static std::uint64_t get(const std::uint8_t* from) {
+    std::uint64_t value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  }
+  KOKKOS_INLINE_FUNCTION static void put(std::uint8_t* to, std::uint64_t value) {
+    std::memcpy(to, &value, sizeof(value));
+  }
+
   /// Exchanges the two 16-bit numbers in the middle.
   KOKKOS_INLINE_FUNCTION static std::uint64_t exchange(std::uint64_t x) {
     return (x & 0xFFFF00000000FFFFu) | ((x >> 16) & 0xFFFF0000u) |
@@ -238,12 +248,12 @@ struct CopyScalesOfTile32x8 {
       }
       to_words(row, words);
       for (int i = 0; 8 * i < width; ++i) {
-        for (int c = 0; c < 4; ++c) store(words_at + 256 * i + 64 * c, words[c][i]);
+        for (int c = 0; c < 4; ++c) put(words_at + 256 * i + 64 * c, words[c][i]);
       }
     } else {
       for (int i = 0; i < 8; ++i) {
         for (int c = 0; c < 4; ++c) {
-          words[c][i] = 8 * i < width ? load<std::uint64_t>(words_at + 256 * i + 64 * c) : 0;
+          words[c][i] = 8 * i < width ? get(words_at + 256 * i + 64 * c) : 0;
         }
       }
       to_rows(words, row);
