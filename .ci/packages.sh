@@ -28,6 +28,9 @@ need ninja ninja-build
 need g++ g++
 need python3 python3 python3-venv
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+# Headers of that Python, for the extension module.
+python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
+  missing+=(python3-dev)
 need clang-format-14 clang-format-14
 need qemu-x86_64 qemu-user
 for package in libbenchmark-dev libdnnl-dev; do

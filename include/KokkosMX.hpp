@@ -5,6 +5,7 @@
 /// \file KokkosMX.hpp
 /// Exact MXFP4 quantize, shuffle and GEMM as Kokkos kernels: the same bits on every machine.
 
+#include <KokkosMX/Compare.hpp>
 #include <KokkosMX/Gemm.hpp>
 #include <KokkosMX/Matrix.hpp>
 #include <KokkosMX/Prepare.hpp>

@@ -9,14 +9,18 @@
 #include "atoms/gemm/amx.hpp"
 #include "atoms/gemm/avx2.hpp"
 #include "atoms/gemm/avx512.hpp"
+#include "atoms/gemm/mfma.hpp"
 #include "atoms/gemm/portable.hpp"
+#include "atoms/gemm/wgmma.hpp"
 #include "atoms/quantize/avx2.hpp"
 #include "atoms/quantize/avx512.hpp"
+#include "atoms/quantize/cuda.hpp"
 #include "atoms/quantize/portable.hpp"
 #include "launch.hpp"
 
 #include <Kokkos_Core.hpp>
 
+#include <type_traits>
 #include <vector>
 
 namespace KokkosMX::Impl {
@@ -41,6 +45,13 @@ struct AmxAtoms {
 };
 #endif
 
+#ifdef KOKKOS_ENABLE_CUDA
+struct CudaAtoms {
+  using Gemm = PortableGemmAtom;
+  using Quantize = CudaQuantizeAtom;
+};
+#endif
+
 /// The sets of host atoms, worst first.
 enum class HostAtoms { portable, avx2, avx512vnni, amx };
 
@@ -56,6 +67,49 @@ std::vector<HostAtomsEntry> all_host_atoms();
 /// Made once, at the first call: see atom_select.cpp.
 /// \throws std::runtime_error where KOKKOSMX_ATOM names none that can run; it lists those that can.
 HostAtoms host_atoms();
+
+/// KOKKOSMX_ATOM names this device atom, or leaves the choice. A host's atom says nothing of
+/// devices, but the portable one is everybody's.
+bool device_atom_allowed(const char* name);
+/// KOKKOSMX_ATOM names the portable atom.
+bool portable_is_forced();
+
+/// The GEMM atoms of devices, worst first. Those that need a certain architecture are in the build
+/// where its code is.
+enum class DeviceAtom { portable, wgmma };
+
+/// The best that exec's device can, or the one that KOKKOSMX_ATOM names. \throws as host_atoms
+/// does.
+template <class ExecSpace>
+DeviceAtom device_atom([[maybe_unused]] const ExecSpace& exec) {
+  host_atoms();  // has read KOKKOSMX_ATOM
+#ifdef KOKKOSMX_HAVE_WGMMA
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::Cuda>) {
+    const cudaDeviceProp& device = exec.cuda_device_prop();
+    if (device.major == 9 && device.minor == 0 && device_atom_allowed(wgmma_name)) {
+      return DeviceAtom::wgmma;
+    }
+  }
+#endif
+  return DeviceAtom::portable;
+}
+
+#ifdef KOKKOS_ENABLE_HIP
+/// The GEMM atoms of AMD's devices, the most preferred first.
+using FloatMfmaAtom = ScaledFp4Atom<MfmaScaledFp4>;
+using IntegerMfmaAtom = AlignedInt8Atom<MfmaInt8>;
+
+/// What is known of a device's matrix unit. Bit i of usable: atom i may be used.
+struct MatrixUnit {
+  unsigned usable;
+  int units, chiplets;
+};
+/// Atoms that need a self-check are usable once check_matrix_unit has passed it on exec's device.
+/// Neither allocates nor fences. \throws as host_atoms does.
+MatrixUnit matrix_unit(const Kokkos::HIP& exec);
+/// Runs the self-check, at its first call for a device: allocates, and waits for it.
+void check_matrix_unit(const Kokkos::HIP& exec);
+#endif
 
 /// Calls f with a set of host atoms.
 template <class F>
@@ -79,6 +133,11 @@ template <class ExecSpace, class F>
 void with_atoms(F&& f) {
 #if KOKKOSMX_HAVE_X86_ATOMS
   if constexpr (is_host_space_v<ExecSpace>) return with_host_atoms(host_atoms(), f);
+#endif
+#ifdef KOKKOS_ENABLE_CUDA
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::Cuda>) {
+    if (!portable_is_forced()) return f(CudaAtoms{});
+  }
 #endif
   f(PortableAtoms{});
 }

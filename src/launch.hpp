@@ -13,14 +13,17 @@
 ///   };
 ///
 /// On hosts a group is one thread, its scratch lies on that thread's stack (so nothing is
-/// allocated) and items are dealt out dynamically. On devices a group is a Kokkos team, its scratch
-/// is team scratch memory.
+/// allocated) and items are dealt out dynamically. On devices a group is a block of threads, its
+/// scratch is their shared memory.
+
+#include "atoms/device_launch.hpp"
 
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 namespace KokkosMX::Impl {
 
@@ -39,6 +42,13 @@ std::int64_t concurrency_of(const ExecSpace& exec) {
   }
 }
 
+/// How many threads a group has on devices, known when its kernel is compiled: the compiler gives
+/// them no more registers than so many threads leave.
+template <int N>
+using Threads = std::integral_constant<int, N>;
+template <int N>
+inline constexpr Threads<N> threads{};
+
 /// One thread.
 struct SerialGroup {
   static constexpr bool is_serial = true;
@@ -47,15 +57,16 @@ struct SerialGroup {
   KOKKOS_INLINE_FUNCTION void barrier() const {}
 };
 
-/// A Kokkos team.
-template <class Member>
-struct TeamGroup {
-  static constexpr bool is_serial = false;
-  const Member& member;
-  KOKKOS_INLINE_FUNCTION int rank() const { return member.team_rank(); }
-  KOKKOS_INLINE_FUNCTION int size() const { return member.team_size(); }
-  KOKKOS_INLINE_FUNCTION void barrier() const { member.team_barrier(); }
-};
+/// Calls f(0) ... f(N - 1), the numbers as std::integral_constant: a loop without a counter, whose
+/// arrays stay in registers.
+template <class F, int... I>
+KOKKOS_FORCEINLINE_FUNCTION void unrolled(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+KOKKOS_FORCEINLINE_FUNCTION void unrolled(const F& f) {
+  unrolled(f, std::make_integer_sequence<int, N>{});
+}
 
 /// Calls f(i) for i in [0, count), dealt out over the group's threads. No barrier.
 template <class Group, class F>
@@ -72,29 +83,18 @@ struct HostLaunch {
   }
 };
 
-template <class Body, class Policy>
-struct TeamLaunch {
-  Body body;
-  std::int64_t items;
-  using Member = typename Policy::member_type;
-  static constexpr int scratch_bytes = static_cast<int>(sizeof(typename Body::Scratch)) + 64;
-  KOKKOS_INLINE_FUNCTION void operator()(const Member& member) const {
-    constexpr int bytes = scratch_bytes;
-    auto address = reinterpret_cast<std::uintptr_t>(member.team_scratch(0).get_shmem(bytes));
-    address = (address + 63) / 64 * 64;
-    auto& scratch = *reinterpret_cast<typename Body::Scratch*>(address);
-    const TeamGroup<Member> group{member};
-    for (std::int64_t item = member.league_rank(); item < items; item += member.league_size()) {
-      body(group, scratch, item);
-      member.team_barrier();
-    }
-  }
-};
+/// How many groups a compute unit shall hold at once, which bounds the registers of their threads:
+/// Body::groups_together, or 1.
+template <class Body>
+inline constexpr int groups_together = 1;
+template <class Body>
+requires requires { Body::groups_together; }
+inline constexpr int groups_together<Body> = Body::groups_together;
 
 /// Runs body for each item in [0, items), asynchronously on exec; neither allocates nor fences (the
 /// label is a string already, since making one would allocate).
-template <class ExecSpace, class Body>
-void launch(const std::string& label, const ExecSpace& exec, std::int64_t items, int team_size,
+template <class ExecSpace, int N, class Body>
+void launch(const std::string& label, const ExecSpace& exec, std::int64_t items, Threads<N>,
             const Body& body) {
   if (items <= 0) return;
   if constexpr (is_host_space_v<ExecSpace>) {
@@ -103,12 +103,12 @@ void launch(const std::string& label, const ExecSpace& exec, std::int64_t items,
     Kokkos::parallel_for(label, Policy(exec, 0, items, Kokkos::ChunkSize(1)),
                          HostLaunch<Body>{body});
   } else {
-    using Policy = Kokkos::TeamPolicy<ExecSpace>;
-    using Functor = TeamLaunch<Body, Policy>;
     constexpr std::int64_t most = std::int64_t{1} << 30;
-    Policy policy(exec, static_cast<int>(items < most ? items : most), team_size);
-    policy.set_scratch_size(0, Kokkos::PerTeam(Functor::scratch_bytes));
-    Kokkos::parallel_for(label, policy, Functor{body, items});
+    for (std::int64_t first = 0; first < items; first += most) {
+      const std::int64_t left = items - first;
+      launch_groups<N, groups_together<Body>>(label, exec, first,
+                                              static_cast<int>(left < most ? left : most), body);
+    }
   }
 }
 

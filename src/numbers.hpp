@@ -80,6 +80,15 @@ KOKKOS_INLINE_FUNCTION Unpacked unpack_f32(std::uint32_t x) {
                      : Unpacked{fraction | 0x800000u, static_cast<int>(biased) - 150};
 }
 
+/// RN(x * 2^exponent) for a normal x or a zero, which becomes +0.
+KOKKOS_INLINE_FUNCTION std::uint32_t scale_f32(std::uint32_t x, int exponent) {
+  if ((x & ~f32_sign) == 0) return 0;
+  const int biased = static_cast<int>(x >> 23 & 0xFFu) + exponent;
+  if (biased >= 1 && biased <= 254) return x + (static_cast<std::uint32_t>(exponent) << 23);
+  const Unpacked u = unpack_f32(x & ~f32_sign);
+  return round_to_f32((x & f32_sign) != 0, u.magnitude, false, u.exponent + exponent);
+}
+
 /// RN(a * b), IEEE 754; every NaN is canonical.
 KOKKOS_INLINE_FUNCTION std::uint32_t multiply_f32(std::uint32_t a, std::uint32_t b) {
   const std::uint32_t sign = (a ^ b) & f32_sign;

@@ -14,6 +14,7 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <cstring>
 
 namespace KokkosMX::Impl {
 
@@ -39,8 +40,14 @@ struct CodesMap {
   /// The 16 bytes of the block at `from`, one after the other: where they lie, or in local.
   KOKKOS_INLINE_FUNCTION const std::uint8_t* load(const std::uint8_t* from,
                                                   std::uint8_t (&local)[block_bytes]) const {
-    if (byte == 1) return from;
-    for (int i = 0; i < block_bytes; ++i) local[i] = from[i * byte];
+    // Devices have no addresses of registers: there the bytes are always copied.
+    KOKKOS_IF_ON_HOST((if (byte == 1) return from;))
+    if (byte == 1 && is_aligned(from)) {
+      const Whole whole = *reinterpret_cast<const Whole*>(from);
+      std::memcpy(local, &whole, sizeof(whole));
+    } else {
+      for (int i = 0; i < block_bytes; ++i) local[i] = from[i * byte];
+    }
     return local;
   }
   /// The block of a place, loaded.
@@ -51,13 +58,28 @@ struct CodesMap {
   /// Calls make(bytes), which writes 16 bytes, and has them at `to`.
   template <class Make>
   KOKKOS_INLINE_FUNCTION auto store(std::uint8_t* to, const Make& make) const {
-    std::uint8_t local[block_bytes];
-    const auto result = make(byte == 1 ? to : local);
-    if (byte != 1) {
+    alignas(block_bytes) std::uint8_t local[block_bytes];
+    bool in_place = false;
+    KOKKOS_IF_ON_HOST((in_place = byte == 1;))
+    const auto result = make(in_place ? to : local);
+    if (in_place) return result;
+    if (byte == 1 && is_aligned(to)) {
+      Whole whole;
+      std::memcpy(&whole, local, sizeof(whole));
+      *reinterpret_cast<Whole*>(to) = whole;
+    } else {
       for (int i = 0; i < block_bytes; ++i) to[i * byte] = local[i];
     }
     return result;
   }
+  /// A block's bytes as devices load and store them at once.
+  struct alignas(block_bytes) Whole {
+    std::uint32_t word[block_bytes / 4];
+  };
+  KOKKOS_INLINE_FUNCTION static bool is_aligned(const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % block_bytes == 0;
+  }
+
   KOKKOS_INLINE_FUNCTION void clear(std::uint8_t* to) const {
     for (int i = 0; i < block_bytes; ++i) to[i * byte] = 0;
   }

@@ -170,6 +170,62 @@ KOKKOSMX_TEST_OUT_OF_LINE inline HostMatrix make_data(Data data, std::int64_t ro
   return {};
 }
 
+// Outliers on rows whose scales spread over base .. base + 2.
+struct Outliers {
+  int up = 0;            // their blocks' scales lie so much higher, up to 2 more
+  int column_every = 0;  // a column of K in so many is an outlier; 0: none
+  int row_every = 1;     // only so many rows have them
+  int block_every = 0;   // a block in so many, wherever it lies, with all its codes; 0: none
+  int near_every = 0;    // a block in so many lies up to 9 higher, with small codes; 0: none
+  int wide_every = 0;    // a row in so many has a block at scale 0 and one at 254; 0: none
+};
+KOKKOSMX_TEST_OUT_OF_LINE inline HostMatrix make_outliers(const Outliers& how, std::int64_t rows,
+                                                          std::int64_t k, std::uint64_t seed) {
+  Stream stream(seed ^ 0x0071);
+  const int base =
+      how.wide_every != 0 ? 100 : static_cast<int>(stream.between(0, 252 - how.up - 9));
+  HostMatrix x = random_matrix(rows, k, seed, base, base + 2);
+  const auto is_one_in = [&](int every) {
+    return every != 0 && stream.below(static_cast<std::uint64_t>(every)) == 0;
+  };
+  std::vector<bool> column(k);
+  for (std::int64_t i = 0; i < k; ++i) column[i] = is_one_in(how.column_every);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const bool has_outliers = is_one_in(how.row_every);
+    for (std::int64_t block = 0; block < k / 32; ++block) {
+      std::uint8_t& scale = x.scale(row, block);
+      const auto raise = [&](int by) { scale = static_cast<std::uint8_t>(scale + by); };
+      if (is_one_in(how.near_every)) {
+        raise(static_cast<int>(stream.below(8)));
+        for (int i = 0; i < 32; ++i) {
+          const int code = x.code(row, 32 * block + i);
+          if (stream.below(8) != 0) x.set_code(row, 32 * block + i, code & (8 + stream.below(8)));
+        }
+        continue;
+      }
+      if (!has_outliers) continue;
+      if (is_one_in(how.block_every)) {
+        raise(how.up);
+        continue;
+      }
+      bool any = false;
+      for (int i = 0; i < 32; ++i) any = any || column[32 * block + i];
+      if (!any || stream.below(16) == 0) continue;
+      raise(how.up);
+      for (int i = 0; i < 32; ++i) {
+        // Nearly all else is zero, positive or negative.
+        if (column[32 * block + i] || stream.below(64) == 0) continue;
+        x.set_code(row, 32 * block + i, stream.below(2) == 0 ? 0 : 8);
+      }
+    }
+    if (is_one_in(how.wide_every)) {
+      x.scale(row, 0) = 0;
+      x.scale(row, k / 32 - 1) = 254;
+    }
+  }
+  return x;
+}
+
 // ------------------------------------------------------------------------------ forms
 
 // How an operand is handed over.

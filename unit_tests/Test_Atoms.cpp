@@ -170,7 +170,8 @@ TEST(TileAtom, MultiplyAddIsTheIntegerSum) {
 }
 
 // ---- Panel atoms. The oracle is the definition: a code's value in halves, shifted by the distance
-// of its block's scale from the row's base, nothing where that is not 0 to 3.
+// of its block's scale from the row's base, nothing where that is not 0 to 3; or, near, nothing
+// where the result is larger than 96.
 
 /// T's at an address that 64 divides.
 template <class T>
@@ -201,6 +202,7 @@ class PanelInput {
       : groups_(groups), codes_(std::size_t(1024) * groups + 1), scales_(64 * groups + 3) {
     std::fill(std::begin(base_.scale), std::end(base_.scale), std::uint8_t{127});
     std::fill(scales_.begin(), scales_.end(), std::uint8_t{127});
+    base_.near = false;
   }
   int groups() const { return groups_; }
   const std::uint8_t* codes() const { return codes_.data() + 1; }
@@ -217,14 +219,17 @@ class PanelInput {
   void set_base(int row, int scale) {
     for (int b = 0; b < 4; ++b) base_.scale[4 * row + b] = static_cast<std::uint8_t>(scale);
   }
+  void set_near(bool near) { base_.near = near; }
   void set_code(int row, int k, int code) {
     std::uint8_t& both = byte(row, k / 32, k % 32 / 2);
     both = static_cast<std::uint8_t>(k % 2 == 0 ? (both & 0xF0) | code : (both & 0x0F) | code << 4);
   }
   std::int64_t value(int row, int k) {
     const int distance = int{scale(row, k / 32)} - int{base_.scale[4 * row]};
-    if (distance < 0 || distance > 3) return 0;
-    return value_of(byte(row, k / 32, k % 32 / 2) >> (k % 2 == 0 ? 0 : 4) & 15) << distance;
+    if (distance < 0 || (!base_.near && distance > 3)) return 0;
+    const int value = value_of(byte(row, k / 32, k % 32 / 2) >> (k % 2 == 0 ? 0 : 4) & 15);
+    if (value == 0 || (base_.near && (distance > 6 || std::abs(value) << distance > 96))) return 0;
+    return std::int64_t{value} << distance;
   }
 
  private:
@@ -304,13 +309,15 @@ TEST(PanelAtoms, UnpackEveryByteAndShift) {
       Reader<Atom> reader(is_y);
       constexpr int groups = 3;
       PanelInput input(groups);
-      for (int shift = 0; shift < 4; ++shift) {
+      for (int shift = 0; shift < 4 + 10; ++shift) {
+        const bool near = shift >= 4;
+        input.set_near(near);
         for (int add = 0; add < 256; ++add) {
           for (int r = 0; r < 16; ++r) {
-            const int base = (13 * r + add) % 252;
+            const int base = (13 * r + add) % 245;
             input.set_base(r, base);
             for (int b = 0; b < 4 * groups; ++b) {
-              const int distance = (shift + r + b + b / 4) % 4;
+              const int distance = (shift + r + b + b / 4) % (near ? 10 : 4);
               input.scale(r, b) = static_cast<std::uint8_t>(base + distance);
               for (int j = 0; j < 16; ++j) {
                 input.byte(r, b, j) = static_cast<std::uint8_t>(add + 37 * r + 11 * b + 3 * j);
@@ -517,45 +524,202 @@ TEST(PanelAtoms, MultiplyAtTheEdgeOfInt32) {
   });
 }
 
-TEST(PanelAtoms, GroupProducts) {
+// Elements of x gathered from anywhere in a panel are a group.
+TEST(PanelAtoms, GatheredElements) {
   for_each_panel_atom([](auto atom) {
     using Atom = decltype(atom);
-    Stream random(7);
-    const auto check = [](const std::uint8_t* a, const std::uint8_t* b) {
-      std::int32_t products[6] = {5, 5, 5, 5, 5, 5};
-      Atom::group_products(a, b, products + 1);
-      for (int block = 0; block < 4; ++block) {
-        std::int64_t expected = 0;
-        for (int j = 0; j < 16; ++j) {
-          const int i = 4 * j + block;
-          expected += value_of(a[i] & 15) * value_of(b[i] & 15);
-          expected += value_of(a[i] >> 4) * value_of(b[i] >> 4);
+    using element = typename Atom::element;
+    constexpr int groups = 3;
+    constexpr int size = Atom::panel_group_elements;
+    Stream random(9);
+    Aligned<std::int8_t> a(16 * 128), b(groups * 16 * 128);
+    Aligned<element> y(size), x(groups * size), gathered(size);
+    Aligned<std::int32_t> sums(256);
+    Atom::begin();
+    for (const int count : {128, 127, 70, 3, 1, 0}) {
+      for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<std::int8_t>(random() % 97);
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        b[i] = static_cast<std::int8_t>(static_cast<int>(random() % 193) - 96);
+      }
+      Atom::pack_y(a.data(), y.data());
+      for (int g = 0; g < groups; ++g) {
+        Atom::pack_x(b.data() + g * 16 * 128, x.data() + g * size);
+      }
+      std::vector<std::int32_t> positions;
+      for (int i = 0; i < count; ++i) {
+        positions.push_back(static_cast<std::int32_t>(random() % (128 * groups)));
+      }
+      Atom::gather_x(x.data(), positions.data(), count, gathered.data());
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, gathered.data(), 0, 1, 1, 1, false);
+      for (int r = 0; r < 16; ++r) {
+        for (int c = 0; c < 16; ++c) {
+          std::int64_t expected = 0;
+          for (int i = 0; i < count; ++i) {
+            const int g = positions[i] / 128, k = positions[i] % 128;
+            expected += a[128 * r + i] * b[(16 * g + c) * 128 + k];
+          }
+          ASSERT_EQ(sums[16 * r + c], expected) << count << ": " << r << ", " << c;
         }
-        ASSERT_EQ(products[1 + block], expected);
-      }
-      ASSERT_TRUE(products[0] == 5 && products[5] == 5);
-    };
-    std::uint8_t a[65], b[66];
-    for (int x = 0; x < 256; ++x) {  // every byte by every byte
-      for (int y = 0; y < 256; y += 64) {
-        std::fill(std::begin(a), std::end(a), static_cast<std::uint8_t>(x));
-        for (int i = 0; i < 66; ++i) b[i] = static_cast<std::uint8_t>(y + i);
-        check(a + 1, b + 2);
-        check(b + 1, a + 1);
       }
     }
-    for (int trial = 0; trial < 1000; ++trial) {
-      for (auto& byte : a) byte = static_cast<std::uint8_t>(random());
-      for (auto& byte : b) byte = static_cast<std::uint8_t>(random() | (trial % 2 ? 0x77 : 0));
-      check(a + 1, b + 1);
+    Atom::end();
+  });
+}
+
+// The rows that have something which is not near, from the definition.
+TEST(PanelAtoms, FarRows) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(10);
+    int far = 0, none = 0;
+    for (int trial = 0; trial < 3000; ++trial) {
+      PanelInput input(1);
+      std::uint8_t spread[64], mask[64];
+      for (auto& byte : mask) {
+        byte = static_cast<std::uint8_t>((random() % 4 != 0 ? 15 : 0) | (random() % 4 ? 240 : 0));
+      }
+      unsigned expected = 0;
+      for (int r = 0; r < 16; ++r) {
+        const int base = static_cast<int>(random() % 240);
+        const int most = static_cast<int>(random() % 14);
+        input.set_base(r, base);
+        for (int b = 0; b < 4; ++b) {
+          spread[4 * r + b] = static_cast<std::uint8_t>(most);
+          input.scale(r, b) = static_cast<std::uint8_t>(
+              std::clamp(base + static_cast<int>(random() % 18) - 2, 0, 255));
+          for (int j = 0; j < 16; ++j) {
+            // Zeros of both signs; seldom anything else.
+            input.byte(r, b, j) = static_cast<std::uint8_t>(
+                random() % 32 == 0 ? random() : 0x88 & static_cast<unsigned>(random()));
+          }
+          const int distance = input.scale(r, b) - base;
+          if (distance < 4 || distance > most) continue;
+          for (int i = 0; i < 32; ++i) {
+            const int k = 4 * (i / 2) + b, nibble = i % 2 * 4;
+            const int value = value_of(input.byte(r, b, i / 2) >> nibble & 15);
+            const bool is_far = value != 0 && (distance > 6 || std::abs(value) << distance > 96);
+            if (is_far && (mask[k] >> nibble & 15) != 0) expected |= 1u << r;
+          }
+        }
+      }
+      ASSERT_EQ(Atom::far_rows(input.codes(), input.scales(), input.base().scale, spread, mask),
+                expected)
+          << "trial " << trial;
+      for (int r = 0; r < 16; ++r) ++((expected >> r & 1) != 0 ? far : none);
     }
-    for (const int code_a : {0x77, 0xFF}) {
-      for (const int code_b : {0x77, 0xFF}) {
-        std::fill(std::begin(a), std::end(a), static_cast<std::uint8_t>(code_a));
-        std::fill(std::begin(b), std::end(b), static_cast<std::uint8_t>(code_b));
-        check(a, b);
+    EXPECT_GE(far, 1000);
+    EXPECT_GE(none, 1000);
+  });
+}
+
+// Codes split into what is near and bands of the rest, from the definition.
+TEST(PanelAtoms, SplitBands) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(12);
+    for (int trial = 0; trial < 2000; ++trial) {
+      const int base = static_cast<int>(random() % 255), spread = static_cast<int>(random() % 255);
+      std::uint8_t codes[128], scales[128], bands[128];
+      std::int8_t values[128];
+      for (int i = 0; i < 128; ++i) {
+        codes[i] = static_cast<std::uint8_t>(random() % (trial % 4 == 0 ? 2 : 16));
+        scales[i] = static_cast<std::uint8_t>(
+            trial % 2 == 0 ? random()
+                           : std::clamp(base + static_cast<int>(random() % 12) - 2, 0, 255));
+      }
+      bool any = false;
+      const bool found = Atom::split_bands(codes, scales, base, spread, values, bands);
+      for (int i = 0; i < 128; ++i) {
+        const int distance = scales[i] - base;
+        const bool inside = distance >= 0 && distance <= spread;
+        const int value = inside ? value_of(codes[i]) : 0;
+        const bool near = value == 0 || (distance <= 6 && std::abs(value) << distance <= 96);
+        const int shift = value == 0 ? 0 : near ? distance : distance % 4;
+        ASSERT_EQ(values[i], value * (1 << shift)) << "distance " << distance;
+        ASSERT_EQ(bands[i], near ? 0 : distance / 4) << "distance " << distance;
+        any = any || !near;
+      }
+      ASSERT_EQ(found, any);
+    }
+  });
+}
+
+// Joined limbs round as the sum of limbs does.
+TEST(PanelAtoms, JoinedLimbs) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(11);
+    std::int64_t limbs[3][256], joined[3][256];
+    std::int32_t level[256];
+    int seen[3] = {};
+    for (int trial = 0; trial < 400; ++trial) {
+      const int count = 2 + trial % 2;
+      for (int i = 0; i < 256; ++i) {
+        for (int l = 0; l < count; ++l) {
+          // Up to 59 bits and a sign, often few, often all ones or one bit.
+          const int bits = static_cast<int>(random() % 60);
+          auto limb = static_cast<std::int64_t>(random() & ((std::uint64_t{1} << bits) - 1));
+          if (random() % 3 == 0) limb = std::int64_t{1} << bits;
+          if (random() % 4 == 0) limb = 0;
+          limbs[l][i] = random() % 2 == 0 ? limb : -limb;
+        }
+      }
+      const int highest = Atom::join_limbs(
+          Impl::LimbSums{{limbs[0], limbs[1], count == 3 ? limbs[2] : nullptr}}, joined, level);
+      for (int i = 0; i < 256; ++i) {
+        KokkosMXTest::ExactSum sum;
+        for (int l = 0; l < count; ++l) sum.add(limbs[l][i], 32 * l);
+        ASSERT_GE(level[i], 0);
+        ASSERT_LE(level[i], highest);
+        ++seen[level[i]];
+        for (const int exponent : {-60, -150, -190, -240}) {
+          const auto magnitude = sum.magnitude();
+          const std::uint32_t expected =
+              magnitude.is_zero() ? 0u
+                                  : KokkosMXTest::round_to(KokkosMXTest::format_f32,
+                                                           sum.is_negative(), magnitude, exponent);
+          ASSERT_EQ(Impl::round_to_f32(joined[level[i]][i], exponent + 32 * level[i]), expected)
+              << "trial " << trial << ": " << limbs[0][i] << ", " << limbs[1][i];
+        }
       }
     }
+    for (const int count : seen) EXPECT_GE(count, 1000);
+  });
+}
+
+// Packed values are a group as unpacked codes are, all in an order of their own.
+TEST(PanelAtoms, PackedValues) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    using element = typename Atom::element;
+    Stream random(7);
+    Aligned<std::int8_t> a(16 * 128), b(16 * 128);
+    Aligned<element> y(Atom::panel_group_elements), x(Atom::panel_group_elements);
+    Aligned<std::int32_t> sums(256);
+    Atom::begin();
+    for (int trial = 0; trial < 200; ++trial) {
+      for (int i = 0; i < 16 * 128; ++i) {
+        const auto value = [&] {
+          if (trial < 2) return trial == 0 ? 96 : -96;
+          // Few are not zero in odd trials: none is lost among others.
+          if (trial % 2 == 1 && random() % 128 != 0) return 0;
+          return static_cast<int>(random() % 193) - 96;
+        };
+        a[i] = static_cast<std::int8_t>(value());
+        b[i] = static_cast<std::int8_t>(value());
+      }
+      Atom::pack_y(a.data(), y.data());
+      Atom::pack_x(b.data(), x.data());
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, 1, false);
+      for (int r = 0; r < 16; ++r) {
+        for (int c = 0; c < 16; ++c) {
+          std::int64_t expected = 0;
+          for (int k = 0; k < 128; ++k) expected += a[128 * r + k] * b[128 * c + k];
+          ASSERT_EQ(sums[16 * r + c], expected) << "trial " << trial << ": " << r << ", " << c;
+        }
+      }
+    }
+    Atom::end();
   });
 }
 

@@ -342,6 +342,91 @@ void check_random_case(const HostMatrix& a, const HostMatrix& b, const Bits& pro
   Counted::total().tiers += counts;
 }
 
+// Rows with outliers: in columns, in some of the rows, in blocks, all of these, next to what still
+// fits the others' integers, and with rows that nothing but wide sums hold.
+constexpr Outliers outliers_of(int kind, int up) {
+  switch (kind) {
+    case 0:
+      return {.up = up, .column_every = 64};
+    case 1:
+      return {.up = up, .column_every = 32, .row_every = 40};
+    case 2:
+      return {.up = up, .block_every = 32};
+    case 3:
+      return {.up = up, .column_every = 100, .row_every = 3, .block_every = 50, .near_every = 9};
+    case 4:
+      return {.up = 0, .near_every = 4};
+    case 5:
+      return {.up = up, .column_every = 64, .row_every = 2, .wide_every = 30};
+    case 6:
+      return {.up = up, .block_every = 3};  // many
+    default:
+      return {};
+  }
+}
+constexpr int outlier_kinds = 8;
+
+// More panels than a block has, several blocks of either operand, columns that both or one has.
+TEST(Gemm, Outliers) {
+  Stream stream(1030);
+  struct Shape {
+    std::int64_t m, n, k;
+  };
+  constexpr Shape shapes[] = {
+      {150, 200, 160}, {30, 300, 1056}, {170, 20, 544}, {5, 140, 96}, {33, 17, 800}};
+  constexpr int ups[] = {2, 4, 5, 7, 9, 13, 30, 45, 60, 90, 120};
+  int i = 0;
+  for (int kind_a = 0; kind_a < outlier_kinds; ++kind_a) {
+    for (int kind_b = 0; kind_b < outlier_kinds; ++kind_b) {
+      const Shape& shape = shapes[i % 5];
+      const HostMatrix a =
+          make_outliers(outliers_of(kind_a, ups[i % 11]), shape.m, shape.k, stream.next());
+      const HostMatrix b = make_outliers(outliers_of(kind_b, ups[(i + i / 11) % 11]), shape.n,
+                                         shape.k, stream.next());
+      ++i;
+      const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
+      Counted::total().shapes += 1;
+      const std::string name =
+          "outliers " + std::to_string(kind_a) + " by " + std::to_string(kind_b);
+      SCOPED_TRACE(name);
+      Counted::total().tiers += check_product<float>(a, b, products, random_variation(stream));
+      check_random_case<float>(a, b, products, stream);
+      check_random_case<BFloat16>(a, b, products, stream);
+      check_random_case<Float16>(a, b, products, stream);
+    }
+  }
+}
+
+// The same columns in both operands, more of them than one group of gathered columns takes.
+TEST(Gemm, ManyOutlierColumns) {
+  for (const int every : {40, 20, 2}) {
+    const Outliers how{.up = 11, .column_every = every};
+    const HostMatrix a = make_outliers(how, 21, 6400, 1), b = make_outliers(how, 40, 6400, 1);
+    check_all_tiers({a, b}, "every " + std::to_string(every));
+  }
+}
+
+// What a call leaves in the workspace is nothing to the next.
+TEST(Gemm, OutliersInAWorkspaceThatWasUsed) {
+  constexpr std::int64_t m = 40, n = 150, k = 1056;
+  const DeviceOutput<float> c(m, n, n, 1, 0, {});
+  DeviceArray<std::byte> memory;
+  for (int i = 0; i < 6; ++i) {
+    // Few enough that they are not added block by block.
+    const HostMatrix a = make_outliers({.up = 9 + 7 * i, .block_every = 32}, m, k, 100 + i);
+    const HostMatrix b = make_outliers(outliers_of((i + i / 3) % 3, 9), n, k, 200 + i);
+    const DeviceMatrix da(a, {}), db(b, {});
+    if (i == 0) {
+      memory =
+          make_workspace(KokkosMX::gemm_workspace_size(Exec(), da.plain(), db.plain(), c.view()));
+    }
+    KokkosMX::gemm(Exec(), KokkosMX::Workspace(memory), da.plain(), db.plain(), c.view());
+    Exec().fence();
+    expect_equal_bits(ReferenceProduct(a, b).all(&Counted::total().outputs), c.result(), n,
+                      "call " + std::to_string(i));
+  }
+}
+
 // A million outputs: M, N from 0 to 70, K from 0 to 7168, every kind of data, form and type.
 TEST(GemmFull, RandomShapes) {
   Stream stream(2026);
@@ -392,6 +477,32 @@ TEST(GemmFull, LongSums) {
   }
   Counted::total().long_sums += outputs;
   EXPECT_GE(outputs, 50'000u);
+}
+
+// Enough outputs for the largest tiles of a device, with ragged edges; rows that fit the aligned
+// tier, rows that do not, and rows with NaN beside each other.
+template <class T>
+void check_large_tiles(const HostMatrix& a, const HostMatrix& b, const Bits& products) {
+  const DeviceMatrix da(a, {}), db(b, {});
+  const DeviceOutput<T> c(a.rows, b.rows, b.rows, 1, 0, {});
+  call_gemm(Exec(), da.plain(), db.plain(), c.view(), {});
+  expect_equal_bits(expected_output(products, b.rows, {}, OutputType<T>::format), c.result(),
+                    b.rows, "large tiles");
+}
+TEST(GemmFull, LargeTiles) {
+  constexpr std::int64_t m = 1100, n = 2200, k = 160;
+  for (const bool some_do_not_fit : {false, true}) {
+    HostMatrix a = random_matrix(m, k, 51, 125, 128), b = random_matrix(n, k, 52, 122, 125);
+    if (some_do_not_fit) {
+      for (std::int64_t row = 0; row < m; row += 97) a.scales[row * (k / 32)] = 160;
+      for (std::int64_t row = 5; row < n; row += 301) b.scales[row * (k / 32) + 4] = 0;
+      nan_some(b, 3000, 53);
+    }
+    const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
+    Counted::total().shapes += 1;
+    check_large_tiles<BFloat16>(a, b, products);
+    check_large_tiles<float>(a, b, products);
+  }
 }
 
 // A bell through the whole job, in every rule.

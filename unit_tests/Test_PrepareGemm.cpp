@@ -109,6 +109,23 @@ TEST(PrepareGemm, EveryDataAndTier) {
   }
 }
 
+TEST(PrepareGemm, OutliersInBatches) {
+  constexpr std::int64_t m = 37, n = 150, k = 352;
+  const Outliers columns{.up = 9, .column_every = 48}, blocks{.up = 25, .block_every = 20};
+  const std::vector<HostMatrix> b{make_outliers(columns, n, k, 1), make_outliers(blocks, n, k, 2)};
+  const std::vector<HostMatrix> a{make_outliers(blocks, m, k, 3), make_outliers(columns, m, k, 4)};
+  const PreparedBatch prepared_a(a), prepared_b(b);
+  const Kokkos::View<float***, Kokkos::LayoutRight, Space> c("c", 2, m, n);
+  KokkosMX::gemm(Exec(), prepared_a.matrix(), prepared_b.matrix(), c);
+  const auto bits =
+      to_host(DeviceArray<std::uint32_t>(reinterpret_cast<std::uint32_t*>(c.data()), c.size()));
+  for (std::int64_t i = 0; i < 2; ++i) {
+    const auto first = bits.begin() + i * m * n;
+    expect_equal_bits(ReferenceProduct(a[i], b[i]).all(), Bits(first, first + m * n), n,
+                      "batch " + std::to_string(i));
+  }
+}
+
 TEST(PrepareGemm, Batches) {
   constexpr std::int64_t m = 18, n = 35, k = 224;
   for (const std::int64_t batch_a : {1, 3}) {

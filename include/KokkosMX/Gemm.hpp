@@ -191,7 +191,9 @@ void with_own_workspace(const ExecSpace& exec, std::size_t bytes, F&& f) {
 /// Bytes of workspace that gemm needs for these operands on exec: room for the summaries that
 /// matrices lack and, where the atom has a kernel for hosts, for what its threads work on. Depends
 /// on exec's concurrency and on the atom that runs (gemm_atom), so ask with the instance that the
-/// call gets. Allocates nothing, reads no operand. \throws as gemm does.
+/// call gets. Reads no operand. On a device whose matrix unit adds floats, the first call runs a
+/// self-check there: it allocates and waits; without it products take the integer unit. \throws as
+/// gemm does.
 template <class ExecSpace, class A, class B, class CView>
 std::size_t gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b, const CView& c) {
   static_assert(Impl::is_matrix<A>::value && Impl::is_matrix<B>::value,
@@ -231,8 +233,8 @@ requires Impl::is_matrix<A>::value void gemm(const ExecSpace& exec, const A& a, 
 }
 
 /// Bytes of workspace that quantize_gemm needs on exec: as gemm_workspace_size, and room for what
-/// the call quantizes, in whole or a part for each thread at a time. Allocates nothing, reads no
-/// operand. \throws as quantize_gemm does.
+/// the call quantizes, in whole or a part for each thread at a time. Reads no operand; what it
+/// allocates is what gemm_workspace_size does. \throws as quantize_gemm does.
 template <class ExecSpace, class A, class B, class CView>
 std::size_t quantize_gemm_workspace_size(const ExecSpace& exec, const A& a, const B& b,
                                          const CView& c) {

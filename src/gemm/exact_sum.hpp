@@ -15,6 +15,7 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
@@ -78,14 +79,22 @@ KOKKOS_INLINE_FUNCTION Tier tier_of(const RowState& a, const RowState& b, int su
 
 /// A sum of integers times 2^0 .. 2^508: limb i counts 2^(32 i). A term of a block (14 bits and a
 /// sign, shifted by up to 31) takes 45 bits of its limb, so 2^17 terms fit before carries must be
-/// passed on.
-class WideSum {
+/// passed on. Limbs: where the 17 numbers are.
+template <class Limbs>
+class WideSumIn {
  public:
   static constexpr int limbs = 17;
+  static constexpr int limb_bits = 32;
   static constexpr int terms_between_carries = 1 << 17;
 
-  KOKKOS_INLINE_FUNCTION WideSum() {
+  KOKKOS_INLINE_FUNCTION explicit WideSumIn(const Limbs& limbs_at = {}) : limb_(limbs_at) {
     for (int i = 0; i < limbs; ++i) limb_[i] = 0;
+  }
+
+  /// From limbs that lie stride apart; its own limbs are the thread's own.
+  KOKKOS_INLINE_FUNCTION explicit WideSumIn(const std::int64_t* from, std::int64_t stride) {
+    static_assert(std::is_array_v<decltype(Limbs::value)>);
+    for (int i = 0; i < limbs; ++i) limb_[i] = from[i * stride];
   }
 
   /// Adds term * 2^shift, |term| <= 4608, shift in 0..508.
@@ -124,8 +133,22 @@ class WideSum {
   }
 
  private:
-  std::int64_t limb_[limbs];
+  Limbs limb_;
 };
+
+/// Limbs of the thread's own.
+struct LocalLimbs {
+  std::int64_t value[17];
+  KOKKOS_INLINE_FUNCTION std::int64_t& operator[](int i) { return value[i]; }
+};
+/// Limbs in a group's scratch memory, those of its threads side by side: devices have no registers
+/// that are found by a number.
+struct SharedLimbs {
+  std::int64_t* first;
+  int stride;
+  KOKKOS_INLINE_FUNCTION std::int64_t& operator[](int i) { return first[i * stride]; }
+};
+using WideSum = WideSumIn<LocalLimbs>;
 
 }  // namespace KokkosMX::Impl
 

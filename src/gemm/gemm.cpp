@@ -5,11 +5,15 @@
 #include "../check.hpp"
 #include "../instantiate.hpp"
 #include "../quantize/quantize.hpp"
+#include "../shuffle/copy.hpp"
+#include "fragment_select.hpp"
 #include "gemm_kernel.hpp"
 #include "gemm_select.hpp"
+#include "image_kernel.hpp"
 
 #include <Kokkos_Core.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -152,13 +156,11 @@ struct Product {
   const QuantizeRule* rule;
 };
 
-/// A product by the tile kernel: every operand becomes a matrix with summaries first.
-template <class ExecSpace, class Atom>
-class TileProduct {
+/// Both operands as matrices with summaries, whatever they are.
+class Matrices {
  public:
   /// Takes what is needed from the pieces.
-  TileProduct(const ExecSpace&, const OperandRef& a, const OperandRef& b, const Call& call,
-              Pieces& pieces)
+  Matrices(const OperandRef& a, const OperandRef& b, const Call& call, Pieces& pieces)
       : a_(a), b_(b), call_(call) {
     for (auto [operand, prepared] : {std::pair{&a, &call_.a}, std::pair{&b, &call_.b}}) {
       if (operand->is_dense) place_quantized(*prepared, pieces);
@@ -167,32 +169,21 @@ class TileProduct {
       }
     }
   }
+  const Call& call() const { return call_; }
+  const OperandRef& a() const { return a_; }
+  const OperandRef& b() const { return b_; }
 
-  void run(const ExecSpace& exec, const Product& product) const {
-    if (!product.epilogue.skips_product()) {
-      prepare(exec, a_, call_.a, product.rule);
-      prepare(exec, b_, call_.b, product.rule);
-    }
-    GemmProblem problem{};
-    problem.a = call_.a.matrix;
-    problem.b = call_.b.matrix;
-    problem.epilogue = product.epilogue;
-    problem.batch = call_.batch;
-    problem.m = call_.m;
-    problem.n = call_.n;
-    problem.blocks = call_.blocks;
-    problem.minimum_tier = product.minimum_tier;
-    problem.counts = product.counts;
-    using Tile = typename GemmTileOf<ExecSpace>::type;
-    const auto kernel = GemmKernel<Atom, Tile>::make(
-        problem, gemm_config<Atom, Tile>(call_.batch, call_.m, call_.n, concurrency_of(exec)));
-    static const std::string label = "KokkosMX::gemm";
-    launch(label, exec, kernel.tiles(), Tile::threads, kernel);
+  /// Queues what makes them.
+  template <class ExecSpace>
+  void make(const ExecSpace& exec, const QuantizeRule* rule) const {
+    make(exec, a_, call_.a, rule);
+    make(exec, b_, call_.b, rule);
   }
 
  private:
-  static void prepare(const ExecSpace& exec, const OperandRef& operand, const Prepared& prepared,
-                      const QuantizeRule* rule) {
+  template <class ExecSpace>
+  static void make(const ExecSpace& exec, const OperandRef& operand, const Prepared& prepared,
+                   const QuantizeRule* rule) {
     if (operand.is_dense) {
       launch_quantize(exec, operand.dense.element, prepared.dense, prepared.matrix, *rule);
     } else if (!operand.matrix.summaries.present) {
@@ -204,6 +195,249 @@ class TileProduct {
   const OperandRef& b_;
   Call call_;
 };
+
+/// A product by the tile kernel.
+template <class ExecSpace, class Atom>
+class TileProduct {
+ public:
+  /// Takes what is needed from the pieces.
+  TileProduct(const ExecSpace&, const OperandRef& a, const OperandRef& b, const Call& call,
+              Pieces& pieces)
+      : matrices_(a, b, call, pieces) {}
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    if (!product.epilogue.skips_product()) matrices_.make(exec, product.rule);
+    const Call& call = matrices_.call();
+    GemmProblem problem{};
+    problem.a = call.a.matrix;
+    problem.b = call.b.matrix;
+    problem.epilogue = product.epilogue;
+    problem.batch = call.batch;
+    problem.m = call.m;
+    problem.n = call.n;
+    problem.blocks = call.blocks;
+    problem.minimum_tier = product.minimum_tier;
+    problem.counts = product.counts;
+    using Tile = typename GemmTileOf<ExecSpace>::type;
+    const auto kernel = GemmKernel<Atom, Tile>::make(
+        problem, gemm_config<Atom, Tile>(call.batch, call.m, call.n, concurrency_of(exec)));
+    static const std::string label = "KokkosMX::gemm";
+    launch(label, exec, kernel.tiles(), threads<Tile::threads>, kernel);
+  }
+
+ private:
+  Matrices matrices_;
+};
+
+#ifdef KOKKOSMX_HAVE_WGMMA
+/// A product by the image kernel, on devices with a matrix unit that reads images.
+template <class ExecSpace, class Atom>
+class ImageProduct {
+ public:
+  ImageProduct(const ExecSpace&, const OperandRef& a, const OperandRef& b, const Call& call,
+               Pieces& pieces)
+      : matrices_(a, b, call, pieces) {
+    const Call& checked = matrices_.call();
+    is_transposed_ = is_transposed(checked);
+    a_ = images(is_transposed_ ? checked.b.matrix : checked.a.matrix, Atom::tile_m, pieces);
+    b_ = images(is_transposed_ ? checked.a.matrix : checked.b.matrix, Atom::tile_n, pieces);
+  }
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    const Call& call = matrices_.call();
+    with_atoms<ExecSpace>([&](auto atoms) {
+      using Make = MakeImages<Atom, typename decltype(atoms)::Quantize>;
+      const Make make{{part<Make>(is_transposed_ ? b_ : a_, matrices_.a(), call.a),
+                       part<Make>(is_transposed_ ? a_ : b_, matrices_.b(), call.b)},
+                      product.rule == nullptr ? rules::reference : *product.rule};
+      static const std::string label = "KokkosMX::gemm: images";
+      launch(label, exec, make.items(), threads<Make::threads>, make);
+    });
+    const Epilogue& epilogue = product.epilogue;
+    const bool pairs = call.n % 2 == 0 && epilogue.row % 2 == 0 && epilogue.batch % 2 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
+    const bool is_plain_bf16 = epilogue.is_plain() && epilogue.element == Element::bf16 &&
+                               epilogue.col == 1 && (is_transposed_ || pairs);
+    const std::int64_t tiles = call.batch * a_.tiles * b_.tiles;
+    const ImageGemm<Atom> kernel{
+        a_,
+        b_,
+        is_transposed_,
+        epilogue,
+        call.batch,
+        is_transposed_ ? call.n : call.m,
+        is_transposed_ ? call.m : call.n,
+        call.blocks,
+        std::min<std::int64_t>(tiles,
+                               Atom::groups_each * exec.cuda_device_prop().multiProcessorCount),
+        bits_of_sum(call.blocks),
+        product.minimum_tier,
+        product.counts,
+        is_plain_bf16};
+    static const std::string label = "KokkosMX::gemm";
+    launch(label, exec, kernel.groups, threads<Atom::threads>, kernel);
+  }
+
+ private:
+  /// Small tiles are higher than wide: the side with more rows comes first.
+  static bool is_transposed(const Call& call) {
+    return Atom::tile_n <= ImageGemm<Atom>::most_transposed_n && call.n > call.m;
+  }
+
+  template <class Make>
+  static typename Make::Part part(const ImageOperand& images, const OperandRef& operand,
+                                  const Prepared& prepared) {
+    const ImageSource source = operand.is_dense ? ImageSource::dense
+                               : operand.matrix.summaries.present
+                                   ? ImageSource::matrix
+                                   : ImageSource::matrix_without_summaries;
+    return {images, source, prepared.dense, operand.dense.element};
+  }
+  static ImageOperand images(const MatrixMap& matrix, int tile_rows, Pieces& pieces) {
+    ImageOperand operand{matrix, nullptr, tile_rows, (matrix.rows + tile_rows - 1) / tile_rows,
+                         (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks};
+    operand.images = pieces.take<std::uint8_t>(matrix.batch * operand.tiles * operand.steps *
+                                               tile_rows * Atom::step_bytes);
+    return operand;
+  }
+
+  Matrices matrices_;
+  bool is_transposed_;
+  ImageOperand a_, b_;
+};
+#endif
+
+#ifdef KOKKOS_ENABLE_HIP
+/// Memory of the workspace for codes and scales as fragment kernels read them: Tile16x16 and
+/// Tile32x8, each with its padding, which nobody looks at.
+void place_codes_of_fragments(MatrixMap& matrix, Pieces& pieces) {
+  const std::int64_t rows = round_up(matrix.rows, 16), blocks = round_up(matrix.blocks, 4);
+  const std::int64_t bytes = rows * blocks * block_bytes;
+  matrix.codes = {pieces.take<std::uint8_t>(matrix.batch * bytes),
+                  matrix.batch == 1 ? 0 : bytes,
+                  16 * blocks * block_bytes,
+                  block_bytes,
+                  4 * 16 * block_bytes,
+                  16 * block_bytes,
+                  1,
+                  matrix.rows,
+                  matrix.blocks};
+}
+void place_scales_of_fragments(MatrixMap& matrix, Pieces& pieces) {
+  const ScalesShape shape = scales_shape<Tile32x8>(matrix.rows, block_size * matrix.blocks);
+  matrix.scales = {pieces.take<std::uint8_t>(matrix.batch * shape.rows * shape.cols),
+                   matrix.batch == 1 ? 0 : shape.rows * shape.cols,
+                   32 * shape.cols,
+                   1,
+                   4,
+                   256,
+                   2,
+                   64,
+                   matrix.rows,
+                   matrix.blocks};
+}
+
+/// A product by the fragment kernel: on devices with a matrix unit whose operands are registers.
+/// Operands that lie otherwise are copied first.
+template <class ExecSpace, FragmentAtom... Atoms>
+class FragmentProduct {
+ public:
+  /// usable: as FragmentKernel's.
+  FragmentProduct(const DeviceDesc& device, unsigned usable, const OperandRef& a,
+                  const OperandRef& b, const Call& call, Pieces& pieces)
+      : device_(device), usable_(usable), a_{&a, call.a, {}}, b_{&b, call.b, {}}, call_(call) {
+    place(a_, pieces);
+    place(b_, pieces);
+  }
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    make(exec, a_, product.rule);
+    make(exec, b_, product.rule);
+    GemmProblem problem{};
+    problem.a = a_.read;
+    problem.b = b_.read;
+    problem.epilogue = product.epilogue;
+    problem.batch = call_.batch;
+    problem.m = call_.m;
+    problem.n = call_.n;
+    problem.blocks = call_.blocks;
+    problem.minimum_tier = product.minimum_tier;
+    problem.counts = product.counts;
+    const FragmentConfig config =
+        fragment_config({call_.batch, call_.m, call_.n, block_size * call_.blocks}, device_);
+    constexpr unsigned every = (2u << sizeof...(Atoms)) - 1u;
+    // The large tile's registers are those of the most preferred atom: the others, and single
+    // outputs, come after it, by smaller tiles.
+    if (config.tiles == FragmentTiles::small) {
+      queue<SmallFragmentTile, every>(exec, problem, config.order, every);
+    } else if (config.tiles == FragmentTiles::large && (usable_ & 1u) != 0) {
+      queue<LargeFragmentTile, 1u>(exec, problem, config.order, 1u);
+      queue<MiddleFragmentTile, every>(exec, problem, config.order, every - 1u);
+    } else {
+      queue<MiddleFragmentTile, every>(exec, problem, config.order, every);
+    }
+  }
+
+ private:
+  /// `given` is what the call was given, or quantizes to; `read` what the kernel reads.
+  struct Operand {
+    const OperandRef* ref;
+    Prepared given;
+    MatrixMap read;
+  };
+
+  static void place(Operand& operand, Pieces& pieces) {
+    MatrixMap& given = operand.given.matrix;
+    const bool is_dense = operand.ref->is_dense;
+    if (is_dense) {
+      place_codes_of_fragments(given, pieces);
+      place_scales_of_fragments(given, pieces);
+    }
+    if (is_dense || !operand.ref->matrix.summaries.present) place_summaries(operand.given, pieces);
+    operand.read = given;
+    constexpr int rows = LargeFragmentTile::m;
+    if (!codes_lie_as_fragments(given.codes, rows)) place_codes_of_fragments(operand.read, pieces);
+    if (!scales_lie_as_fragments(given.scales)) place_scales_of_fragments(operand.read, pieces);
+  }
+
+  static void make(const ExecSpace& exec, const Operand& operand, const QuantizeRule* rule) {
+    const MatrixMap& given = operand.given.matrix;
+    const MatrixMap& read = operand.read;
+    if (operand.ref->is_dense) {
+      launch_quantize(exec, operand.ref->dense.element, operand.given.dense, given, *rule);
+    } else if (!operand.ref->matrix.summaries.present) {
+      launch_summarize(exec, given);
+    }
+    if (read.codes.data != given.codes.data) {
+      static const std::string label = "KokkosMX::gemm: copy codes";
+      launch_copy_codes(label, exec, given.batch, given.rows, given.blocks, given.codes,
+                        read.codes);
+    }
+    if (read.scales.data != given.scales.data) {
+      static const std::string label = "KokkosMX::gemm: copy scales";
+      ScalesMap to = read.scales;
+      to.rows = round_up(to.rows, 32);
+      to.cols = round_up(to.cols, 8);
+      launch_copy_scales(label, exec, given.batch, given.rows, given.blocks, given.scales,
+                         operand.ref->matrix.scales_kind, to, ScalesKind::tile_32x8);
+    }
+  }
+
+  template <class Tile, unsigned Passes>
+  void queue(const ExecSpace& exec, const GemmProblem& problem, const TileOrder& order,
+             unsigned passes) const {
+    using Kernel = FragmentKernel<Tile, Passes, Atoms...>;
+    static const std::string label = "KokkosMX::gemm";
+    const auto kernel = Kernel::make(problem, order, usable_, passes);
+    launch(label, exec, kernel.tiles(), threads<Kernel::threads>, kernel);
+  }
+
+  DeviceDesc device_;
+  unsigned usable_;
+  Operand a_, b_;
+  Call call_;
+};
+#endif
 
 template <class Kernel>
 struct PrepareX {
@@ -245,9 +479,10 @@ class PanelProduct {
     kernel_.layout = PanelKernel<Atom>::worker_layout(problem, kernel_.config);
     PanelMemory& memory = kernel_.memory;
     if (!kernel_.config.own_x) {
-      memory.x = PanelKernel<Atom>::take_x(problem, [&](std::size_t bytes) -> void* {
-        return pieces.take<unsigned char>(static_cast<std::int64_t>(bytes));
-      });
+      memory.x =
+          PanelKernel<Atom>::take_x(problem, kernel_.config, [&](std::size_t bytes) -> void* {
+            return pieces.take<unsigned char>(static_cast<std::int64_t>(bytes));
+          });
     }
     memory.workers = pieces.take<unsigned char>(kernel_.config.workers *
                                                 static_cast<std::int64_t>(kernel_.layout.bytes));
@@ -263,7 +498,8 @@ class PanelProduct {
     if (!a_.is_dense && !a_.matrix.summaries.present) launch_summarize(exec, call_.a.matrix);
     if (!b_.is_dense && !b_.matrix.summaries.present) launch_summarize(exec, call_.b.matrix);
     static const std::string prepare_label = "KokkosMX::gemm: prepare";
-    launch(prepare_label, exec, kernel.prepare_items(), 1, PrepareX<PanelKernel<Atom>>{kernel});
+    launch(prepare_label, exec, kernel.prepare_items(), threads<1>,
+           PrepareX<PanelKernel<Atom>>{kernel});
     static const std::string label = "KokkosMX::gemm";
     launch_workers(label, exec, kernel.config.workers, WorkOnTasks<PanelKernel<Atom>>{kernel});
   }
@@ -293,6 +529,30 @@ class PanelProduct {
 template <class ExecSpace, class F>
 void with_product(const ExecSpace& exec, const OperandRef& a, const OperandRef& b, const Call& call,
                   Pieces& pieces, F&& f) {
+#ifdef KOKKOSMX_HAVE_WGMMA
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::Cuda>) {
+    // The kernels count tiles and groups of 8 rows in 32 bits.
+    const double tiles = static_cast<double>(call.batch) * static_cast<double>(call.m / 16 + 1) *
+                         static_cast<double>(call.n / 16 + 1);
+    if (device_atom(exec) == DeviceAtom::wgmma && call.blocks <= Int8Images::most_blocks &&
+        tiles < 0x1p30) {
+      with_image_atom(
+          call.batch, call.m, call.n, exec.cuda_device_prop().multiProcessorCount,
+          [&](auto atom) { f(ImageProduct<ExecSpace, decltype(atom)>(exec, a, b, call, pieces)); });
+      return;
+    }
+  }
+#endif
+#ifdef KOKKOS_ENABLE_HIP
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::HIP>) {
+    const MatrixUnit unit = matrix_unit(exec);
+    if (unit.usable != 0 && call.blocks <= most_groups_in_int32 * group_blocks) {
+      f(FragmentProduct<ExecSpace, FloatMfmaAtom, IntegerMfmaAtom>(
+          {unit.units, unit.chiplets}, unit.usable, a, b, call, pieces));
+      return;
+    }
+  }
+#endif
   with_atoms<ExecSpace>([&](auto atoms) {
     using Atoms = decltype(atoms);
     if constexpr (PanelAtom<typename Atoms::Gemm>) {
@@ -328,6 +588,9 @@ template <class ExecSpace>
 std::size_t gemm_workspace_size(const ExecSpace& exec, const OperandRef& a, const OperandRef& b,
                                 const DenseRef& c) {
   Check check("gemm_workspace_size");
+#ifdef KOKKOS_ENABLE_HIP
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::HIP>) check_matrix_unit(exec);
+#endif
   return workspace_bytes(exec, a, b, checked_call(check, a, b, c));
 }
 
@@ -404,8 +667,18 @@ KOKKOSMX_FOR_EACH_EXECUTION_SPACE(KOKKOSMX_INSTANTIATE)
 namespace KokkosMX {
 
 template <class ExecSpace>
-const char* gemm_atom(const ExecSpace&) {
+const char* gemm_atom([[maybe_unused]] const ExecSpace& exec) {
   const char* name = nullptr;
+#ifdef KOKKOSMX_HAVE_WGMMA
+  if (Impl::device_atom(exec) == Impl::DeviceAtom::wgmma) return Impl::wgmma_name;
+#endif
+#ifdef KOKKOS_ENABLE_HIP
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::HIP>) {
+    const unsigned usable = Impl::matrix_unit(exec).usable;
+    if ((usable & 1u) != 0) return Impl::FloatMfmaAtom::name;
+    if ((usable & 2u) != 0) return Impl::IntegerMfmaAtom::name;
+  }
+#endif
   Impl::with_atoms<ExecSpace>([&](auto atoms) { name = decltype(atoms)::Gemm::name; });
   return name;
 }

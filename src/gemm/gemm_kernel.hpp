@@ -3,9 +3,10 @@
 #define KOKKOSMX_SRC_GEMM_GEMM_KERNEL_HPP
 
 /// \file gemm_kernel.hpp
-/// The one GEMM kernel: a group makes a tile of C from panels of unpacked codes in its scratch
-/// memory, with any atom. Each output's tier follows from its row's and column's summaries; a tile
-/// runs the passes that its outputs ask for, over the atoms that hold them.
+/// The GEMM kernel of tiles, for every execution space: a group makes a tile of C from panels of
+/// unpacked codes in its scratch memory, with any atom. Each output's tier follows from its row's
+/// and column's summaries; a tile runs the passes that its outputs ask for, over the atoms that
+/// hold them.
 
 #include <KokkosMX/Types.hpp>
 
@@ -14,21 +15,13 @@
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
+#include "gemm_problem.hpp"
 
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
 
 namespace KokkosMX::Impl {
-
-/// A product whose arguments were checked. Matrices have summaries.
-struct GemmProblem {
-  MatrixMap a, b;
-  Epilogue epilogue;
-  std::int64_t batch, m, n, blocks;
-  Tier minimum_tier;
-  std::uint64_t* counts;  ///< null where nobody counts
-};
 
 /// The part of tiling that is fixed when the kernel is compiled: the largest tile, in atoms, and
 /// how many blocks of K a panel holds.
@@ -78,6 +71,8 @@ struct GemmKernel {
     unsigned all_tiers;
     /// Every output takes Tier::aligned.
     bool all_aligned;
+    /// Of the threads' wide sums, on devices.
+    std::int64_t limbs[Tile::threads > 1 ? WideSum::limbs* Tile::threads : 1];
   };
 
   /// A tile of C: its first row and column, and how much of it lies in C.
@@ -329,9 +324,9 @@ struct GemmKernel {
   }
 
   /// Tier::wide, one output: nothing is shared, so what needs it costs only itself.
-  KOKKOS_INLINE_FUNCTION std::uint32_t wide_product(const Place& place, int row, int col,
+  template <class Sum>
+  KOKKOS_INLINE_FUNCTION std::uint32_t wide_product(Sum sum, const Place& place, int row, int col,
                                                     const RowState& a, const RowState& b) const {
-    WideSum sum;
     int terms = 0;
     for (std::int64_t k = 0; k < p.blocks; ++k) {
       const int shift_a = *p.a.scales.at(place.batch, place.row + row, k) - a.lo;
@@ -354,7 +349,7 @@ struct GemmKernel {
 
   /// Rounds each output once and hands it to the epilogue.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION void store(const Group& group, const Scratch& scratch, const Place& place,
+  KOKKOS_INLINE_FUNCTION void store(const Group& group, Scratch& scratch, const Place& place,
                                     const Accumulator (&aligned)[atoms_each],
                                     const std::int64_t (&window)[atoms_each][atom_values]) const {
     const int lane = group.rank() % Atom::lanes;
@@ -380,11 +375,18 @@ struct GemmKernel {
             product = round_to_f32(window[slot][v], unit);
             break;
           case Tier::wide:
-            product = wide_product(place, row, col, a, b);
+            if constexpr (Group::is_serial) {
+              product = wide_product(WideSum(), place, row, col, a, b);
+            } else {
+              using Sum = WideSumIn<SharedLimbs>;
+              product = wide_product(Sum(SharedLimbs{scratch.limbs + group.rank(), Tile::threads}),
+                                     place, row, col, a, b);
+            }
             break;
         }
         p.epilogue(place.batch, place.row + row, place.col + col, product);
-        ++counts[static_cast<int>(tier)];
+        // Arrays that are found by a number lie in memory, on devices.
+        for (int t = 0; t < tier_count; ++t) counts[t] += static_cast<int>(tier) == t ? 1u : 0u;
       }
     });
     if (p.counts != nullptr) {

@@ -5,6 +5,7 @@
 /// \file gemm_select.hpp
 /// Which tiling a product gets: all tuning is here and in atom_select.hpp, none in the kernel.
 
+#include "../atoms/gemm/wgmma.hpp"
 #include "../launch.hpp"
 #include "gemm_kernel.hpp"
 #include "panel_kernel.hpp"
@@ -53,6 +54,26 @@ GemmConfig gemm_config(std::int64_t batch, std::int64_t m, std::int64_t n,
   return config;
 }
 
+#ifdef KOKKOSMX_HAVE_WGMMA
+/// Calls f with the atom whose tiles suit the image kernel's problem: large ones where they keep
+/// most of the device's units busy, small ones otherwise. Measured on an H200.
+template <class F>
+void with_image_atom(std::int64_t batch, std::int64_t m, std::int64_t n, std::int64_t units,
+                     F&& f) {
+  const auto tiles = [](std::int64_t extent, std::int64_t tile) {
+    return (extent + tile - 1) / tile;
+  };
+  using Large = WgmmaInt8Atom<2, 256>;
+  const std::int64_t least = std::min(m, n);
+  if (least > 64 && batch * tiles(m, Large::tile_m) * tiles(n, Large::tile_n) >= units / 2) {
+    return f(Large{});
+  }
+  if (least > 32) return f(WgmmaInt8Atom<1, 64>{});
+  if (least > 16) return f(WgmmaInt8Atom<1, 32>{});
+  f(WgmmaInt8Atom<1, 16>{});
+}
+#endif
+
 /// How the panel kernel cuts its work.
 template <PanelAtom Atom>
 PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
@@ -79,6 +100,15 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
   config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
   config.groups = static_cast<int>(std::min<std::int64_t>(groups, few ? 2 : 4));
+  // Limbs stay in the second cache. Columns of which a 64th are outliers, and a third more, are
+  // gathered. Half a panel's groups in pieces cost as much as the panel itself; adding block by
+  // block, several times that.
+  config.rough.y_panels = config.block_panels;
+  config.rough.x_panels = std::min(config.x_panels, 8);
+  config.rough.column_groups = static_cast<int>(std::clamp<std::int64_t>((groups + 47) / 48, 1, 4));
+  const auto pieces = [&](int panels) { return static_cast<int>(groups + groups * panels / 2); };
+  config.rough.y_pieces = pieces(config.rough.y_panels);
+  config.rough.x_pieces = pieces(config.rough.x_panels);
   return config;
 }
 

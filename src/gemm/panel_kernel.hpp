@@ -12,8 +12,8 @@
 /// whose elements of y stay in the caches next to the core.
 ///
 /// Rows are aligned to their least scale, so one pass with int32 accumulators over all of K serves
-/// all outputs whose row and column have a spread of at most 3. Other outputs are summed one by
-/// one.
+/// all outputs whose row and column have a spread of at most 3. What other outputs need besides is
+/// in rough_block.hpp.
 
 #include <KokkosMX/Types.hpp>
 
@@ -21,6 +21,7 @@
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
+#include "rough_block.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -55,26 +56,6 @@ struct PanelOperand {
   }
 };
 
-/// Codes and scales of a panel: groups follow one another.
-struct PanelView {
-  const std::uint8_t* codes;
-  const std::uint8_t* scales;
-};
-
-/// What a panel's rows ask for.
-struct PanelState {
-  PanelBase base;
-  RowState row[panel_rows];
-  /// lo - 128, of a row without nonzero blocks -1: an output's unit is 2^(sum of its row's and its
-  /// column's).
-  std::int32_t exponent[panel_rows];
-  std::int32_t least_exponent, largest_exponent;
-  /// Every row fits the atom's integers in one pass, none holds a NaN.
-  bool aligned;
-  /// Bit b: some block lies in band b: its scale is 4 b to 4 b + 3 above its row's least.
-  std::uint64_t bands;
-};
-
 /// Panels of y, and of x, of a task, at most.
 inline constexpr int most_task_panels = 64;
 
@@ -86,11 +67,12 @@ struct PanelConfig {
   int workers;
   /// Every worker brings all of x into its own memory: no first step.
   bool own_x;
+  RoughConfig rough;
 };
 
 /// A worker's memory, as offsets in bytes.
 struct WorkerLayout {
-  std::size_t codes, scales, states, bands, elements, sums, bytes;
+  std::size_t codes, scales, states, elements, sums, rough, bytes;
 };
 
 struct PanelProblem {
@@ -112,8 +94,8 @@ struct PreparedX {
   std::uint8_t* codes;   ///< null where x lies as panels
   std::uint8_t* scales;  ///< the same
   PanelState* states;
-  std::uint64_t* bands;  ///< as PanelState::bands, of each group; unset where the panel is aligned
   unsigned char* elements;
+  unsigned char* rough;  ///< as RoughBlock has it, of each batch
 };
 
 /// The tasks of a worker that nobody has begun. Every worker has its own, the same ones in every
@@ -144,7 +126,7 @@ struct PanelKernel {
 
   /// Hands out pieces of memory for all of x: take(bytes) returns an address.
   template <class Take>
-  static PreparedX take_x(const PanelProblem& p, const Take& take) {
+  static PreparedX take_x(const PanelProblem& p, const PanelConfig& config, const Take& take) {
     PreparedX x{};
     const auto panels = static_cast<std::size_t>(p.x.batch * p.x.panels());
     const auto groups = panels * static_cast<std::size_t>(p.groups());
@@ -153,17 +135,35 @@ struct PanelKernel {
       x.scales = static_cast<std::uint8_t*>(take(groups * panel_group_scales));
     }
     x.states = static_cast<PanelState*>(take(panels * sizeof(PanelState)));
-    x.bands = static_cast<std::uint64_t*>(take(groups * sizeof(std::uint64_t)));
     x.elements =
         static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
+    x.rough = static_cast<unsigned char*>(
+        take(static_cast<std::size_t>(p.x.batch) * rough_shared(p, config).bytes));
     return x;
   }
-  static PreparedX x_at(const PanelProblem& p, unsigned char* memory) {
-    return take_x(p, [&](std::size_t bytes) -> void* {
-      unsigned char* at = memory;
-      memory += aligned_size(bytes);
+  PreparedX x_at(unsigned char* at_memory) const {
+    return take_x(p, config, [&](std::size_t bytes) -> void* {
+      unsigned char* at = at_memory;
+      at_memory += aligned_size(bytes);
       return at;
     });
+  }
+  /// A part of x in a rough block is some of the panels of a task.
+  static int rough_parts(const PanelConfig& config) {
+    return (config.x_panels + config.rough.x_panels - 1) / config.rough.x_panels;
+  }
+  static std::int64_t all_rough_parts(const PanelProblem& p, const PanelConfig& config) {
+    return (p.x.panels() + config.x_panels - 1) / config.x_panels * rough_parts(config);
+  }
+  static RoughSharedLayout rough_shared(const PanelProblem& p, const PanelConfig& config) {
+    return RoughBlock<Atom>::shared_layout(config.rough, p.groups(), all_rough_parts(p, config));
+  }
+  void clear_rough(const PreparedX& x) const {
+    const RoughSharedLayout shared = rough_shared(p, config);
+    for (std::int64_t i = 0; i < p.x.batch; ++i) {
+      RoughBlock<Atom>::clear_shared(x.rough + static_cast<std::size_t>(i) * shared.bytes, shared,
+                                     all_rough_parts(p, config));
+    }
   }
 
   static WorkerLayout worker_layout(const PanelProblem& p, const PanelConfig& config) {
@@ -178,7 +178,7 @@ struct PanelKernel {
       return at;
     };
     if (config.own_x) {
-      take_x(p, [&](std::size_t bytes) -> void* {
+      take_x(p, config, [&](std::size_t bytes) -> void* {
         take(bytes);
         return nullptr;
       });
@@ -186,12 +186,12 @@ struct PanelKernel {
     layout.codes = take(own_codes ? panels * groups * panel_group_bytes : 0);
     layout.scales = take(own_codes ? panels * groups * panel_group_scales : 0);
     layout.states = take(panels * sizeof(PanelState));
-    layout.bands = take(panels * groups * sizeof(std::uint64_t));
     const auto block = static_cast<std::size_t>(config.block_panels);
     layout.elements = take(block * static_cast<std::size_t>(config.groups) *
                            Atom::panel_group_elements * sizeof(element));
     layout.sums = take(block * static_cast<std::size_t>(config.x_panels) * panel_outputs *
                        sizeof(std::int32_t));
+    layout.rough = take(RoughBlock<Atom>::layout_of(config.rough, p.groups()).bytes);
     layout.bytes = next + 64 * line;  // workers' memories do not begin at the same place of a page
     return layout;
   }
@@ -205,6 +205,7 @@ struct PanelKernel {
       for (int w = 0; w < config.workers; ++w) {
         memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
       }
+      if (!config.own_x) clear_rough(memory.x);
     }
     if (!config.own_x) prepare_x(item, memory.x);
   }
@@ -220,9 +221,11 @@ struct PanelKernel {
     unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
     PreparedX x = memory.x;
     if (config.own_x) {
-      x = x_at(p, own);
+      x = x_at(own);
+      clear_rough(x);
       for (std::int64_t i = 0; i < p.x.batch * p.x.panels(); ++i) prepare_x(i, x);
     }
+    RoughBlock<Atom>::clear(own + layout.rough, config.rough, p.groups());
     Atom::begin();
     for (int i = 0; i < config.workers; ++i) {
       TaskRange& range = memory.tasks[(worker + i) % config.workers];
@@ -242,7 +245,6 @@ struct PanelKernel {
     int y_panels, x_panels;
     const PanelView* y_views;
     const PanelState* y_states;
-    const std::uint64_t* y_bands;
     const PanelState* x_states;
     const PreparedX* x;
   };
@@ -257,8 +259,7 @@ struct PanelKernel {
       scales += item * groups * panel_group_scales;
     }
     PanelState& state = x.states[item];
-    const PanelView view =
-        load_panel(p.x, batch, panel, codes, scales, state, x.bands + item * groups);
+    const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
     auto* to = reinterpret_cast<element*>(x.elements) + item * x_panel_elements();
     const std::int64_t whole = p.blocks / group_blocks;
     Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
@@ -300,16 +301,14 @@ struct PanelKernel {
     place.y_panels =
         static_cast<int>(std::min<std::int64_t>(config.y_panels, p.y.panels() - place.y_panel));
     auto* states = reinterpret_cast<PanelState*>(own + layout.states);
-    auto* bands = reinterpret_cast<std::uint64_t*>(own + layout.bands);
     PanelView views[most_task_panels];
     for (int i = 0; i < place.y_panels; ++i) {
       views[i] = load_panel(
           p.y, batch_of(p.y, place.batch), place.y_panel + i,
           own + layout.codes + static_cast<std::size_t>(i * p.groups()) * panel_group_bytes,
           own + layout.scales + static_cast<std::size_t>(i * p.groups()) * panel_group_scales,
-          states[i], bands + i * p.groups());
+          states[i]);
     }
-    place.y_bands = bands;
     place.y_views = views;
     place.y_states = states;
     place.x = &x;
@@ -331,7 +330,7 @@ struct PanelKernel {
     for (int first = 0; first < place.y_panels; first += config.block_panels) {
       const int y_panels = std::min(config.block_panels, place.y_panels - first);
       sum_block(place, first, y_panels, reinterpret_cast<element*>(own + layout.elements), sums);
-      finish_block(place, first, y_panels, sums, counts);
+      finish_block(place, first, y_panels, sums, own + layout.rough, counts);
     }
     if (p.counts != nullptr) {
       for (int t = 0; t < tier_count; ++t) {
@@ -387,13 +386,13 @@ struct PanelKernel {
 
   /// Rounds and stores sums as sum_block leaves them.
   void finish_block(const Place& place, int first, int y_panels, const std::int32_t* sums,
-                    std::uint64_t (&counts)[tier_count]) const {
+                    unsigned char* rough_memory, std::uint64_t (&counts)[tier_count]) const {
     const bool transposed = x_step() != 1;
     const bool straight = p.epilogue.is_plain() && (x_step() == 1 || y_step() == 1);
     // Panels along C's rows come two at a time.
     const int step_y = straight && transposed ? PanelStore::most : 1;
     const int step_x = straight && !transposed ? PanelStore::most : 1;
-    bool any_bands = false;
+    bool any_rough = false;
     for (int j = 0; j < place.x_panels; j += step_x) {
       for (int i = 0; i < y_panels; i += step_y) {
         const int end_j = std::min(j + step_x, place.x_panels);
@@ -417,235 +416,204 @@ struct PanelKernel {
             if (is_aligned(place.y_states[first + a], place.x_states[b])) {
               finish(place, first + a, b, sums_of(a, b), counts);
             } else {
-              any_bands = true;
+              any_rough = true;
             }
           }
         }
       }
     }
-    if (!any_bands) return;
-    // Pairs that are not aligned: rough panels of y by all of x, then the others by rough ones of
-    // x.
-    const bool may_align = p.minimum_tier <= Tier::aligned;
-    std::int16_t rough_y[most_task_panels], smooth_y[most_task_panels];
-    std::int16_t all_x[most_task_panels], rough_x[most_task_panels];
-    int rough_ys = 0, smooth_ys = 0, rough_xs = 0;
-    for (int i = 0; i < y_panels; ++i) {
-      const auto index = static_cast<std::int16_t>(first + i);
-      if (may_align && place.y_states[index].aligned) {
-        smooth_y[smooth_ys++] = index;
-      } else {
-        rough_y[rough_ys++] = index;
-      }
-    }
-    for (int j = 0; j < place.x_panels; ++j) {
-      all_x[j] = static_cast<std::int16_t>(j);
-      if (!place.x_states[j].aligned) rough_x[rough_xs++] = all_x[j];
-    }
-    finish_bands(place, first, rough_y, rough_ys, all_x, place.x_panels, sums, counts);
-    finish_bands(place, first, smooth_y, smooth_ys, rough_x, rough_xs, sums, counts);
+    if (any_rough) finish_rough(place, first, y_panels, sums, rough_memory, counts);
   }
 
-  /// A few panels of y by a few of x, cut into bands, and what that needs.
-  struct BandBlock {
-    static constexpr int panels = 4;
-    static constexpr int outputs = panels * panels * panel_outputs;
-    /// Limb l of a sum counts 2^(32 l). Every term belongs to one pair of bands, so the limbs of an
-    /// output get less than 2^31 times 2^28 in all.
-    static constexpr int limbs = 3;
-    static constexpr int limb_bits = 32;
-    /// The largest sum of two bands whose products the limbs hold.
-    static constexpr int most_bands = (limbs * limb_bits - band_width) / band_width;
-
-    const std::int16_t* y_index;
-    const std::int16_t* x_index;
-    int y_panels, x_panels;
-    alignas(64) element y[panels * Atom::panel_group_elements];
-    alignas(64) element x[panels * Atom::panel_group_elements];
-    alignas(64) std::int32_t sums[outputs];
-    alignas(64) std::int64_t limb[limbs][outputs];
-    PanelBase y_base[panels], x_base[panels];
-
-    int at(int a, int b) const { return (a * x_panels + b) * panel_outputs; }
-    int size() const { return y_panels * x_panels * panel_outputs; }
-  };
-
-  /// The base that leaves only a band's blocks. That of a row which ends below the band leaves none
-  /// but those of scale 255, and these make every output of the row a NaN.
-  static void set_base(const PanelState& state, int band, PanelBase& base) {
-    for (int r = 0; r < panel_rows; ++r) {
-      const int distance = band * band_width;
-      const int scale = distance <= state.row[r].spread ? state.row[r].lo + distance : 255;
-      std::memset(base.scale + r * group_blocks, scale, group_blocks);
+  /// The same for panels that are not aligned.
+  void finish_rough(const Place& place, int first, int y_panels, const std::int32_t* sums,
+                    unsigned char* memory, std::uint64_t (&counts)[tier_count]) const {
+    const std::int64_t x_batch = batch_of(p.x, place.batch);
+    const RoughSharedLayout shared = rough_shared(p, config);
+    typename RoughBlock<Atom>::Side y, x;
+    y.panels = y_panels;
+    for (int a = 0; a < y_panels; ++a) {
+      y.view[a] = place.y_views[first + a];
+      y.state[a] = &place.y_states[first + a];
     }
-  }
-
-  /// Finishes the pairs of a list of panels of y and one of x, none of them aligned.
-  void finish_bands(const Place& place, int first, const std::int16_t* y_index, int y_panels,
-                    const std::int16_t* x_index, int x_panels, const std::int32_t* sums,
-                    std::uint64_t (&counts)[tier_count]) const {
-    BandBlock block;
-    for (int j = 0; j < x_panels; j += BandBlock::panels) {
-      for (int i = 0; i < y_panels; i += BandBlock::panels) {
-        block.y_index = y_index + i;
-        block.x_index = x_index + j;
-        block.y_panels = std::min(BandBlock::panels, y_panels - i);
-        block.x_panels = std::min(BandBlock::panels, x_panels - j);
-        finish_band_block(place, first, sums, block, counts);
+    const PanelState* x_states = place.x_states - place.x_panel;
+    const std::int64_t y_key = place.batch * p.y.panels() + place.y_panel + first;
+    RoughBlock<Atom> block(config.rough, p.blocks, memory, y, y_key,
+                           place.x->rough + static_cast<std::size_t>(x_batch) * shared.bytes,
+                           shared, p.x.panels(), [&](std::int64_t panel, PanelView& view) {
+                             view = view_of(p.x, *place.x, x_batch, panel);
+                             return x_states + panel;
+                           });
+    for (int j = 0; j < place.x_panels; j += config.rough.x_panels) {
+      x.panels = std::min(config.rough.x_panels, place.x_panels - j);
+      for (int b = 0; b < x.panels; ++b) {
+        x.view[b] = view_of(p.x, *place.x, x_batch, place.x_panel + j + b);
+        x.state[b] = &place.x_states[j + b];
       }
-    }
-  }
-
-  /// An aligned pass has summed the products of the bands 0. What is left are the products of other
-  /// bands, each a pass over those groups of K where both have blocks, and each 2^(4 (band + band))
-  /// times as large.
-  void finish_band_block(const Place& place, int first, const std::int32_t* sums, BandBlock& block,
-                         std::uint64_t (&counts)[tier_count]) const {
-    std::uint64_t y_bands = 0, x_bands = 0;
-    for (int a = 0; a < block.y_panels; ++a) y_bands |= place.y_states[block.y_index[a]].bands;
-    for (int b = 0; b < block.x_panels; ++b) x_bands |= place.x_states[block.x_index[b]].bands;
-    for (int a = 0; a < block.y_panels; ++a) {
-      for (int b = 0; b < block.x_panels; ++b) {
-        const std::int32_t* from =
-            sums + ((block.y_index[a] - first) * place.x_panels + block.x_index[b]) * panel_outputs;
-        for (int k = 0; k < panel_outputs; ++k) block.limb[0][block.at(a, b) + k] = from[k];
-      }
-    }
-    for (int l = 1; l < BandBlock::limbs; ++l) {
-      std::memset(block.limb[l], 0, static_cast<std::size_t>(block.size()) * sizeof(std::int64_t));
-    }
-    // With very many bands every output is better off alone.
-    constexpr int most_passes = 64;
-    const bool by_bands = Kokkos::Experimental::popcount_builtin(y_bands) *
-                              Kokkos::Experimental::popcount_builtin(x_bands) <=
-                          most_passes;
-    constexpr int bands = 64;
-    for (int y_band = 0; by_bands && y_band < bands; ++y_band) {
-      if ((y_bands >> y_band & 1) == 0) continue;
-      for (int x_band = 0; x_band < bands; ++x_band) {
-        const int both = y_band + x_band;
-        if ((x_bands >> x_band & 1) == 0 || both == 0 || both > BandBlock::most_bands) continue;
-        if (sum_bands(place, y_band, x_band, block)) {
-          const int shift = both * band_width;
-          Atom::add_shifted(block.limb[shift / BandBlock::limb_bits], block.sums, block.size(),
-                            shift % BandBlock::limb_bits);
+      const auto for_rough = [&](const auto& f) {
+        for (int a = 0; a < y_panels; ++a) {
+          for (int b = 0; b < x.panels; ++b) {
+            if (!is_aligned(*y.state[a], *x.state[b])) f(a, b);
+          }
         }
+      };
+      bool any = false;
+      for_rough([&](int, int) { any = true; });
+      if (!any) continue;
+      const auto* dense = reinterpret_cast<const element*>(place.x->elements) +
+                          (x_batch * p.x.panels() + place.x_panel + j) * x_panel_elements();
+      const std::int64_t part =
+          place.x_panel / config.x_panels * rough_parts(config) + j / config.rough.x_panels;
+      const bool by_limbs = block.sum(x, part, sums + j * panel_outputs,
+                                      place.x_panels * panel_outputs, dense, x_panel_elements());
+      // What the limbs do not hold comes last: it overwrites them.
+      bool rest = !by_limbs;
+      if (by_limbs) {
+        for_rough([&](int a, int b) {
+          rest |= finish_limbs(place, first + a, j + b, block, a, b, counts);
+        });
       }
-    }
-    for (int a = 0; a < block.y_panels; ++a) {
-      for (int b = 0; b < block.x_panels; ++b) finish_wide(place, block, a, b, by_bands, counts);
+      if (rest) {
+        for_rough([&](int a, int b) {
+          finish_wide(place, first + a, j + b, block, a, b, by_limbs, counts);
+        });
+      }
     }
   }
 
-  /// Sums of one band by one band; false where they have no group of K in common.
-  bool sum_bands(const Place& place, int y_band, int x_band, BandBlock& block) const {
-    const std::int64_t groups = p.groups();
-    const std::int64_t x_first = batch_of(p.x, place.batch) * p.x.panels() + place.x_panel;
-    for (int a = 0; a < block.y_panels; ++a) {
-      set_base(place.y_states[block.y_index[a]], y_band, block.y_base[a]);
-    }
-    for (int b = 0; b < block.x_panels; ++b) {
-      set_base(place.x_states[block.x_index[b]], x_band, block.x_base[b]);
-    }
-    const auto has = [](const PanelState& state, const std::uint64_t* bands, std::int64_t g,
-                        int band) { return ((state.aligned ? 1 : bands[g]) >> band & 1) != 0; };
-    bool added = false;
-    for (std::int64_t g = 0; g < groups; ++g) {
-      bool y_has = false, x_has = false;
-      for (int a = 0; a < block.y_panels; ++a) {
-        const int index = block.y_index[a];
-        y_has = y_has || has(place.y_states[index], place.y_bands + index * groups, g, y_band);
-      }
-      for (int b = 0; b < block.x_panels; ++b) {
-        const int index = block.x_index[b];
-        x_has = x_has ||
-                has(place.x_states[index], place.x->bands + (x_first + index) * groups, g, x_band);
-      }
-      if (!y_has || !x_has) continue;
-      for (int a = 0; a < block.y_panels; ++a) {
-        const PanelView& view = place.y_views[block.y_index[a]];
-        Atom::unpack_y(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
-                       block.y_base[a], 1, block.y + a * Atom::panel_group_elements);
-      }
-      for (int b = 0; b < block.x_panels; ++b) {
-        const PanelView view =
-            view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + block.x_index[b]);
-        element* to = block.x + b * Atom::panel_group_elements;
-        if ((g + 1) * group_blocks <= p.blocks) {
-          Atom::unpack_x(view.codes + g * panel_group_bytes, view.scales + g * panel_group_scales,
-                         block.x_base[b], 1, to);
-        } else {
-          PaddedGroup padded;
-          pad_group(view, g, padded);
-          Atom::unpack_x(padded.codes, padded.scales, block.x_base[b], 1, to);
-        }
-      }
-      Atom::multiply(block.sums, block.x_panels * panel_outputs, panel_outputs, block.y,
-                     Atom::panel_group_elements, block.x, Atom::panel_group_elements,
-                     block.y_panels, block.x_panels, 1, added);
-      added = true;
-    }
-    return added;
-  }
-
-  /// RN_f32(sum of limbs * 2^exponent), of output k.
-  static std::uint32_t round_limbs(const BandBlock& block, int k, int exponent) {
-    static_assert(BandBlock::limbs == 3 && BandBlock::limb_bits == 32);
-    __extension__ using Int = __int128;
-    __extension__ using UInt = unsigned __int128;
-    const Int sum = Int{block.limb[0][k]} + Int{block.limb[1][k]} * (Int{1} << 32) +
-                    Int{block.limb[2][k]} * (Int{1} << 64);
-    const bool negative = sum < 0;
-    const UInt magnitude = negative ? UInt{0} - static_cast<UInt>(sum) : static_cast<UInt>(sum);
-    const auto high = static_cast<std::uint64_t>(magnitude >> 64);
-    if (high == 0) {
-      return round_to_f32(negative, static_cast<std::uint64_t>(magnitude), false, exponent);
-    }
-    const int zeros = leading_zeros(high);
-    const UInt moved = magnitude << zeros;
-    return round_to_f32(negative, static_cast<std::uint64_t>(moved >> 64),
-                        static_cast<std::uint64_t>(moved) != 0, exponent + 64 - zeros);
-  }
-
-  /// Rounds and stores the outputs of the block's panel a of y by its panel b of x.
-  void finish_wide(const Place& place, const BandBlock& block, int a, int b, bool by_bands,
-                   std::uint64_t (&counts)[tier_count]) const {
-    const int i = block.y_index[a], j = block.x_index[b], at = block.at(a, b);
-    const PanelState& y = place.y_states[i];
-    const PanelState& x = place.x_states[j];
-    const std::int64_t y_row = (place.y_panel + i) * panel_rows;
-    const std::int64_t x_row = (place.x_panel + j) * panel_rows;
+  /// Calls f(r, c) for the outputs of panel i of y by panel j of x that lie in C.
+  template <class F>
+  void for_outputs(const Place& place, int i, int j, const F& f) const {
     const int y_rows = rows_of(p.y, place.y_panel + i);
     const int x_rows = rows_of(p.x, place.x_panel + j);
-    const PanelView x_view = view_of(p.x, *place.x, batch_of(p.x, place.batch), place.x_panel + j);
-    std::int64_t window[panel_outputs];
-    for (int k = 0; k < panel_outputs; ++k) {
-      // Sums of 63 bits; others wrap and are not used.
-      window[k] = static_cast<std::int64_t>(
-          static_cast<std::uint64_t>(block.limb[0][at + k]) +
-          (static_cast<std::uint64_t>(block.limb[1][at + k]) << BandBlock::limb_bits));
-    }
-    std::uint32_t products[panel_outputs];
-    Atom::round(window, y.exponent, x.exponent, products);
     for (int r = 0; r < y_rows; ++r) {
-      for (int c = 0; c < x_rows; ++c) {
-        const Tier tier = tier_of_output(y.row[r], x.row[c]);
-        const int k = r * panel_rows + c;
-        const bool complete =
-            by_bands &&
-            y.row[r].spread / band_width + x.row[c].spread / band_width <= BandBlock::most_bands;
-        std::uint32_t product = f32_nan;
-        if (tier == Tier::aligned || (tier == Tier::window && by_bands)) {
-          product = products[k];
-        } else if (tier == Tier::wide && complete) {
-          product = round_limbs(block, at + k, y.exponent[r] + x.exponent[c]);
-        } else if (tier != Tier::automatic) {
-          product = sum_of_one(place.y_views[i], r, y.row[r], x_view, c, x.row[c], tier);
-        }
-        put(place.batch, y_row + r, x_row + c, product);
-        ++counts[static_cast<int>(tier)];
+      for (int c = 0; c < x_rows; ++c) f(r, c);
+    }
+  }
+  void put_in(const Place& place, int i, int j, int r, int c, std::uint32_t product) const {
+    put(place.batch, (place.y_panel + i) * panel_rows + r, (place.x_panel + j) * panel_rows + c,
+        product);
+  }
+
+  /// Counts, and stores rounded products, those of rows with a NaN as NaNs.
+  void finish_products(const Place& place, int i, int j, std::uint32_t (&products)[panel_outputs],
+                       std::uint64_t (&counts)[tier_count]) const {
+    const PanelState& y = place.y_states[i];
+    const PanelState& x = place.x_states[j];
+    if (p.counts != nullptr) {
+      for_outputs(place, i, j, [&](int r, int c) {
+        ++counts[static_cast<int>(tier_of_output(y.row[r], x.row[c]))];
+      });
+    }
+    for (int r = 0; r < panel_rows; ++r) {
+      for (int c = 0; y.row[r].has_nan && c < panel_rows; ++c) {
+        products[r * panel_rows + c] = f32_nan;
+      }
+      for (int c = 0; x.row[r].has_nan && c < panel_rows; ++c) {
+        products[c * panel_rows + r] = f32_nan;
       }
     }
+    if (!p.epilogue.is_plain() || (x_step() != 1 && y_step() != 1)) {
+      for_outputs(place, i, j,
+                  [&](int r, int c) { put_in(place, i, j, r, c, products[r * panel_rows + c]); });
+      return;
+    }
+    // Along C's rows.
+    const bool transposed = x_step() != 1;
+    const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
+    const int rows = transposed ? rows_of(p.x, x_panel) : rows_of(p.y, y_panel);
+    const int cols = transposed ? rows_of(p.y, y_panel) : rows_of(p.x, x_panel);
+    const std::int64_t first =
+        place.batch * p.epilogue.batch + panel_rows * (y_panel * y_step() + x_panel * x_step());
+    with_format(p.epilogue.element, [&](auto format) {
+      using Format = decltype(format);
+      using Bits = typename Format::bits;
+      auto* c = static_cast<unsigned char*>(p.epilogue.c) +
+                first * static_cast<std::int64_t>(sizeof(Bits));
+      for (int r = 0; r < rows; ++r) {
+        Bits row[panel_rows];
+        for (int k = 0; k < panel_rows; ++k) {
+          row[k] = Format::from_f32(transposed ? products[k * panel_rows + r]
+                                               : products[r * panel_rows + k]);
+        }
+        unsigned char* to =
+            c + r * (transposed ? x_step() : y_step()) * static_cast<std::int64_t>(sizeof(Bits));
+        if (cols == panel_rows) {
+          std::memcpy(to, row, sizeof(row));
+        } else {
+          std::memcpy(to, row, static_cast<std::size_t>(cols) * sizeof(Bits));
+        }
+      }
+    });
+  }
+
+  /// Rounds and stores the outputs of panel i of y by panel j of x that the block's limbs hold;
+  /// true where there are others.
+  bool finish_limbs(const Place& place, int i, int j, const RoughBlock<Atom>& block, int a, int b,
+                    std::uint64_t (&counts)[tier_count]) const {
+    const PanelState& y = place.y_states[i];
+    const PanelState& x = place.x_states[j];
+    std::uint32_t products[panel_outputs];
+    round_limbs(block, a, b, y, x, products);
+    bool rest = false;
+    for_outputs(place, i, j, [&](int r, int c) {
+      rest = rest || !RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c]);
+    });
+    if (!rest) {
+      finish_products(place, i, j, products, counts);
+      return false;
+    }
+    for_outputs(place, i, j, [&](int r, int c) {
+      if (!RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
+      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      put_in(place, i, j, r, c, tier == Tier::automatic ? f32_nan : products[r * panel_rows + c]);
+      ++counts[static_cast<int>(tier)];
+    });
+    return true;
+  }
+
+  /// RN_f32 of a tile's sums.
+  void round_limbs(const RoughBlock<Atom>& block, int a, int b, const PanelState& y,
+                   const PanelState& x, std::uint32_t (&products)[panel_outputs]) const {
+    if (block.used_limbs() == 1) {
+      Atom::round(block.limb_of(0, a, b), y.exponent, x.exponent, products);
+      return;
+    }
+    alignas(64) std::int64_t from[LimbSums::levels][panel_outputs];
+    alignas(64) std::int32_t level[panel_outputs];
+    const int highest =
+        Atom::join_limbs(LimbSums{{block.limb_of(0, a, b), block.limb_of(1, a, b),
+                                   block.used_limbs() > 2 ? block.limb_of(2, a, b) : nullptr}},
+                         from, level);
+    for (int l = 0; l <= highest; ++l) {
+      std::int32_t y_exponent[panel_rows];
+      for (int r = 0; r < panel_rows; ++r) y_exponent[r] = y.exponent[r] + LimbSums::bits * l;
+      std::uint32_t rounded[panel_outputs];
+      Atom::round(from[l], y_exponent, x.exponent, rounded);
+      for (int k = 0; k < panel_outputs; ++k) {
+        products[k] = l == 0 || level[k] == l ? rounded[k] : products[k];
+      }
+    }
+  }
+
+  /// Rounds and stores the other outputs, or all.
+  void finish_wide(const Place& place, int i, int j, RoughBlock<Atom>& block, int a, int b,
+                   bool by_limbs, std::uint64_t (&counts)[tier_count]) const {
+    const PanelState& y = place.y_states[i];
+    const PanelState& x = place.x_states[j];
+    const std::int64_t* limbs = nullptr;
+    for_outputs(place, i, j, [&](int r, int c) {
+      if (by_limbs && RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
+      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      std::uint32_t product = f32_nan;
+      if (tier != Tier::automatic) {
+        if (limbs == nullptr) limbs = block.sum_by_blocks(a, b);
+        product =
+            WideSum(limbs + r * panel_rows + c, panel_outputs).round(y.exponent[r] + x.exponent[c]);
+      }
+      put_in(place, i, j, r, c, product);
+      ++counts[static_cast<int>(tier)];
+    });
   }
 
   /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom.
@@ -734,39 +702,6 @@ struct PanelKernel {
     }
   }
 
-  /// One output of Tier::window or Tier::wide.
-  std::uint32_t sum_of_one(const PanelView& y, int y_row, const RowState& a, const PanelView& x,
-                           int x_row, const RowState& b, Tier tier) const {
-    WideSum wide;
-    std::int64_t window = 0;
-    int terms = 0;
-    for (std::int64_t g = 0; g < p.groups(); ++g) {
-      std::int32_t products[group_blocks];
-      Atom::group_products(y.codes + g * panel_group_bytes + y_row * group_bytes,
-                           x.codes + g * panel_group_bytes + x_row * group_bytes, products);
-      const std::int64_t left = p.blocks - g * group_blocks;
-      for (int k = 0; k < group_blocks && k < left; ++k) {
-        const std::int64_t at = g * panel_group_scales + k;
-        const int shift_a = y.scales[at + y_row * group_blocks] - a.lo;
-        const int shift_b = x.scales[at + x_row * group_blocks] - b.lo;
-        if (shift_a < 0 || shift_a > a.spread || shift_b < 0 || shift_b > b.spread) {
-          continue;  // a block of zeros
-        }
-        if (tier == Tier::window) {
-          window += std::int64_t{products[k]} * (std::int64_t{1} << (shift_a + shift_b));
-        } else {
-          wide.add(products[k], shift_a + shift_b);
-        }
-      }
-      if ((terms += group_blocks) == WideSum::terms_between_carries) {
-        wide.carry();
-        terms = 0;
-      }
-    }
-    const int unit = unit_exponent(a.lo, b.lo);
-    return tier == Tier::window ? round_to_f32(window, unit) : wide.round(unit);
-  }
-
   /// A panel of x, after the first step.
   PanelView view_of(const PanelOperand& operand, const PreparedX& x, std::int64_t batch,
                     std::int64_t panel) const {
@@ -784,8 +719,7 @@ struct PanelKernel {
   /// Codes, scales and state of a panel; codes and scales go to the given memory unless they lie as
   /// panels already.
   PanelView load_panel(const PanelOperand& operand, std::int64_t batch, std::int64_t panel,
-                       std::uint8_t* codes, std::uint8_t* scales, PanelState& state,
-                       std::uint64_t* bands) const {
+                       std::uint8_t* codes, std::uint8_t* scales, PanelState& state) const {
     const std::int64_t first = panel * panel_rows;
     const int rows = static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - first));
     RowSummary summaries[panel_rows] = {};
@@ -809,26 +743,7 @@ struct PanelKernel {
       }
     }
     set_state(summaries, state);
-    const PanelView view =
-        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
-    if (!state.aligned) find_bands(view, state, bands);
-    return view;
-  }
-
-  void find_bands(const PanelView& view, PanelState& state, std::uint64_t* bands) const {
-    state.bands = 0;
-    for (std::int64_t g = 0; g < p.groups(); ++g) {
-      bands[g] = 0;
-      const std::uint8_t* scales = view.scales + g * panel_group_scales;
-      for (int i = 0; i < panel_group_scales; ++i) {
-        const RowState& row = state.row[i / group_blocks];
-        const int distance = scales[i] - row.lo;
-        // Others are blocks of zeros.
-        if (distance < 0 || distance > row.spread) continue;
-        bands[g] |= std::uint64_t{1} << (distance / band_width);
-      }
-      state.bands |= bands[g];
-    }
+    return in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
   }
 
   /// A row of a matrix in another layout to row r of a panel.
@@ -853,7 +768,6 @@ struct PanelKernel {
 
   static void set_state(const RowSummary (&summaries)[panel_rows], PanelState& state) {
     state.aligned = true;
-    state.bands = 1;
     state.least_exponent = 1 << 10;
     state.largest_exponent = -(1 << 10);
     for (int r = 0; r < panel_rows; ++r) {
@@ -865,7 +779,9 @@ struct PanelKernel {
       state.aligned = state.aligned && state.row[r].spread < band_width && !state.row[r].has_nan;
       const std::uint32_t base = s.lo * 0x01010101u;
       std::memcpy(state.base.scale + r * group_blocks, &base, group_blocks);
+      std::memset(state.spread + r * group_blocks, s.has_nan != 0 ? 0 : s.hi - s.lo, group_blocks);
     }
+    state.base.near = !state.aligned;
   }
 };
 

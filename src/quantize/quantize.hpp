@@ -42,52 +42,82 @@ inline std::int64_t rows_per_item(std::int64_t rows, std::int64_t blocks,
   return some > 1 ? some : 1;
 }
 
-/// Shared by a group while it makes the summary of a row.
+/// Shared by a group while it makes the summaries of rows.
 struct SummaryScratch {
   RowSummary part[row_kernel_threads];
 };
 
-/// Merges what each thread of the group has found of a row. Called by all threads.
+/// The threads of a device's group that share a row: `threads` of them from `first`, a power of
+/// two. Those without a row take part in barriers alone.
+template <class Group>
+struct RowGroup {
+  static constexpr bool is_serial = false;
+  const Group& group;
+  int first, threads;
+  KOKKOS_INLINE_FUNCTION int rank() const { return group.rank() - first; }
+  KOKKOS_INLINE_FUNCTION int size() const { return threads; }
+  KOKKOS_INLINE_FUNCTION void barrier() const { group.barrier(); }
+};
+
+/// Merges what each thread of the group has found of a row. Called by all threads; `to` is null for
+/// those without a row.
 template <class Group>
 KOKKOS_INLINE_FUNCTION void store_summary(const Group& group, SummaryScratch& scratch,
                                           const RowSummary& part, RowSummary* to) {
   if constexpr (Group::is_serial) {
     *to = part;
   } else {
-    scratch.part[group.rank()] = part;
-    group.barrier();
-    if (group.rank() == 0) {
-      RowSummary all{};
-      for (int i = 0; i < group.size(); ++i) merge(all, scratch.part[i]);
-      *to = all;
+    RowSummary* parts = scratch.part + group.first;
+    const int rank = group.rank();
+    parts[rank] = part;
+    for (int half = group.size() / 2; half > 0; half /= 2) {
+      group.barrier();
+      if (rank < half) merge(parts[rank], parts[rank + half]);
     }
+    if (rank == 0 && to != nullptr) *to = parts[0];
     group.barrier();
   }
 }
 
-/// A row kernel: f(group, scratch, batch, row) for each row of [0, rows).
+/// A row kernel: f(group, scratch, batch, row, is_row) for each row of [0, rows).
 template <class RowBody>
 struct RowKernel {
   RowBody body;
   std::int64_t rows, rows_per_item, items_per_batch;
   using Scratch = typename RowBody::Scratch;
+  static constexpr int groups_together = 6;
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
     const std::int64_t batch = item / items_per_batch;
     const std::int64_t begin = item % items_per_batch * rows_per_item;
-    const std::int64_t end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
-    for (std::int64_t row = begin; row < end; ++row) body(group, scratch, batch, row);
+    if constexpr (Group::is_serial) {
+      const std::int64_t end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
+      for (std::int64_t row = begin; row < end; ++row) body(group, scratch, batch, row, true);
+    } else {
+      const int threads = group.size() / static_cast<int>(rows_per_item);
+      const int part = group.rank() / threads;
+      const std::int64_t row = begin + part;
+      body(RowGroup<Group>{group, part * threads, threads}, scratch, batch, row, row < rows);
+    }
   }
 };
+
+/// Rows that a device's group takes at a time: as many as leave each thread a block, about.
+inline std::int64_t rows_per_group(std::int64_t blocks) {
+  std::int64_t rows = 1;
+  while (2 * rows <= row_kernel_threads && 2 * rows * blocks <= row_kernel_threads) rows *= 2;
+  return rows;
+}
 
 template <class ExecSpace, class RowBody>
 void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t batch,
                  std::int64_t rows, std::int64_t blocks, const RowBody& body) {
-  const std::int64_t per_item =
-      is_host_space_v<ExecSpace> ? rows_per_item(rows, blocks, concurrency_of(exec)) : 1;
+  const std::int64_t per_item = is_host_space_v<ExecSpace>
+                                    ? rows_per_item(rows, blocks, concurrency_of(exec))
+                                    : rows_per_group(blocks);
   const std::int64_t items = (rows + per_item - 1) / per_item;
-  launch(label, exec, batch * items, row_kernel_threads,
+  launch(label, exec, batch * items, threads<row_kernel_threads>,
          RowKernel<RowBody>{body, rows, per_item, items});
 }
 
@@ -142,16 +172,17 @@ struct QuantizeRow {
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
-                                         std::int64_t row) const {
-    clear_padding(group, batch, row);
-    if (row >= q.rows) return;
+                                         std::int64_t row, bool is_row) const {
+    if (is_row) clear_padding(group, batch, row);
+    is_row = is_row && row < q.rows;
     const bool sums = q.summaries.data != nullptr;
     if constexpr (Group::is_serial) {
+      if (!is_row) return;
       const RowSummary all = sums ? by_groups<true>(batch, row) : by_groups<false>(batch, row);
       if (sums) *q.summaries.at(batch, row) = all;
     } else {
       RowSummary part{};
-      for_each(group, q.blocks, [&](std::int64_t k) {
+      for_each(group, is_row ? q.blocks : 0, [&](std::int64_t k) {
         const BlockResult result =
             q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
               return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
@@ -159,7 +190,9 @@ struct QuantizeRow {
         *q.scales.at(batch, row, k) = result.scale;
         merge(part, summary_of_block(result.scale, result.sum_of_squares));
       });
-      if (sums) store_summary(group, scratch, part, q.summaries.at(batch, row));
+      if (sums) {
+        store_summary(group, scratch, part, is_row ? q.summaries.at(batch, row) : nullptr);
+      }
     }
   }
 
@@ -211,8 +244,8 @@ struct DequantizeRow {
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t batch,
-                                         std::int64_t row) const {
-    for_each(group, q.blocks, [&](std::int64_t k) {
+                                         std::int64_t row, bool is_row) const {
+    for_each(group, is_row ? q.blocks : 0, [&](std::int64_t k) {
       std::uint8_t local[block_bytes];
       Atom::template dequantize<Format>(q.codes.load(batch, row, k, local),
                                         *q.scales.at(batch, row, k), x.at(batch, row, k * bytes));
@@ -227,14 +260,14 @@ struct SummarizeRow {
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,
-                                         std::int64_t row) const {
+                                         std::int64_t row, bool is_row) const {
     RowSummary part{};
-    for_each(group, q.blocks, [&](std::int64_t k) {
+    for_each(group, is_row ? q.blocks : 0, [&](std::int64_t k) {
       std::uint8_t local[block_bytes];
       merge(part, summary_of_block(*q.scales.at(batch, row, k),
                                    Atom::sum_of_squares(q.codes.load(batch, row, k, local))));
     });
-    store_summary(group, scratch, part, q.summaries.at(batch, row));
+    store_summary(group, scratch, part, is_row ? q.summaries.at(batch, row) : nullptr);
   }
 };
 

@@ -63,7 +63,6 @@ struct CopyCodes {
   std::int64_t rows, blocks;
   TilesOfItems tiles;
   struct Scratch {};
-  static constexpr int group_bytes = 4 * block_bytes;
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
@@ -185,8 +184,8 @@ struct CopyCodes {
 
 /// From rows to Tile32x8, or back. A tile is 32 rows of it, where a 32-bit word holds the scales of
 /// 2 rows 16 apart in 2 columns 4 apart; what lies outside the matrix is padding, written with 0. A
-/// thread moves 64 columns of 4 rows: two next to one another, and those 16 below. All in 64-bit
-/// numbers of 8 bytes, the first the lowest.
+/// thread moves 64 columns (on devices 8) of 4 rows: two next to one another, and those 16 below.
+/// All in 64-bit numbers of 8 bytes, the first the lowest.
 template <bool ToTiles>
 struct CopyScalesOfTile32x8 {
   ScalesMap plain, tiled;
@@ -202,11 +201,13 @@ struct CopyScalesOfTile32x8 {
       std::uint8_t* const in_rows = first < rows ? plain.at(batch, first, 0) : nullptr;
       const int height = static_cast<int>(rows - first < 32 ? rows - first : 32);
       const std::int64_t stride = plain.row_1, width = cols;
-      for_each(group, (width + 63) / 64 * 8, [&](std::int64_t i) {
+      constexpr int octets = Group::is_serial ? 8 : 1, columns = 8 * octets;
+      for_each(group, (width + columns - 1) / columns * 8, [&](std::int64_t i) {
         const int row = 2 * static_cast<int>(i % 8);
-        const std::int64_t col = i / 8 * 64;
-        move(row < height ? in_rows + row * stride + col : nullptr, stride, height - row,
-             in_tile + 4 * row + 32 * col, static_cast<int>(width - col < 64 ? width - col : 64));
+        const std::int64_t col = i / 8 * columns;
+        move<octets>(row < height ? in_rows + row * stride + col : nullptr, stride, height - row,
+                     in_tile + 4 * row + 32 * col,
+                     static_cast<int>(width - col < columns ? width - col : columns));
       });
     });
   }
@@ -232,26 +233,27 @@ struct CopyScalesOfTile32x8 {
   }
 
   /// height: how many rows there are from the first on.
+  template <int Octets>
   KOKKOS_INLINE_FUNCTION static void move(std::uint8_t* rows_at, std::int64_t stride, int height,
                                           std::uint8_t* words_at, int width) {
-    std::uint64_t row[4][8];    // 64 columns of the first row, its next, and those 16 below
-    std::uint64_t words[4][8];  // columns 0, 1, 2, 3 of 8, of the first row and its next
+    std::uint64_t row[4][Octets];    // columns of the first row, its next, and those 16 below
+    std::uint64_t words[4][Octets];  // columns 0, 1, 2, 3 of 8, of the first row and its next
     if constexpr (ToTiles) {
       for (int i = 0; i < 4; ++i) {
         const int at = (i & 1) + (i & 2) * 8;
-        if (at < height && width == 64) {
-          std::memcpy(row[i], rows_at + at * stride, 64);
+        if (at < height && width == 8 * Octets) {
+          std::memcpy(row[i], rows_at + at * stride, 8 * Octets);
         } else {
-          std::memset(row[i], 0, 64);
-          if (at < height) copy(row[i], rows_at + at * stride, width);
+          std::memset(row[i], 0, 8 * Octets);
+          if (at < height) copy<8 * Octets>(row[i], rows_at + at * stride, width);
         }
       }
       to_words(row, words);
-      for (int i = 0; 8 * i < width; ++i) {
+      for (int i = 0; i < Octets && 8 * i < width; ++i) {
         for (int c = 0; c < 4; ++c) put(words_at + 256 * i + 64 * c, words[c][i]);
       }
     } else {
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 0; i < Octets; ++i) {
         for (int c = 0; c < 4; ++c) {
           words[c][i] = 8 * i < width ? get(words_at + 256 * i + 64 * c) : 0;
         }
@@ -260,23 +262,26 @@ struct CopyScalesOfTile32x8 {
       for (int i = 0; i < 4; ++i) {
         const int at = (i & 1) + (i & 2) * 8;
         if (at >= height) continue;
-        if (width == 64) {
-          std::memcpy(rows_at + at * stride, row[i], 64);
+        if (width == 8 * Octets) {
+          std::memcpy(rows_at + at * stride, row[i], 8 * Octets);
         } else {
-          copy(rows_at + at * stride, row[i], width);
+          copy<8 * Octets>(rows_at + at * stride, row[i], width);
         }
       }
     }
   }
+  /// At most Most bytes: a loop that devices unroll.
+  template <int Most>
   KOKKOS_INLINE_FUNCTION static void copy(void* to, const void* from, int bytes) {
-    for (int i = 0; i < bytes; ++i) {
-      static_cast<std::uint8_t*>(to)[i] = static_cast<const std::uint8_t*>(from)[i];
+    for (int i = 0; i < Most; ++i) {
+      if (i < bytes) static_cast<std::uint8_t*>(to)[i] = static_cast<const std::uint8_t*>(from)[i];
     }
   }
 
-  KOKKOS_INLINE_FUNCTION static void to_words(const std::uint64_t (&row)[4][8],
-                                              std::uint64_t (&words)[4][8]) {
-    for (int i = 0; i < 8; ++i) {
+  template <int Octets>
+  KOKKOS_INLINE_FUNCTION static void to_words(const std::uint64_t (&row)[4][Octets],
+                                              std::uint64_t (&words)[4][Octets]) {
+    for (int i = 0; i < Octets; ++i) {
       const std::uint64_t x = row[0][i], y = row[1][i], u = row[2][i], v = row[3][i];
       // Columns 0 4 2 6 and 1 5 3 7, each of two rows.
       const std::uint64_t x_even = exchange((x & even_bytes) | ((u & even_bytes) << 8));
@@ -289,9 +294,10 @@ struct CopyScalesOfTile32x8 {
       words[3][i] = (x_odd >> 32) | (y_odd & ~low);
     }
   }
-  KOKKOS_INLINE_FUNCTION static void to_rows(const std::uint64_t (&words)[4][8],
-                                             std::uint64_t (&row)[4][8]) {
-    for (int i = 0; i < 8; ++i) {
+  template <int Octets>
+  KOKKOS_INLINE_FUNCTION static void to_rows(const std::uint64_t (&words)[4][Octets],
+                                             std::uint64_t (&row)[4][Octets]) {
+    for (int i = 0; i < Octets; ++i) {
       const std::uint64_t w0 = words[0][i], w1 = words[1][i], w2 = words[2][i], w3 = words[3][i];
       const std::uint64_t x_even = exchange((w0 & low) | (w2 << 32));
       const std::uint64_t x_odd = exchange((w1 & low) | (w3 << 32));
@@ -376,7 +382,7 @@ void launch_copy_codes(const std::string& label, const ExecSpace& exec, std::int
   const auto tiles =
       TilesOfItems::make(exec, batch, (to.rows + 15) / 16, 16 * blocks * block_bytes);
   const auto go = [&](auto from_woven, auto to_woven) {
-    launch(label, exec, batch * tiles.items_per_batch, copy_threads,
+    launch(label, exec, batch * tiles.items_per_batch, threads<copy_threads>,
            CopyCodes<from_woven, to_woven>{from, to, rows, blocks, tiles});
   };
   if (from.byte == 1) {
@@ -399,13 +405,13 @@ void launch_copy_scales(const std::string& label, const ExecSpace& exec, std::in
   const auto tiles = TilesOfItems::make(exec, batch, (to.rows + 31) / 32, 32 * cols);
   const std::int64_t items = batch * tiles.items_per_batch;
   if (from_kind == ScalesKind::row_major && to_kind == ScalesKind::tile_32x8) {
-    launch(label, exec, items, copy_threads,
+    launch(label, exec, items, threads<copy_threads>,
            CopyScalesOfTile32x8<true>{from, to, rows, cols, tiles});
   } else if (from_kind == ScalesKind::tile_32x8 && to_kind == ScalesKind::row_major) {
-    launch(label, exec, items, copy_threads,
+    launch(label, exec, items, threads<copy_threads>,
            CopyScalesOfTile32x8<false>{to, from, rows, cols, tiles});
   } else {
-    launch(label, exec, items, copy_threads, CopyScales{from, to, rows, cols, tiles});
+    launch(label, exec, items, threads<copy_threads>, CopyScales{from, to, rows, cols, tiles});
   }
 }
 
@@ -413,7 +419,7 @@ template <class ExecSpace>
 void launch_copy_summaries(const std::string& label, const ExecSpace& exec, std::int64_t batch,
                            std::int64_t rows, const SummariesMap& from, const SummariesMap& to) {
   const std::int64_t groups = (rows + CopySummaries::height - 1) / CopySummaries::height;
-  launch(label, exec, batch * groups, copy_threads, CopySummaries{from, to, rows, groups});
+  launch(label, exec, batch * groups, threads<copy_threads>, CopySummaries{from, to, rows, groups});
 }
 
 }  // namespace KokkosMX::Impl

@@ -88,6 +88,50 @@ MUTATIONS = [
         ],
     ),
     (
+        "rough block: what is far begins one magnitude too late",
+        "avx2",
+        [
+            (
+                "src/atoms/gemm/panel_atom.hpp",
+                "near_width ? 6 - 2 * (distance - band_width)",
+                "near_width ? 7 - 2 * (distance - band_width)",
+            )
+        ],
+    ),
+    (
+        "rough block: pieces by pieces without the columns that y has gathered",
+        "avx2",
+        [
+            (
+                "src/gemm/rough_block.hpp",
+                "if (is_gathered || y_columns_->groups == 0) {",
+                "if (is_gathered || y_columns_->groups >= 0) {",
+            )
+        ],
+    ),
+    (
+        "rough block: the pieces of x are those of the call before",
+        "avx2",
+        [
+            (
+                "src/gemm/rough_block.hpp",
+                "          ->ready = 0;",
+                "          ->bands = 0;",
+            )
+        ],
+    ),
+    (
+        "panel atoms' loops: a sum above 64 bits is taken from its middle",
+        "avx2",
+        [
+            (
+                "src/atoms/gemm/panel_atom.hpp",
+                "level[k] = top >= -limit && top < limit ? one : 2;",
+                "level[k] = top >= -limit && top < limit ? one : 1;",
+            )
+        ],
+    ),
+    (
         "panel atoms' loops: ties rounded away from zero",
         "avx2",
         [

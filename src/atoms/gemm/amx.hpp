@@ -15,7 +15,7 @@
 
 namespace KokkosMX::Impl {
 
-struct AmxGemmAtom : Int8Panels {
+struct AmxGemmAtom : Int8Atom<false> {
   static constexpr const char* name = "amx";
   static constexpr int block_y = 4;
   static constexpr int block_x = 2;
@@ -30,16 +30,6 @@ struct AmxGemmAtom : Int8Panels {
   }
   KOKKOSMX_AMX_FUNCTION static void end() { x86::tile_release(); }
 
-  KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
-                                                const std::uint8_t* scales, const PanelBase& base,
-                                                int groups, element* to) {
-    unpack_rows(codes, scales, base, groups, to);
-  }
-  KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
-                                                const std::uint8_t* scales, const PanelBase& base,
-                                                int groups, element* to) {
-    unpack_columns<false>(codes, scales, base, groups, to);
-  }
   KOKKOSMX_AMX_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
                                              std::int64_t sums_x, const element* y,
                                              std::int64_t stride_y, const element* x,
@@ -72,21 +62,6 @@ struct AmxGemmAtom : Int8Panels {
         one_by_one(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, tiles, add);
       }
     }
-  }
-  KOKKOSMX_AVX512_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
-                                                      std::int32_t* products) {
-    PanelLoops::group_products(a, b, products);
-  }
-  KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
-  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                   int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
-  }
-  KOKKOSMX_AVX512_FUNCTION static void round(const std::int64_t* wide,
-                                             const std::int32_t* row_exponent,
-                                             const std::int32_t* col_exponent,
-                                             std::uint32_t* bits) {
-    round_wide(wide, row_exponent, col_exponent, bits);
   }
 
  private:

@@ -5,9 +5,7 @@
 /// \file avx2.hpp
 /// The panel kernel's atom for AVX2: products of pairs of int16 (VPMADDWD).
 ///
-/// Elements of y: 16 rows of 128 int16; x: 64 pairs by 16 rows of 2 int16. The order within a
-/// group, the same for both: for each 16 bytes of a row's codes their low nibbles, then their high
-/// ones.
+/// Elements of y: 16 rows of 128 int16; x: 64 pairs by 16 rows of 2 int16.
 
 #include "../x86.hpp"
 #include "panel_atom.hpp"
@@ -41,13 +39,16 @@ struct Avx2GemmAtom {
     for (int g = 0; g < groups; ++g) {
       alignas(64) element rows[panel_group_elements];
       unpack_rows(codes + g * panel_group_bytes, scales + g * panel_group_scales, base, rows);
-      element* out = to + g * panel_group_elements;
-      for (int half = 0; half < panel_rows; half += 8) {
-        for (int pair = 0; pair < group_size / 2; pair += 8) {
-          transpose(rows + half * group_size + 2 * pair, out + pair * 2 * panel_rows + 2 * half);
-        }
-      }
+      transpose_rows(rows, to + g * panel_group_elements);
     }
+  }
+  KOKKOSMX_AVX2_FUNCTION static void pack_y(const std::int8_t* values, element* to) {
+    for (int i = 0; i < panel_group_elements; ++i) to[i] = values[i];
+  }
+  KOKKOSMX_AVX2_FUNCTION static void pack_x(const std::int8_t* values, element* to) {
+    alignas(64) element rows[panel_group_elements];
+    for (int i = 0; i < panel_group_elements; ++i) rows[i] = values[i];
+    transpose_rows(rows, to);
   }
   KOKKOSMX_AVX2_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
                                               std::int64_t sums_x, const element* y,
@@ -63,14 +64,35 @@ struct Avx2GemmAtom {
       }
     }
   }
-  KOKKOSMX_AVX2_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
-                                                    std::int32_t* products) {
-    PanelLoops::group_products(a, b, products);
-  }
   KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
+  KOKKOSMX_AVX2_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
+                                              int count, element* to) {
+    PanelLoops::gather_x(panel, positions, count, 0, to);
+  }
+  KOKKOSMX_AVX2_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
+                                                  const std::uint8_t* scales,
+                                                  const std::uint8_t* bases,
+                                                  const std::uint8_t* spreads,
+                                                  const std::uint8_t* mask) {
+    return PanelLoops::far_rows(codes, scales, bases, spreads, mask);
+  }
+  KOKKOSMX_AVX2_FUNCTION static bool split_bands(const std::uint8_t* codes,
+                                                 const std::uint8_t* scales, int base, int spread,
+                                                 std::int8_t* values, std::uint8_t* bands) {
+    return PanelLoops::split_bands(codes, scales, base, spread, values, bands);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void widen(const std::int32_t* sums, int count,
+                                           std::int64_t* wide) {
+    PanelLoops::widen(sums, count, wide);
+  }
   KOKKOSMX_AVX2_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
                                                  int count, int shift) {
     PanelLoops::add_shifted(wide, sums, count, shift);
+  }
+  KOKKOSMX_AVX2_FUNCTION static int join_limbs(
+      const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],
+      std::int32_t (&level)[panel_outputs]) {
+    return PanelLoops::join_limbs(sums, from, level);
   }
   KOKKOSMX_AVX2_FUNCTION static void round(const std::int64_t* wide,
                                            const std::int32_t* row_exponent,
@@ -79,10 +101,24 @@ struct Avx2GemmAtom {
   }
 
  private:
+  template <bool near>
   KOKKOSMX_AVX2_INLINE static __m256i widen(__m128i narrow, __m256i factor) {
-    return _mm256_mullo_epi16(_mm256_cvtepi8_epi16(narrow), factor);
+    const __m256i wide = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(narrow), factor);
+    if constexpr (!near) return wide;
+    const __m256i far = _mm256_cmpgt_epi16(_mm256_abs_epi16(wide), _mm256_set1_epi16(most_halves));
+    return _mm256_andnot_si256(far, wide);
   }
 
+  KOKKOSMX_AVX2_INLINE static void unpack_rows(const std::uint8_t* codes,
+                                               const std::uint8_t* scales, const PanelBase& base,
+                                               element* to) {
+    if (base.near) {
+      unpack_rows<true>(codes, scales, base, to);
+    } else {
+      unpack_rows<false>(codes, scales, base, to);
+    }
+  }
+  template <bool near>
   KOKKOSMX_AVX2_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                const std::uint8_t* scales, const PanelBase& base,
                                                element* to) {
@@ -95,7 +131,8 @@ struct Avx2GemmAtom {
       std::uint64_t factors = 0;
       for (int b = 0; b < group_blocks; ++b) {
         const int shift =
-            PanelLoops::shift_of(scales[group_blocks * r + b], base.scale[group_blocks * r + b]);
+            PanelLoops::shift_of(scales[group_blocks * r + b], base.scale[group_blocks * r + b],
+                                 near ? near_width : band_width);
         factors |= (shift < 0 ? std::uint64_t{0} : std::uint64_t{1} << shift) << (16 * b);
       }
       const __m256i factor = _mm256_set1_epi64x(static_cast<long long>(factors));
@@ -105,11 +142,11 @@ struct Avx2GemmAtom {
         const __m256i low = _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, nibble));
         const __m256i high =
             _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
-        auto* out = reinterpret_cast<__m256i*>(to + r * group_size + 64 * h);
-        _mm256_store_si256(out, widen(_mm256_castsi256_si128(low), factor));
-        _mm256_store_si256(out + 1, widen(_mm256_castsi256_si128(high), factor));
-        _mm256_store_si256(out + 2, widen(_mm256_extracti128_si256(low, 1), factor));
-        _mm256_store_si256(out + 3, widen(_mm256_extracti128_si256(high, 1), factor));
+        auto* out = reinterpret_cast<__m256i*>(to + r * group_size + 32 * h);
+        _mm256_store_si256(out, widen<near>(_mm256_castsi256_si128(low), factor));
+        _mm256_store_si256(out + 1, widen<near>(_mm256_extracti128_si256(low, 1), factor));
+        _mm256_store_si256(out + 4, widen<near>(_mm256_castsi256_si128(high), factor));
+        _mm256_store_si256(out + 5, widen<near>(_mm256_extracti128_si256(high, 1), factor));
       }
     }
   }
@@ -136,6 +173,14 @@ struct Avx2GemmAtom {
                           _mm256_permute2x128_si256(v[i], v[i + 4], 0x20));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (i + 4) * 2 * panel_rows),
                           _mm256_permute2x128_si256(v[i], v[i + 4], 0x31));
+    }
+  }
+
+  KOKKOSMX_AVX2_INLINE static void transpose_rows(const element* rows, element* to) {
+    for (int half = 0; half < panel_rows; half += 8) {
+      for (int pair = 0; pair < group_size / 2; pair += 8) {
+        transpose(rows + half * group_size + 2 * pair, to + pair * 2 * panel_rows + 2 * half);
+      }
     }
   }
 

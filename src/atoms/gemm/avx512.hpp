@@ -37,32 +37,71 @@ struct Int8Panels {
     }
   };
 
-  /// 16 * shift of each block of a panel's group, and the bits of a code to keep: none of a block
-  /// that is left out.
+  /// Entry 8 * shift + magnitude: the same where it is near, else 0.
+  struct NearTable {
+    alignas(64) std::uint8_t value[64];
+    constexpr NearTable() : value{} {
+      constexpr int halves[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+      for (int i = 0; i < 64; ++i) {
+        const int number = halves[i & 7] << (i >> 3);
+        value[i] = static_cast<std::uint8_t>(number <= most_halves ? number : 0);
+      }
+    }
+  };
+
+  /// The shift of each block of a panel's group, at its bits of a table's index, and the bits of a
+  /// code to keep: none of a block that is left out.
   struct Shifts {
     __m512i shift, keep;
   };
+  template <bool near>
   KOKKOSMX_AVX512_INLINE static Shifts shifts(const std::uint8_t* scales, const PanelBase& base) {
     const __m512i scale = _mm512_loadu_si512(scales), least = _mm512_load_si512(base.scale);
     const __m512i distance = _mm512_sub_epi8(scale, least);  // wraps below the base
-    const __mmask64 inside = _mm512_mask_cmplt_epu8_mask(_mm512_cmpge_epu8_mask(scale, least),
-                                                         distance, _mm512_set1_epi8(band_width));
-    // A distance that is kept has two bits: no bit crosses into the next byte.
+    const __mmask64 inside =
+        _mm512_mask_cmplt_epu8_mask(_mm512_cmpge_epu8_mask(scale, least), distance,
+                                    _mm512_set1_epi8(near ? near_width : band_width));
+    // A distance that is kept has two bits (three, if near): no bit crosses into the next byte.
     const __m512i kept = _mm512_maskz_mov_epi8(inside, distance);
-    return {_mm512_slli_epi16(kept, 4), _mm512_maskz_set1_epi8(inside, 15)};
+    return {_mm512_slli_epi16(kept, near ? 3 : 4), _mm512_maskz_set1_epi8(inside, near ? 7 : 15)};
   }
-  /// (codes & keep) | shift.
-  KOKKOSMX_AVX512_INLINE static __m512i index(__m512i codes, const Shifts& s) {
-    return _mm512_ternarylogic_epi32(codes, s.keep, s.shift, 0xEA);
-  }
+
+  /// What a code stands for; only its low nibble counts.
+  template <bool near, bool is_unsigned>
+  struct Values {
+    __m512i table;
+    KOKKOSMX_AVX512_INLINE static Values make() {
+      static constexpr Table all(is_unsigned);
+      static constexpr NearTable only_near;
+      return {_mm512_load_si512(near ? only_near.value : all.value)};
+    }
+    KOKKOSMX_AVX512_INLINE __m512i operator()(__m512i codes, const Shifts& s) const {
+      // (codes & keep) | shift
+      const __m512i index = _mm512_ternarylogic_epi32(codes, s.keep, s.shift, 0xEA);
+      const __m512i value = x86::permute_bytes(index, table);
+      if constexpr (!near) return value;
+      const __mmask64 negative = _mm512_test_epi8_mask(codes, _mm512_set1_epi8(8));
+      const __m512i number = _mm512_mask_sub_epi8(value, negative, _mm512_setzero_si512(), value);
+      return is_unsigned ? _mm512_xor_si512(number, _mm512_set1_epi8(-128)) : number;
+    }
+  };
 
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
                                                  int groups, element* to) {
-    static constexpr Table table(false);
-    const __m512i values = _mm512_load_si512(table.value);
+    if (base.near) {
+      unpack_rows<true>(codes, scales, base, groups, to);
+    } else {
+      unpack_rows<false>(codes, scales, base, groups, to);
+    }
+  }
+  template <bool near>
+  KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
+                                                 const std::uint8_t* scales, const PanelBase& base,
+                                                 int groups, element* to) {
+    const auto values = Values<near, false>::make();
     for (int g = 0; g < groups; ++g) {
-      const Shifts all = shifts(scales + g * panel_group_scales, base);
+      const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
       alignas(64) std::int32_t shift[panel_rows];
       alignas(64) std::int32_t keep[panel_rows];
       _mm512_store_si512(shift, all.shift);
@@ -72,10 +111,8 @@ struct Int8Panels {
       for (int r = 0; r < panel_rows; ++r) {
         const Shifts row = {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
         const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
-        const __m512i even = x86::permute_bytes(index(code, row), values);
-        const __m512i odd = x86::permute_bytes(index(_mm512_srli_epi16(code, 4), row), values);
-        _mm512_store_si512(tile + r * 64, even);
-        _mm512_store_si512(tile + tile_bytes + r * 64, odd);
+        _mm512_store_si512(tile + r * 64, values(code, row));
+        _mm512_store_si512(tile + tile_bytes + r * 64, values(_mm512_srli_epi16(code, 4), row));
       }
     }
   }
@@ -112,21 +149,49 @@ struct Int8Panels {
                                                     const std::uint8_t* scales,
                                                     const PanelBase& base, int groups,
                                                     element* to) {
-    static constexpr Table table(is_unsigned);
-    const __m512i values = _mm512_load_si512(table.value);
+    if (base.near) {
+      unpack_columns<true, is_unsigned>(codes, scales, base, groups, to);
+    } else {
+      unpack_columns<false, is_unsigned>(codes, scales, base, groups, to);
+    }
+  }
+  template <bool near, bool is_unsigned>
+  KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
+                                                    const std::uint8_t* scales,
+                                                    const PanelBase& base, int groups,
+                                                    element* to) {
+    const auto values = Values<near, is_unsigned>::make();
     for (int g = 0; g < groups; ++g) {
       // A dword of a row's codes holds one j of all four blocks, as the row's dword of shifts does.
-      const Shifts all = shifts(scales + g * panel_group_scales, base);
+      const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
       const std::uint8_t* from = codes + g * panel_group_bytes;
       element* tile = to + g * panel_group_elements;
       __m512i v[16];
       for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(from + r * group_bytes);
       transpose(v);
       for (int j = 0; j < 16; ++j) {
-        const __m512i even = x86::permute_bytes(index(v[j], all), values);
-        const __m512i odd = x86::permute_bytes(index(_mm512_srli_epi16(v[j], 4), all), values);
-        _mm512_store_si512(tile + j * 64, even);
-        _mm512_store_si512(tile + tile_bytes + j * 64, odd);
+        _mm512_store_si512(tile + j * 64, values(v[j], all));
+        _mm512_store_si512(tile + tile_bytes + j * 64, values(_mm512_srli_epi16(v[j], 4), all));
+      }
+    }
+  }
+
+  KOKKOSMX_AVX512_INLINE static void pack_rows(const std::int8_t* values, element* to) {
+    for (int r = 0; r < panel_rows; ++r) {
+      const std::int8_t* row = values + r * group_size;
+      _mm512_store_si512(to + r * 64, _mm512_load_si512(row));
+      _mm512_store_si512(to + tile_bytes + r * 64, _mm512_load_si512(row + 64));
+    }
+  }
+  template <bool is_unsigned>
+  KOKKOSMX_AVX512_INLINE static void pack_columns(const std::int8_t* values, element* to) {
+    const __m512i offset = is_unsigned ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
+    for (int tile = 0; tile < 2; ++tile) {
+      __m512i v[16];
+      for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(values + r * group_size + tile * 64);
+      transpose(v);
+      for (int j = 0; j < 16; ++j) {
+        _mm512_store_si512(to + tile * tile_bytes + j * 64, _mm512_xor_si512(v[j], offset));
       }
     }
   }
@@ -206,7 +271,65 @@ struct Int8Panels {
   }
 };
 
-struct VnniGemmAtom : Int8Panels {
+/// The int8 atoms but for their products. is_unsigned: elements of x are 128 too large, since
+/// VPDPBUSD takes one operand unsigned.
+template <bool is_unsigned>
+struct Int8Atom : Int8Panels {
+  KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_rows(codes, scales, base, groups, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
+                                                const std::uint8_t* scales, const PanelBase& base,
+                                                int groups, element* to) {
+    unpack_columns<is_unsigned>(codes, scales, base, groups, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void pack_y(const std::int8_t* values, element* to) {
+    pack_rows(values, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void pack_x(const std::int8_t* values, element* to) {
+    pack_columns<is_unsigned>(values, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
+  KOKKOSMX_AVX512_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
+                                                int count, element* to) {
+    PanelLoops::gather_x(panel, positions, count, is_unsigned ? 0x80808080u : 0, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
+                                                    const std::uint8_t* scales,
+                                                    const std::uint8_t* bases,
+                                                    const std::uint8_t* spreads,
+                                                    const std::uint8_t* mask) {
+    return PanelLoops::far_rows(codes, scales, bases, spreads, mask);
+  }
+  KOKKOSMX_AVX512_FUNCTION static bool split_bands(const std::uint8_t* codes,
+                                                   const std::uint8_t* scales, int base, int spread,
+                                                   std::int8_t* values, std::uint8_t* bands) {
+    return PanelLoops::split_bands(codes, scales, base, spread, values, bands);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void widen(const std::int32_t* sums, int count,
+                                             std::int64_t* wide) {
+    PanelLoops::widen(sums, count, wide);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
+                                                   int count, int shift) {
+    PanelLoops::add_shifted(wide, sums, count, shift);
+  }
+  KOKKOSMX_AVX512_FUNCTION static int join_limbs(
+      const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],
+      std::int32_t (&level)[panel_outputs]) {
+    return PanelLoops::join_limbs(sums, from, level);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void round(const std::int64_t* wide,
+                                             const std::int32_t* row_exponent,
+                                             const std::int32_t* col_exponent,
+                                             std::uint32_t* bits) {
+    round_wide(wide, row_exponent, col_exponent, bits);
+  }
+};
+
+struct VnniGemmAtom : Int8Atom<true> {
   static constexpr const char* name = "avx512vnni";
   static constexpr int block_y = 1;
   static constexpr int block_x = 2;
@@ -214,17 +337,6 @@ struct VnniGemmAtom : Int8Panels {
   static void begin() {}
   static void end() {}
 
-  KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
-                                                const std::uint8_t* scales, const PanelBase& base,
-                                                int groups, element* to) {
-    unpack_rows(codes, scales, base, groups, to);
-  }
-  /// VPDPBUSD takes one operand unsigned: elements of x are 128 too large.
-  KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
-                                                const std::uint8_t* scales, const PanelBase& base,
-                                                int groups, element* to) {
-    unpack_columns<true>(codes, scales, base, groups, to);
-  }
   KOKKOSMX_AVX512_FUNCTION static void multiply(std::int32_t* sums, std::int64_t sums_y,
                                                 std::int64_t sums_x, const element* y,
                                                 std::int64_t stride_y, const element* x,
@@ -245,21 +357,6 @@ struct VnniGemmAtom : Int8Panels {
         }
       }
     }
-  }
-  KOKKOSMX_AVX512_FUNCTION static void group_products(const std::uint8_t* a, const std::uint8_t* b,
-                                                      std::int32_t* products) {
-    PanelLoops::group_products(a, b, products);
-  }
-  KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
-  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                   int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
-  }
-  KOKKOSMX_AVX512_FUNCTION static void round(const std::int64_t* wide,
-                                             const std::int32_t* row_exponent,
-                                             const std::int32_t* col_exponent,
-                                             std::uint32_t* bits) {
-    round_wide(wide, row_exponent, col_exponent, bits);
   }
 
  private:

@@ -19,6 +19,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
@@ -35,10 +36,23 @@ inline constexpr int band_width = 4;
 /// With terms of at most 96 * 96 an int32 holds the sum of so many groups.
 inline constexpr std::int64_t most_groups_in_int32 = 2147483647 / (96 * 96) / group_size;
 
+/// The largest magnitude of an element, in halves: 12 << 3.
+inline constexpr int most_halves = 96;
+/// Exponents that hold something as small: 1 << 6.
+inline constexpr int near_width = 7;
+
+/// The least magnitude of a code whose block lies at a distance above its row's base that is not
+/// near: halves << distance exceeds most_halves. 8: there is none.
+KOKKOS_INLINE_FUNCTION int least_far_magnitude(int distance) {
+  return distance < band_width ? 8 : distance < near_width ? 6 - 2 * (distance - band_width) : 1;
+}
+
 /// The scale that shift 0 stands for, of each row, four times. Blocks whose scale lies below it, or
-/// band_width or more above it, are left out (unpacked as zeros).
+/// band_width or more above it, are left out (unpacked as zeros); or, with near, codes that are not
+/// near.
 struct PanelBase {
   alignas(64) std::uint8_t scale[panel_group_scales];
+  bool near;
 };
 
 /// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
@@ -60,11 +74,22 @@ struct PanelStore {
   int rows, cols;           ///< how much of the 16 x (16 * panels) lies in C
 };
 
+/// Sums of 16 x 16 outputs by limbs, limb[l][i] counting 2^(32 l); no third limb where it is null.
+struct LimbSums {
+  static constexpr int levels = 3, bits = 32;
+  const std::int64_t* limb[levels];
+};
+
 template <class A>
 concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
+                             const std::int8_t* values, std::int8_t* split_values,
+                             std::uint8_t* split, const std::int32_t* positions,
                              typename A::element* panel, const typename A::element* operand,
                              std::int32_t* sums, std::int64_t* wide, std::uint32_t* bits,
-                             const PanelStore& store, std::int64_t stride, int i, bool b) {
+                             const LimbSums& limb_sums,
+                             std::int64_t (&joined)[LimbSums::levels][panel_outputs],
+                             std::int32_t (&level)[panel_outputs], const PanelStore& store,
+                             std::int64_t stride, int i, bool b) {
   { A::name } -> std::convertible_to<const char*>;
   // The panels of y and of x that it likes to multiply at a time.
   { A::block_y } -> std::convertible_to<int>;
@@ -75,19 +100,37 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   A::begin();
   A::end();
   // unpack_*(codes, scales, base, groups, to): codes of consecutive groups to elements, code <<
-  // (scale - base). Any alignment of codes and scales; to is aligned to 64 bytes.
+  // (scale - base). Any alignment of codes and scales; to is aligned to 64 bytes. The order of K in
+  // a group: the low nibbles of its 64 bytes, then their high ones.
   A::unpack_y(codes, codes, base, i, panel);
   A::unpack_x(codes, codes, base, i, panel);
+  // pack_*(values, to): the same from 16 rows of 128 numbers of halves, aligned to 64 bytes.
+  A::pack_y(values, panel);
+  A::pack_x(values, panel);
   // multiply(sums, y panel stride, x panel stride, y, stride, x, stride, y panels, x panels,
   // groups, add): sums of panel p of y by panel q of x at sums + p * ... + q * ..., 256 of them in
   // 16 rows of y; overwritten, or added to. Overflow wraps.
   A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b);
-  // One group by one group: a dot product for each of the 4 blocks, in quarters.
-  A::group_products(codes, codes, sums);
   // Rounds each sum once to float32, then to the element.
   A::store(store);
+  // gather_x(panel, positions, count, to): elements of a panel of x at up to 128 positions, 128 *
+  // group + the place in the order of K in a group, to one group; zeros after them.
+  A::gather_x(operand, positions, i, panel);
+  // far_rows(codes, scales, bases, spreads, mask): bit r: row r of a group has a code under the
+  // mask, in a block up to its spread above its base, that is not near. Bases and spreads as
+  // PanelBase's, the mask as a row's codes.
+  { A::far_rows(codes, codes, codes, codes, codes) } -> std::convertible_to<unsigned>;
+  // split_bands(codes, scales, base, spread, values, bands): of 128 codes, a byte each, of blocks
+  // up to `spread` above the base: band 0 and code << distance where that is near, else distance /
+  // band_width and code << (distance % band_width); whether any is not near.
+  { A::split_bands(codes, codes, i, i, split_values, split) } -> std::convertible_to<bool>;
+  // widen(sums, count, wide): wide[i] = sums[i].
+  A::widen(sums, i, wide);
   // add_shifted(wide, sums, count, shift): wide[i] += sums[i] << shift, which wraps.
   A::add_shifted(wide, sums, i, i);
+  // join_limbs(limbs, from, level): from[level[i]][i] * 2^(32 level[i]) rounds as sum i does; the
+  // largest level is returned. A sum has no more than 123 bits and a sign.
+  { A::join_limbs(limb_sums, joined, level) } -> std::convertible_to<int>;
   // round(wide, row exponents, col exponents, bits): 16 x 16 sums of 63 bits and a sign, each times
   // 2^(row + col exponent), once to float32.
   A::round(wide, sums, sums, bits);
@@ -96,28 +139,10 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
 /// Plain loops that serve where an atom has no instructions of its own.
 struct PanelLoops {
   /// The shift of each block of a panel's group, or -1 where it is left out.
-  KOKKOS_FORCEINLINE_FUNCTION static int shift_of(std::uint8_t scale, std::uint8_t base) {
+  KOKKOS_FORCEINLINE_FUNCTION static int shift_of(std::uint8_t scale, std::uint8_t base,
+                                                  int width) {
     const int distance = static_cast<int>(scale) - base;
-    return distance >= 0 && distance < band_width ? distance : -1;
-  }
-
-  KOKKOS_FORCEINLINE_FUNCTION static void group_products(const std::uint8_t* a,
-                                                         const std::uint8_t* b,
-                                                         std::int32_t* products) {
-    std::int16_t sum[group_bytes];
-    for (int i = 0; i < group_bytes; ++i) {
-      const std::int16_t a_low = signed_halves_of(static_cast<std::int16_t>(a[i] & 15));
-      const std::int16_t b_low = signed_halves_of(static_cast<std::int16_t>(b[i] & 15));
-      const std::int16_t a_high = signed_halves_of(static_cast<std::int16_t>(a[i] >> 4));
-      const std::int16_t b_high = signed_halves_of(static_cast<std::int16_t>(b[i] >> 4));
-      sum[i] = static_cast<std::int16_t>(a_low * b_low + a_high * b_high);
-    }
-    for (int width = group_bytes / 2; width >= group_blocks; width /= 2) {
-      for (int i = 0; i < width; ++i) {  // 16 * 288 fits
-        sum[i] = static_cast<std::int16_t>(sum[i] + sum[i + width]);
-      }
-    }
-    for (int i = 0; i < group_blocks; ++i) products[i] = sum[i];
+    return distance >= 0 && distance < width ? distance : -1;
   }
 
   /// RN_f32(sum * 2^exponent) of a result in the normal range, by integers: a double holds the sum
@@ -135,6 +160,91 @@ struct PanelLoops {
     return sum == 0 ? 0u : sign | magnitude;
   }
 
+  /// x's elements are words of 4 bytes by 16 rows. zero: a word of zeros.
+  template <class T>
+  KOKKOS_FORCEINLINE_FUNCTION static void gather_x(const T* panel, const std::int32_t* positions,
+                                                   int count, std::uint32_t zero, T* to) {
+    constexpr int each = 4 / sizeof(T);
+    constexpr int bits = 8 * sizeof(T);
+    constexpr std::uint32_t one = (std::uint32_t{1} << bits) - 1;
+    for (int word = 0; word < group_size / each; ++word) {
+      std::uint32_t out[panel_rows];
+      for (int r = 0; r < panel_rows; ++r) out[r] = zero;
+      for (int i = 0; i < each && each * word + i < count; ++i) {
+        const std::int32_t position = positions[each * word + i];
+        std::uint32_t from[panel_rows];
+        std::memcpy(from, panel + std::int64_t{position / each} * panel_rows * each, sizeof(from));
+        const int shift = position % each * bits;
+        for (int r = 0; r < panel_rows; ++r) {
+          out[r] = (out[r] & ~(one << (i * bits))) | (from[r] >> shift & one) << (i * bits);
+        }
+      }
+      std::memcpy(to + std::int64_t{word} * panel_rows * each, out, sizeof(out));
+    }
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
+                                                       const std::uint8_t* scales,
+                                                       const std::uint8_t* bases,
+                                                       const std::uint8_t* spreads,
+                                                       const std::uint8_t* mask) {
+    // What brings the least magnitude that is not near to 8: 8 - least_far_magnitude(distance).
+    std::uint8_t add[panel_group_scales];
+    for (int i = 0; i < panel_group_scales; ++i) {
+      const int distance = scales[i] - bases[i];
+      const int to_8 = 2 * (distance - band_width + 1) < 7 ? 2 * (distance - band_width + 1) : 7;
+      const bool beyond = distance >= band_width && distance <= spreads[i];
+      add[i] = static_cast<std::uint8_t>(beyond ? to_8 : 0);
+    }
+    std::uint32_t low_mask[block_bytes], high_mask[block_bytes];
+    for (int j = 0; j < block_bytes; ++j) {
+      std::uint32_t kept;
+      std::memcpy(&kept, mask + group_blocks * j, sizeof(kept));
+      low_mask[j] = kept & 0x08080808u;
+      high_mask[j] = kept >> 4 & 0x08080808u;
+    }
+    unsigned rows = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      std::uint32_t to_8;
+      std::memcpy(&to_8, add + group_blocks * r, sizeof(to_8));
+      if (to_8 == 0) continue;
+      std::uint32_t code[block_bytes], any = 0;
+      std::memcpy(code, codes + group_bytes * r, sizeof(code));
+      for (int j = 0; j < block_bytes; ++j) {
+        any |= (((code[j] & 0x07070707u) + to_8) & low_mask[j]) |
+               (((code[j] >> 4 & 0x07070707u) + to_8) & high_mask[j]);
+      }
+      rows |= (any != 0 ? 1u : 0u) << r;
+    }
+    return rows;
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static bool split_bands(const std::uint8_t* KOKKOS_RESTRICT codes,
+                                                      const std::uint8_t* KOKKOS_RESTRICT scales,
+                                                      int base, int spread,
+                                                      std::int8_t* KOKKOS_RESTRICT values,
+                                                      std::uint8_t* KOKKOS_RESTRICT bands) {
+    std::int32_t any = 0;
+    for (int i = 0; i < group_size; ++i) {
+      const std::int32_t code = codes[i], distance = scales[i] - base;
+      const std::int32_t inside = distance >= 0 && distance <= spread ? -1 : 0;
+      const std::int32_t far =
+          inside & ((code & 7) >= least_far_magnitude(distance) ? distance / band_width : 0);
+      const std::int32_t shift = far != 0 ? distance % band_width : distance;
+      // Far above the base, what is near is zero.
+      const std::int32_t halves = signed_halves_of(code) & inside;
+      values[i] = static_cast<std::int8_t>(halves * (1 << (shift & 7)));
+      bands[i] = static_cast<std::uint8_t>(far);
+      any |= far;
+    }
+    return any != 0;
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static void widen(const std::int32_t* KOKKOS_RESTRICT sums, int count,
+                                                std::int64_t* KOKKOS_RESTRICT wide) {
+    for (int i = 0; i < count; ++i) wide[i] = sums[i];
+  }
+
   KOKKOS_FORCEINLINE_FUNCTION static void add_shifted(std::int64_t* KOKKOS_RESTRICT wide,
                                                       const std::int32_t* KOKKOS_RESTRICT sums,
                                                       int count, int shift) {
@@ -142,6 +252,43 @@ struct PanelLoops {
       const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(sums[i]));
       wide[i] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[i]) + (sum << shift));
     }
+  }
+
+  /// With carries passed on, a sum is its lowest 64 bits where those are enough; or what is left
+  /// above 32 bits, or above 64. There an odd last bit stands for all that lies below: the nearest
+  /// float32 is the same, since these are taken only where they have many more bits.
+  KOKKOS_FORCEINLINE_FUNCTION static int join_limbs(
+      const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],
+      std::int32_t (&level)[panel_outputs]) {
+    constexpr std::int64_t word = 0xFFFFFFFF;
+    constexpr std::int64_t limit = std::int64_t{1} << 30;
+    std::int32_t highest = 0;
+    const auto join = [&](auto has_third) {
+      for (int k = 0; k < panel_outputs; ++k) {
+        const std::int64_t low = sums.limb[0][k] & word;
+        const std::int64_t above = sums.limb[1][k] + (sums.limb[0][k] >> 32);
+        const std::int64_t middle = above & word;
+        std::int64_t top = above >> 32;
+        if constexpr (decltype(has_third)::value) top += sums.limb[2][k];
+        const auto joined = [](std::int64_t high, std::int64_t rest) {
+          return static_cast<std::int64_t>(static_cast<std::uint64_t>(high) << 32 |
+                                           static_cast<std::uint64_t>(rest));
+        };
+        const std::int64_t high = joined(top, middle);
+        from[0][k] = joined(middle, low);
+        from[1][k] = high | (low != 0 ? 1 : 0);
+        from[2][k] = top | ((low | middle) != 0 ? 1 : 0);
+        const std::int32_t one = high >= -limit && high < limit ? 0 : 1;
+        level[k] = top >= -limit && top < limit ? one : 2;
+        highest = highest > level[k] ? highest : level[k];
+      }
+    };
+    if (sums.limb[2] == nullptr) {
+      join(std::false_type{});
+    } else {
+      join(std::true_type{});
+    }
+    return highest;
   }
 
   KOKKOS_FORCEINLINE_FUNCTION static void round(const std::int64_t* wide,

@@ -108,6 +108,59 @@ struct QuantizeLoops {
 
   using pair = std::conditional_t<sizeof(bits) == 2, std::uint32_t, std::uint64_t>;
 
+  /// The scale of a block whose largest bit pattern without its sign is `largest`; 255 where all of
+  /// its codes are 0.
+  KOKKOS_FORCEINLINE_FUNCTION static int scale_of_block(std::uint32_t largest, QuantizeRule rule) {
+    const std::uint32_t amax = Format::to_f32(static_cast<bits>(largest));
+    if (largest >= Format::inf) {
+      if (rule.non_finite() == NonFinite::ocp) return 255;
+      return amax + 0x200000u >= f32_sign ? 0 : 254;
+    }
+    return rule.non_finite() == NonFinite::reference && amax + 0x200000u >= f32_inf
+               ? 254
+               : scale_of(rule.scale_mode(), amax);
+  }
+
+  /// The same as quantize, one element after the other: for devices, where a block's numbers should
+  /// not all take registers.
+  KOKKOS_INLINE_FUNCTION static BlockResult quantize_elements(const unsigned char* x,
+                                                              std::uint8_t* codes,
+                                                              QuantizeRule rule) {
+    const auto* from = reinterpret_cast<const bits*>(x);
+    std::uint32_t largest = 0;
+    for (int i = 0; i < block_size; ++i) {
+      const std::uint32_t m = from[i] & magnitude_mask;
+      largest = m > largest ? m : largest;
+    }
+    const int scale = scale_of_block(largest, rule);
+    const bool to_even = rule.rounding() == Rounding::nearest_even;
+    std::uint32_t least[7];
+    for (int j = 0; j < 7; ++j) {
+      least[j] = least_at<Format>(midpoint_odd(j), midpoint_exponent(j) + scale - 127,
+                                  to_even && j % 2 == 0);
+    }
+    const std::uint32_t sign_at = sign_from<Format>(to_even, scale);
+    std::uint32_t sum_of_squares = 0;
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
+#pragma unroll 1
+#endif
+    for (int i = 0; i < block_bytes; ++i) {
+      std::uint32_t byte = 0;
+      for (int h = 0; h < 2; ++h) {
+        const std::uint32_t element = from[2 * i + h];
+        const std::uint32_t m = element & magnitude_mask;
+        std::uint32_t code = 0;
+        for (int j = 0; j < 7; ++j) code += m >= least[j] ? 1 : 0;
+        const std::uint32_t halves = halves_of_magnitude(static_cast<std::int32_t>(code));
+        sum_of_squares += halves * halves;
+        if (m >= sign_at && m <= Format::inf) code |= element >> (sign_shift - 3) & 8u;
+        byte |= code << (4 * h);
+      }
+      codes[i] = static_cast<std::uint8_t>(scale == 255 ? 0u : byte);
+    }
+    return {static_cast<std::uint8_t>(scale), scale == 255 ? 0u : sum_of_squares};
+  }
+
   /// x: 32 elements; codes: 16 bytes. Any alignment.
   KOKKOS_FORCEINLINE_FUNCTION static BlockResult quantize(const unsigned char* x,
                                                           std::uint8_t* codes, QuantizeRule rule) {
@@ -118,18 +171,10 @@ struct QuantizeLoops {
           static_cast<lane>(load<bits>(x + i * static_cast<int>(sizeof(bits))) & magnitude_mask);
       largest = magnitude[i] > largest ? magnitude[i] : largest;
     }
-    int scale;
-    if (static_cast<std::uint32_t>(largest) >= Format::inf) {
-      if (rule.non_finite() == NonFinite::ocp) {
-        for (int i = 0; i < block_bytes; ++i) codes[i] = 0;
-        return {255, 0};
-      }
-      scale = Format::to_f32(static_cast<bits>(largest)) + 0x200000u >= f32_sign ? 0 : 254;
-    } else {
-      const std::uint32_t amax = Format::to_f32(static_cast<bits>(largest));
-      scale = rule.non_finite() == NonFinite::reference && amax + 0x200000u >= f32_inf
-                  ? 254
-                  : scale_of(rule.scale_mode(), amax);
+    const int scale = scale_of_block(static_cast<std::uint32_t>(largest), rule);
+    if (scale == 255) {
+      for (int i = 0; i < block_bytes; ++i) codes[i] = 0;
+      return {255, 0};
     }
 
     lane code[block_size];

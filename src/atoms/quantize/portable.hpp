@@ -20,7 +20,8 @@ struct PortableQuantizeAtom {
   template <class Format>
   KOKKOSMX_ATOM_FUNCTION static BlockResult quantize(const unsigned char* x, std::uint8_t* codes,
                                                      QuantizeRule rule) {
-    return QuantizeLoops<Format>::quantize(x, codes, rule);
+    KOKKOS_IF_ON_HOST((return QuantizeLoops<Format>::quantize(x, codes, rule);))
+    KOKKOS_IF_ON_DEVICE((return QuantizeLoops<Format>::quantize_elements(x, codes, rule);))
   }
   template <class Format, bool Sums>
   KOKKOS_INLINE_FUNCTION static RowSummary quantize_row(

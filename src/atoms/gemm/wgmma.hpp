@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_GEMM_WGMMA_HPP
+#define KOKKOSMX_SRC_ATOMS_GEMM_WGMMA_HPP
+
+/// \file wgmma.hpp
+/// Hopper's warpgroup-level int8 product (sm_90a): a pipeline of images through shared memory, fed
+/// by the bulk copy engine.
+///
+/// An image holds int8 elements, 128 of K (a step) by a tile's rows, as the matrix unit reads them
+/// from shared memory with its 128-byte swizzle: 8 rows are 1024 bytes, and the 16-byte chunk c of
+/// row r lies at 128 (r % 8) + 16 (c ^ (r % 8)) of them.
+
+#include "../cuda.hpp"
+
+#include <KokkosMX/Types.hpp>
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+/// Images of int8 elements, whoever makes them: see the top of this file.
+struct Int8Images {
+  static constexpr int step_blocks = 4;
+  static constexpr int step_bytes = step_blocks * block_size;  // of a row
+  /// An aligned code is m << shift with m up to 12 halves: 12 << 3 = 96 fits.
+  static constexpr int max_shift = 3;
+  /// int32 accumulators hold every sum of magnitude below 2^31: n_i * n_j < 2^62.
+  static constexpr int certificate_bits = 62;
+  /// Elements are at most 96: 9216 K <= 2^31 - 1.
+  static constexpr std::int64_t most_blocks = ((std::int64_t{1} << 31) - 1) / 9216 / block_size;
+
+  /// Where 16-byte chunk `chunk` (0..7) of a row of a tile lies in its image.
+  KOKKOS_INLINE_FUNCTION static constexpr int offset(int row, int chunk) {
+    return (row >> 3) * 1024 + (row & 7) * 128 + ((chunk ^ (row & 7)) << 4);
+  }
+};
+
+#ifdef KOKKOS_ENABLE_CUDA
+
+inline constexpr const char* wgmma_name = "wgmma";
+
+/// Products of 64 x N by a warpgroup; a tile is one of each of some warpgroups.
+template <int Warpgroups, int N>
+struct WgmmaInt8Atom : Int8Images {
+  static_assert(N == 256 || N == 64 || N == 32 || N == 16);
+  static constexpr int tile_m = 64 * Warpgroups, tile_n = N;
+  static constexpr int a_bytes = tile_m * step_bytes, b_bytes = tile_n * step_bytes;
+  static constexpr int stages = N == 256 ? 4 : 6;
+  /// One more warpgroup copies.
+  static constexpr int multiplying = 128 * Warpgroups, threads = multiplying + 128;
+  static constexpr int values = N / 2;  // accumulators of a thread
+  /// Groups that a multiprocessor holds at once.
+  static constexpr int groups_each = N == 256 ? 1 : 2;
+
+  struct Pipeline {
+    alignas(1024) std::int8_t a[stages][a_bytes];
+    alignas(1024) std::int8_t b[stages][b_bytes];
+    std::uint64_t full[stages], empty[stages];
+  };
+
+  /// Where accumulator v of a multiplying thread belongs in the tile.
+  KOKKOS_INLINE_FUNCTION static constexpr int row_of(int thread, int v) {
+    return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int col_of(int thread, int v) {
+    return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1);
+  }
+
+  /// The product of step s: images at a + s * a_bytes and b + s * b_bytes.
+  struct Images {
+    const std::uint8_t* a;
+    const std::uint8_t* b;
+  };
+
+  /// For each tile: prepare(tile) by the multiplying threads, then the product over `steps`, then
+  /// store(tile, accumulators) by the same. images(tile) tells where the operands are. prepare must
+  /// not wait for other threads. Tiles: first, first + stride, ... below end.
+  template <class ImagesOf, class Prepare, class Store>
+  KOKKOS_FUNCTION static void run(
+      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int64_t first,
+      [[maybe_unused]] std::int64_t end, [[maybe_unused]] std::int64_t stride,
+      [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
+      [[maybe_unused]] const Prepare& prepare, [[maybe_unused]] const Store& store) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using namespace CudaUnit;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < stages; ++i) {
+        barrier_init(&pipeline.full[i], 1);
+        barrier_init(&pipeline.empty[i], multiplying / 128);
+      }
+      barriers_made();
+    }
+    __syncthreads();
+    int stage = 0, phase = 0;
+    const auto advance = [&] {
+      if (++stage == stages) {
+        stage = 0;
+        phase ^= 1;
+      }
+    };
+    if (threadIdx.x < 128) {
+      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+      if (threadIdx.x != 0) return;
+      for (std::int64_t tile = first; tile < end; tile += stride) {
+        const Images from = images(tile);
+        for (std::int64_t s = 0; s < steps; ++s) {
+          barrier_wait(&pipeline.empty[stage], phase ^ 1);
+          barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
+          bulk_copy(pipeline.a[stage], from.a + s * a_bytes, a_bytes, &pipeline.full[stage]);
+          bulk_copy(pipeline.b[stage], from.b + s * b_bytes, b_bytes, &pipeline.full[stage]);
+          advance();
+        }
+      }
+      return;
+    }
+    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int thread = static_cast<int>(threadIdx.x) - 128;
+    std::int32_t d[values];
+    for (std::int64_t tile = first; tile < end; tile += stride) {
+      prepare(tile);
+      if (steps == 0) {
+#pragma unroll
+        for (int v = 0; v < values; ++v) d[v] = 0;
+      }
+      const auto release = [&](int s) {
+        if (thread % 128 == 0) barrier_arrive(&pipeline.empty[s]);
+      };
+      int last = 0;
+      for (std::int64_t s = 0; s < steps; ++s) {
+        barrier_wait(&pipeline.full[stage], phase);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        const std::uint64_t a = describe(pipeline.a[stage] + thread / 128 * (a_bytes / Warpgroups));
+        const std::uint64_t b = describe(pipeline.b[stage]);
+#pragma unroll
+        for (int k = 0; k < step_bytes / 32; ++k) {
+          multiply(d, a + 2 * k, b + 2 * k, s != 0 || k != 0);
+        }
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (s > 0) {
+          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          release(last);
+        }
+        last = stage;
+        advance();
+      }
+      if (steps > 0) {
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        release(last);
+      }
+      named_barrier(1, multiplying);
+      store(tile, d);
+    }
+#else
+    Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");
+#endif
+  }
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+ private:
+  /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
+  __device__ static std::uint64_t describe(const void* rows) {
+    const std::uint64_t address = CudaUnit::shared_address(rows);
+    return ((address & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
+           (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
+  }
+  /// d = A * B^T, plus d where add is not 0: 64 x tile_n, 32 of K.
+  __device__ static void multiply(std::int32_t (&d)[values], std::uint64_t a, std::uint64_t b,
+                                  int add) {
+    if constexpr (tile_n == 256) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+          "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+          "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+          "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+          "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+          "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
+          "%111, "
+          "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, "
+          "%126, %127}, "
+          "%128, %129, p;\n}\n"
+          : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
+            "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]),
+            "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]),
+            "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]),
+            "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]),
+            "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]),
+            "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]),
+            "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]), "+r"(d[49]),
+            "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]),
+            "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]),
+            "+r"(d[62]), "+r"(d[63]), "+r"(d[64]), "+r"(d[65]), "+r"(d[66]), "+r"(d[67]),
+            "+r"(d[68]), "+r"(d[69]), "+r"(d[70]), "+r"(d[71]), "+r"(d[72]), "+r"(d[73]),
+            "+r"(d[74]), "+r"(d[75]), "+r"(d[76]), "+r"(d[77]), "+r"(d[78]), "+r"(d[79]),
+            "+r"(d[80]), "+r"(d[81]), "+r"(d[82]), "+r"(d[83]), "+r"(d[84]), "+r"(d[85]),
+            "+r"(d[86]), "+r"(d[87]), "+r"(d[88]), "+r"(d[89]), "+r"(d[90]), "+r"(d[91]),
+            "+r"(d[92]), "+r"(d[93]), "+r"(d[94]), "+r"(d[95]), "+r"(d[96]), "+r"(d[97]),
+            "+r"(d[98]), "+r"(d[99]), "+r"(d[100]), "+r"(d[101]), "+r"(d[102]), "+r"(d[103]),
+            "+r"(d[104]), "+r"(d[105]), "+r"(d[106]), "+r"(d[107]), "+r"(d[108]), "+r"(d[109]),
+            "+r"(d[110]), "+r"(d[111]), "+r"(d[112]), "+r"(d[113]), "+r"(d[114]), "+r"(d[115]),
+            "+r"(d[116]), "+r"(d[117]), "+r"(d[118]), "+r"(d[119]), "+r"(d[120]), "+r"(d[121]),
+            "+r"(d[122]), "+r"(d[123]), "+r"(d[124]), "+r"(d[125]), "+r"(d[126]), "+r"(d[127])
+          : "l"(a), "l"(b), "r"(add));
+    } else if constexpr (tile_n == 64) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+          "%32, %33, p;\n}\n"
+          : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
+            "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]),
+            "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]),
+            "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]),
+            "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
+          : "l"(a), "l"(b), "r"(add));
+    } else if constexpr (tile_n == 32) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+          "%16, %17, p;\n}\n"
+          : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
+            "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]),
+            "+r"(d[14]), "+r"(d[15])
+          : "l"(a), "l"(b), "r"(add));
+    } else if constexpr (tile_n == 16) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8 "
+          "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+          "%8, %9, p;\n}\n"
+          : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),
+            "+r"(d[7])
+          : "l"(a), "l"(b), "r"(add));
+    }
+  }
+#endif
+};
+
+#endif
+
+}  // namespace KokkosMX::Impl
+
+#endif

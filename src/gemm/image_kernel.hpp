@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_GEMM_IMAGE_KERNEL_HPP
+#define KOKKOSMX_SRC_GEMM_IMAGE_KERNEL_HPP
+
+/// \file image_kernel.hpp
+/// GEMM on devices whose matrix unit reads large tiles from shared memory. Each operand is expanded
+/// once into images: its codes aligned to their row's least scale, as the unit wants to find them.
+/// The atom owns the pipeline of images; the kernel owns tiling, edges, tiers and the epilogue.
+/// Rows whose scales spread too far are zeros in the images: their outputs are summed one by one.
+
+#include <KokkosMX/Types.hpp>
+
+#include "../atoms/gemm/int8_codes.hpp"
+#include "../atoms/quantize/loops.hpp"
+#include "../launch.hpp"
+#include "../operand.hpp"
+#include "epilogue.hpp"
+#include "exact_sum.hpp"
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+/// A matrix and its images: [batch][row tile][step], each of tile_rows rows.
+struct ImageOperand {
+  MatrixMap matrix;
+  std::uint8_t* images;
+  std::int64_t tile_rows, tiles, steps;
+
+  KOKKOS_INLINE_FUNCTION std::uint8_t* tile(std::int64_t batch, std::int64_t t,
+                                            std::int64_t step_bytes) const {
+    return images + ((matrix.batch == 1 ? 0 : batch) * tiles + t) * steps * tile_rows * step_bytes;
+  }
+};
+
+/// What is left to do for an operand before its images can be made.
+enum class ImageSource { matrix, matrix_without_summaries, dense };
+
+/// Makes the images of both operands. A group makes those of 8 rows: it quantizes them where they
+/// are dense, finds their summaries where there are none, and expands their codes. 32 threads share
+/// a step, whose blocks they keep.
+template <class Atom, class QuantizeAtom>
+struct MakeImages {
+  struct Part {
+    ImageOperand operand;
+    ImageSource source;
+    DenseMap dense;
+    Element element;
+
+    /// Groups of 8 rows, those that only fill the last tile included.
+    KOKKOS_INLINE_FUNCTION std::int64_t octets() const {
+      return operand.tiles * operand.tile_rows / 8;
+    }
+    KOKKOS_INLINE_FUNCTION std::int64_t items() const { return operand.matrix.batch * octets(); }
+  };
+  Part parts[2];
+  QuantizeRule rule;
+
+  static constexpr int threads = 256, groups_together = 2;
+  static constexpr int rows = 8;
+  static constexpr int step_threads = rows * Atom::step_blocks;
+  static constexpr int row_threads = threads / rows;
+  struct Scratch {
+    RowSummary summary[rows][row_threads];
+  };
+
+  std::int64_t items() const { return parts[0].items() + parts[1].items(); }
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
+    const bool first = item < parts[0].items();
+    const Part& part = parts[first ? 0 : 1];
+    const MatrixMap& q = part.operand.matrix;
+    if (!first) item -= parts[0].items();
+    Place place;
+    const auto octets = static_cast<std::uint32_t>(part.octets());
+    place.batch = q.batch == 1 ? 0 : static_cast<std::uint32_t>(item) / octets;
+    place.octet = item - place.batch * octets;
+    const int slot = group.rank() % step_threads;
+    place.row_in_octet = slot / Atom::step_blocks;
+    place.row = place.octet * rows + place.row_in_octet;
+    place.block_in_step = slot % Atom::step_blocks;
+    place.first_step = group.rank() / step_threads;
+    place.is_row = place.row < q.rows;
+
+    RowSummary summary{};
+    if (part.source == ImageSource::matrix) {
+      if (place.is_row) summary = *q.summaries.at(place.batch, place.row);
+    } else {
+      if (part.source == ImageSource::matrix_without_summaries) {
+        over_blocks(part, place, [&](std::int64_t block) {
+          std::uint8_t local[block_bytes];
+          merge(summary, summary_of_block(*q.scales.at(place.batch, place.row, block),
+                                          QuantizeAtom::sum_of_squares(
+                                              q.codes.load(place.batch, place.row, block, local))));
+        });
+      } else if (part.element == Element::bf16) {
+        quantize<BF16Format>(part, place, summary);
+      } else if (part.element == Element::f16) {
+        quantize<F16Format>(part, place, summary);
+      } else {
+        quantize<F32Format>(part, place, summary);
+      }
+      RowSummary* of_row = scratch.summary[place.row_in_octet];
+      const int rank = place.first_step * Atom::step_blocks + place.block_in_step;
+      of_row[rank] = summary;
+      for (int half = row_threads / 2; half > 0; half /= 2) {
+        group.barrier();
+        if (rank < half) merge(of_row[rank], of_row[rank + half]);
+      }
+      group.barrier();
+      summary = of_row[0];
+      if (rank == 0 && place.is_row) *q.summaries.at(place.batch, place.row) = summary;
+    }
+    expand(part, place, summary);
+  }
+
+ private:
+  struct Place {
+    std::int64_t batch, octet, row;
+    int row_in_octet, block_in_step, first_step;
+    bool is_row;
+  };
+
+  /// f(block) for each of the thread's blocks of its row.
+  template <class F>
+  KOKKOS_INLINE_FUNCTION void over_blocks(const Part& part, const Place& place, const F& f) const {
+    const std::int64_t blocks = place.is_row ? part.operand.matrix.blocks : 0;
+    for (std::int64_t block = place.first_step * Atom::step_blocks + place.block_in_step;
+         block < blocks; block += threads / rows) {
+      f(block);
+    }
+  }
+
+  template <class Format>
+  KOKKOS_INLINE_FUNCTION void quantize(const Part& part, const Place& place,
+                                       RowSummary& summary) const {
+    const MatrixMap& q = part.operand.matrix;
+    constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
+    over_blocks(part, place, [&](std::int64_t block) {
+      const BlockResult result =
+          q.codes.store(q.codes.at(place.batch, place.row, block), [&](std::uint8_t* codes) {
+            return QuantizeAtom::template quantize<Format>(
+                part.dense.at(place.batch, place.row, block * bytes), codes, rule);
+          });
+      *q.scales.at(place.batch, place.row, block) = result.scale;
+      merge(summary, summary_of_block(result.scale, result.sum_of_squares));
+    });
+  }
+
+  KOKKOS_INLINE_FUNCTION void expand(const Part& part, const Place& place,
+                                     const RowSummary& summary) const {
+    struct alignas(16) Chunk {
+      std::uint32_t word[4];
+    };
+    const ImageOperand& operand = part.operand;
+    const MatrixMap& q = operand.matrix;
+    const std::int64_t first_row = place.octet * rows;
+    const std::int64_t tile = first_row / operand.tile_rows;
+    const int in_tile = static_cast<int>(first_row % operand.tile_rows) + place.row_in_octet;
+    std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes);
+    const bool fits = place.is_row && summary.hi - summary.lo <= Atom::max_shift;
+    for (std::int64_t step = place.first_step; step < operand.steps;
+         step += threads / step_threads) {
+      const std::int64_t block = step * Atom::step_blocks + place.block_in_step;
+      Chunk chunks[2] = {};
+      if (fits && block < q.blocks) {
+        const int shift = *q.scales.at(place.batch, place.row, block) - summary.lo;
+        // Outside 0..spread only for blocks of zeros and rows with NaN, where no shift matters.
+        if (shift >= 0 && shift <= Atom::max_shift) {
+          const BlockCodes codes = load_block(q.codes, q.codes.at(place.batch, place.row, block));
+          for (int i = 0; i < 8; ++i) {
+            chunks[i / 4].word[i % 4] = expand_codes(codes.word[i / 2] >> (16 * (i % 2)),
+                                                     halves_low << shift, halves_high << shift);
+          }
+        }
+      }
+      for (int h = 0; h < 2; ++h) {
+        const int chunk = 2 * place.block_in_step + h;
+        *reinterpret_cast<Chunk*>(image + step * operand.tile_rows * Atom::step_bytes +
+                                  Atom::offset(in_tile, chunk)) = chunks[h];
+      }
+    }
+  }
+};
+
+/// The product of images: of C, or (is_transposed) of its transpose.
+template <class Atom>
+struct ImageGemm {
+  ImageOperand a, b;
+  bool is_transposed;  ///< a's rows are C's columns; small tiles only
+  Epilogue epilogue;
+  std::int64_t batch, m, n, blocks;  ///< m and n rows of a and b
+  std::int64_t groups;               ///< that share the tiles: an item is a group
+  int sum_bits;
+  Tier minimum_tier;
+  std::uint64_t* counts;  ///< null where nobody counts
+  /// C is the product in bf16; a and b being its rows and columns, pairs of these lie in one word.
+  bool is_plain_bf16;
+
+  static constexpr int threads = Atom::threads;
+  static constexpr int most_transposed_n = 64;
+
+  /// What is known of a tile's rows and columns; those outside the matrices count as zeros.
+  struct States {
+    std::int16_t a_lo[Atom::tile_m], a_spread[Atom::tile_m];
+    std::int16_t b_lo[Atom::tile_n], b_spread[Atom::tile_n];
+  };
+  static constexpr std::int16_t not_a_number = -1;  // as a spread
+
+  struct Scratch {
+    typename Atom::Pipeline pipeline;
+    States states[2];
+    /// Some output of the tile is not Tier::aligned, or its product may leave float32's normal
+    /// numbers before it is rounded.
+    int is_special[3];
+    std::int32_t own[8][Atom::multiplying];
+  };
+
+  /// A tile of C.
+  struct Place {
+    std::int64_t batch, tile_row, tile_col, row, col;
+    int rows, cols;
+  };
+
+  KOKKOS_INLINE_FUNCTION std::int64_t tiles() const { return batch * a.tiles * b.tiles; }
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
+    const int thread = group.rank() - (threads - Atom::multiplying);
+    if (group.rank() < 3) scratch.is_special[group.rank()] = 0;
+    int turn = 0;
+    Atom::run(
+        scratch.pipeline, item, tiles(), groups, a.steps,
+        [&](std::int64_t tile) {
+          const Place place = place_of(tile);
+          return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
+                                       b.tile(place.batch, place.tile_col, Atom::step_bytes)};
+        },
+        [&](std::int64_t tile) { load_states(scratch, place_of(tile), thread, turn); },
+        [&](std::int64_t tile, std::int32_t(&d)[Atom::values]) {
+          const Place place = place_of(tile);
+          const States& states = scratch.states[turn & 1];
+          const bool special = scratch.is_special[turn % 3] != 0;
+          // The slot of the tile before: nobody reads it any more, nobody sets it yet.
+          if (thread == 0) scratch.is_special[(turn + 2) % 3] = 0;
+          const bool is_whole = place.rows == Atom::tile_m && place.cols == Atom::tile_n;
+          if (!special && is_plain_bf16 && is_whole) {
+            store_plain<true>(place, states, thread, d);
+          } else if (!special && is_plain_bf16 && Atom::values <= 32) {
+            if constexpr (Atom::values <= 32) store_plain<false>(place, states, thread, d);
+          } else {
+            store_any(scratch, place, states, thread, d);
+          }
+          if (special) store_rest(place, states, thread);
+          if (counts != nullptr) count(place, states, thread);
+          ++turn;
+        });
+  }
+
+ private:
+  /// Columns of tiles within bands of rows of tiles, so that what is read lies in the second cache.
+  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t tile) const {  // fewer than 2^31
+    constexpr std::uint32_t band = 16;
+    // In 32 bits: divisions of 64 take hundreds of cycles.
+    const auto tiles_a = static_cast<std::uint32_t>(a.tiles);
+    const auto tiles_b = static_cast<std::uint32_t>(b.tiles);
+    auto at = static_cast<std::uint32_t>(tile);
+    Place place;
+    place.batch = batch == 1 ? 0 : at / (tiles_a * tiles_b);
+    at -= static_cast<std::uint32_t>(place.batch) * tiles_a * tiles_b;
+    const std::uint32_t first = at / (band * tiles_b) * band;
+    const std::uint32_t rows = tiles_a - first < band ? tiles_a - first : band;
+    const std::uint32_t in_band = at - first * tiles_b;
+    place.tile_col = in_band / rows;
+    place.tile_row = first + in_band - static_cast<std::uint32_t>(place.tile_col) * rows;
+    place.row = place.tile_row * Atom::tile_m;
+    place.col = place.tile_col * Atom::tile_n;
+    place.rows = static_cast<int>(m - place.row < Atom::tile_m ? m - place.row : Atom::tile_m);
+    place.cols = static_cast<int>(n - place.col < Atom::tile_n ? n - place.col : Atom::tile_n);
+    return place;
+  }
+
+  /// Products of units from here are normal float32, whatever the sum, and so are their parts.
+  static constexpr int least_lo = 68, largest_lo = 176;
+
+  KOKKOS_INLINE_FUNCTION void load_state(Scratch& scratch, const MatrixMap& matrix,
+                                         std::int64_t batch_of_tile, std::int64_t row,
+                                         std::int16_t& lo, std::int16_t& spread, int turn) const {
+    lo = 127;
+    spread = 0;
+    if (row >= matrix.rows) return;
+    const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
+    const bool zero = summary.n == 0;
+    if (!zero) lo = summary.lo;
+    spread = static_cast<std::int16_t>(summary.has_nan != 0 ? not_a_number
+                                       : zero               ? 0
+                                                            : summary.hi - summary.lo);
+    if (minimum_tier > Tier::aligned || spread < 0 || spread > Atom::max_shift || lo < least_lo ||
+        lo > largest_lo) {
+      scratch.is_special[turn % 3] = 1;
+    }
+  }
+  KOKKOS_INLINE_FUNCTION void load_states(Scratch& scratch, const Place& place, int thread,
+                                          int turn) const {
+    States& states = scratch.states[turn & 1];
+    for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
+      load_state(scratch, a.matrix, place.batch, place.row + i, states.a_lo[i], states.a_spread[i],
+                 turn);
+    }
+    for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
+      load_state(scratch, b.matrix, place.batch, place.col + i, states.b_lo[i], states.b_spread[i],
+                 turn);
+    }
+  }
+
+  KOKKOS_INLINE_FUNCTION Tier tier_at(const States& states, int row, int col) const {
+    const int a_spread = states.a_spread[row], b_spread = states.b_spread[col];
+    if (a_spread < 0 || b_spread < 0) return Tier::automatic;
+    if (minimum_tier <= Tier::aligned && a_spread <= Atom::max_shift &&
+        b_spread <= Atom::max_shift) {
+      return Tier::aligned;  // K is at most Atom::most_blocks
+    }
+    return minimum_tier <= Tier::window && a_spread + b_spread + sum_bits <= 63 ? Tier::window
+                                                                                : Tier::wide;
+  }
+
+  /// RN_f32(sum * 2^unit) for every sum of the tile: 2^unit in two factors.
+  KOKKOS_INLINE_FUNCTION static float power_of_two(int lo) {
+    return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(lo - 1) << 23);  // 2^(lo - 128)
+  }
+  template <bool IsWhole>
+  KOKKOS_INLINE_FUNCTION void store_plain(const Place& place, const States& states, int thread,
+                                          const std::int32_t (&d)[Atom::values]) const {
+    auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
+    KOKKOSMX_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int row = Atom::row_of(thread, 2 * h);
+      if (!IsWhole && row >= place.rows) continue;
+      const float unit_a = power_of_two(states.a_lo[row]);
+      KOKKOSMX_UNROLL
+      for (int j = 0; j < Atom::values / 4; ++j) {
+        const int v = 4 * j + 2 * h;
+        const int col = Atom::col_of(thread, v);
+        if (!IsWhole && col >= place.cols) continue;
+        // The conversion is the one rounding: powers of two change no bit of a normal number.
+        const float low = static_cast<float>(d[v]) * unit_a * power_of_two(states.b_lo[col]);
+        const float high =
+            static_cast<float>(d[v + 1]) * unit_a * power_of_two(states.b_lo[col + 1]);
+        const std::uint32_t pair = bf16_pair(low, high);
+        if (Atom::tile_n > most_transposed_n || !is_transposed) {  // the columns are even in number
+          *reinterpret_cast<std::uint32_t*>(c + (place.row + row) * epilogue.row + place.col +
+                                            col) = pair;
+        } else {
+          std::uint16_t* to = c + (place.col + col) * epilogue.row + place.row + row;
+          to[0] = static_cast<std::uint16_t>(pair);
+          if (IsWhole || col + 1 < place.cols)
+            to[epilogue.row] = static_cast<std::uint16_t>(pair >> 16);
+        }
+      }
+    }
+  }
+
+  KOKKOS_INLINE_FUNCTION void store(const Place& place, int row, int col,
+                                    std::uint32_t product) const {
+    const std::int64_t i = place.row + row, j = place.col + col;
+    epilogue(place.batch, is_transposed ? j : i, is_transposed ? i : j, product);
+  }
+
+  /// Outputs of Tier::aligned and those with a NaN, by any epilogue.
+  KOKKOS_INLINE_FUNCTION void store_any(Scratch& scratch, const Place& place, const States& states,
+                                        int thread, std::int32_t (&d)[Atom::values]) const {
+    // The accumulators move up, eight at a time: registers have no index at run time.
+    for (int first = 0; first < Atom::values; first += 8) {
+      for (int v = 0; v < 8; ++v) scratch.own[v][thread] = d[v];
+      for (int v = 0; v + 8 < Atom::values; ++v) d[v] = d[v + 8];
+      KOKKOSMX_NO_UNROLL
+      for (int v = 0; v < 8; ++v) {
+        const int row = Atom::row_of(thread, first + v), col = Atom::col_of(thread, first + v);
+        if (row >= place.rows || col >= place.cols) continue;
+        const Tier tier = tier_at(states, row, col);
+        if (tier != Tier::aligned && tier != Tier::automatic) continue;
+        const std::uint32_t product =
+            tier == Tier::aligned ? round_to_f32(static_cast<std::int64_t>(scratch.own[v][thread]),
+                                                 unit_exponent(states.a_lo[row], states.b_lo[col]))
+                                  : f32_nan;
+        store(place, row, col, product);
+      }
+    }
+  }
+
+  KOKKOS_INLINE_FUNCTION bool fits(int spread) const {
+    return minimum_tier <= Tier::aligned && spread >= 0 && spread <= Atom::max_shift;
+  }
+  /// The other outputs, one thread each: all of a row that does not fit, then what is left of each
+  /// column that does not.
+  __attribute__((noinline)) KOKKOS_FUNCTION void store_rest(const Place& place,
+                                                            const States& states,
+                                                            int thread) const {
+    for (int row = 0; row < place.rows; ++row) {
+      if (fits(states.a_spread[row])) continue;
+      for (int col = thread; col < place.cols; col += Atom::multiplying) {
+        store_sum(place, states, row, col);
+      }
+    }
+    for (int col = 0; col < place.cols; ++col) {
+      if (fits(states.b_spread[col])) continue;
+      for (int row = thread; row < place.rows; row += Atom::multiplying) {
+        if (fits(states.a_spread[row])) store_sum(place, states, row, col);
+      }
+    }
+  }
+  KOKKOS_INLINE_FUNCTION void store_sum(const Place& place, const States& states, int row,
+                                        int col) const {
+    const Tier tier = tier_at(states, row, col);
+    if (tier == Tier::automatic || tier == Tier::aligned) return;
+    const int unit = unit_exponent(states.a_lo[row], states.b_lo[col]);
+    std::uint32_t product;
+    if (tier == Tier::window) {
+      std::int64_t sum = 0;
+      over_blocks(place, states, row, col,
+                  [&](std::int64_t term, int shift) { sum += term << shift; });
+      product = round_to_f32(sum, unit);
+    } else {
+      WideSum sum;
+      int terms = 0;
+      over_blocks(place, states, row, col, [&](std::int64_t term, int shift) {
+        sum.add(static_cast<std::int32_t>(term), shift);
+        if (++terms == WideSum::terms_between_carries) {
+          sum.carry();
+          terms = 0;
+        }
+      });
+      product = sum.round(unit);
+    }
+    store(place, row, col, product);
+  }
+  /// f(dot product, shift) for each pair of blocks that are not zeros.
+  template <class F>
+  KOKKOS_INLINE_FUNCTION void over_blocks(const Place& place, const States& states, int row,
+                                          int col, const F& f) const {
+    const MatrixMap& qa = a.matrix;
+    const MatrixMap& qb = b.matrix;
+    const std::uint8_t* a_codes = qa.codes.at(place.batch, place.row + row, 0);
+    const std::uint8_t* b_codes = qb.codes.at(place.batch, place.col + col, 0);
+    const std::uint8_t* a_scales = qa.scales.at(place.batch, place.row + row, 0);
+    const std::uint8_t* b_scales = qb.scales.at(place.batch, place.col + col, 0);
+    for (std::int64_t k = 0; k < blocks; ++k) {
+      const int shift_a = a_scales[qa.scales.col_offset(k)] - states.a_lo[row];
+      const int shift_b = b_scales[qb.scales.col_offset(k)] - states.b_lo[col];
+      // Outside 0..spread only for blocks of zeros.
+      if (shift_a < 0 || shift_a > states.a_spread[row] || shift_b < 0 ||
+          shift_b > states.b_spread[col]) {
+        continue;
+      }
+      f(std::int64_t{dot_blocks(load_block(qa.codes, a_codes + qa.codes.block_offset(k)),
+                                load_block(qb.codes, b_codes + qb.codes.block_offset(k)))},
+        shift_a + shift_b);
+    }
+  }
+
+  KOKKOS_INLINE_FUNCTION void count(const Place& place, const States& states, int thread) const {
+    std::uint64_t found[tier_count] = {};
+    for (int i = thread; i < place.rows * place.cols; i += Atom::multiplying) {
+      const Tier tier = tier_at(states, i / place.cols, i % place.cols);
+      for (int t = 0; t < tier_count; ++t) found[t] += static_cast<int>(tier) == t ? 1 : 0;
+    }
+    for (int t = 0; t < tier_count; ++t) {
+      if (found[t] != 0) Kokkos::atomic_add(&counts[t], found[t]);
+    }
+  }
+};
+
+}  // namespace KokkosMX::Impl
+
+#endif

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_UNIT_TESTS_MATRIX_UNITS_HPP
+#define KOKKOSMX_UNIT_TESTS_MATRIX_UNITS_HPP
+
+// Models of matrix instructions as their manuals define them (AMD Instinct MI300 and CDNA 4 ISA:
+// matrix fused-multiply-add), register by register. They share no code with the library.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace KokkosMXTest {
+
+// Orders in which hardware might add the 128 products and the accumulator, and how it might round.
+enum class FloatUnit {
+  ascending,   // each sum rounded to nearest
+  descending,  // each sum truncated to 24 bits, subnormals flushed
+  pairwise,    // a tree, the accumulator last
+  broken       // the accumulator keeps 23 bits: for self-checks that must fail
+};
+
+// float32 with 24 bits of x, truncated, without subnormals.
+inline float truncated(double x) {
+  auto result = static_cast<float>(x);
+  if (std::fabs(static_cast<double>(result)) > std::fabs(x)) result = std::nextafterf(result, 0.0f);
+  return std::fabs(result) < 0x1p-126f ? 0.0f : result;
+}
+
+// v_mfma_scale_f32_16x16x128_f8f6f4 with cbsz = blgp = 4 (FP4), 64 lanes:
+//   A[i][k] is nibble k % 8 of VGPR k % 32 / 8 of lane i + 16 * (k / 32), its scale the byte of the
+//   scale VGPR of that lane that op_sel names; B[k][j] is the same of lane j + 16 * (k / 32);
+//   D[i][j] is VGPR i % 4 of lane j + 16 * (i / 4).
+template <FloatUnit Order>
+struct ModelScaledFp4 {
+  template <int SelectA, int SelectB, class A, class B, class C>
+  static void multiply_add(const A& a, const B& b, const C& c) {
+    float x[16][128], y[16][128];
+    for (int row = 0; row < 16; ++row) {
+      for (int k = 0; k < 128; ++k) {
+        const int lane = row + 16 * (k / 32);
+        x[row][k] = element<SelectA>(a(lane), k % 32);
+        y[row][k] = element<SelectB>(b(lane), k % 32);
+      }
+    }
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 16; ++j) {
+        float& sum = c(j + 16 * (i / 4)).value[i % 4];
+        sum = dot(x[i], y[j], sum);
+      }
+    }
+  }
+
+ private:
+  template <int Select, class Operand>
+  static float element(const Operand& operand, int k) {
+    constexpr float magnitudes[8] = {0, .5f, 1, 1.5f, 2, 3, 4, 6};
+    const std::uint32_t code = operand.codes.w[k / 8] >> (4 * (k % 8)) & 15u;
+    const auto scale = static_cast<int>(operand.scales >> (8 * Select) & 255u);
+    if (scale == 255) return NAN;
+    const float value = std::ldexp(magnitudes[code & 7u], scale - 127);
+    return (code & 8u) != 0 ? -value : value;
+  }
+  static float dot(const float* x, const float* y, float sum) {
+    if constexpr (Order == FloatUnit::ascending || Order == FloatUnit::broken) {
+      for (int k = 0; k < 128; ++k) {
+        sum = static_cast<float>(static_cast<double>(sum) + static_cast<double>(x[k]) * y[k]);
+      }
+      if constexpr (Order == FloatUnit::broken) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &sum, 4);
+        bits &= ~1u;
+        std::memcpy(&sum, &bits, 4);
+      }
+      return sum;
+    } else if constexpr (Order == FloatUnit::descending) {
+      for (int k = 127; k >= 0; --k) {
+        sum = truncated(static_cast<double>(sum) + static_cast<double>(x[k]) * y[k]);
+      }
+      return sum;
+    } else {
+      float tree[128];
+      for (int k = 0; k < 128; ++k) tree[k] = x[k] * y[k];
+      for (int n = 64; n > 0; n /= 2) {
+        for (int k = 0; k < n; ++k) tree[k] = tree[2 * k] + tree[2 * k + 1];
+      }
+      return sum + tree[0];
+    }
+  }
+};
+
+// v_mfma_i32_16x16x64_i8 (Bytes = 16) and v_mfma_i32_16x16x32_i8 (Bytes = 8), 64 lanes:
+//   A[i][k] is byte k % Bytes of lane i + 16 * (k / Bytes), B[k][j] of lane j + 16 * (k / Bytes);
+//   D[i][j] is VGPR i % 4 of lane j + 16 * (i / 4). Sums wrap.
+template <int Bytes>
+struct ModelInt8 {
+  static constexpr const char* name = "model_i8";
+  static constexpr int lane_bytes = Bytes;
+
+  template <class A, class B, class C>
+  static void multiply_add(const A& a, const B& b, const C& c) {
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 16; ++j) {
+        std::int32_t& sum = c(j + 16 * (i / 4)).value[i % 4];
+        for (int k = 0; k < 4 * Bytes; ++k) {
+          const std::int32_t product =
+              byte(a(i + 16 * (k / Bytes)), k % Bytes) * byte(b(j + 16 * (k / Bytes)), k % Bytes);
+          sum = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) +
+                                          static_cast<std::uint32_t>(product));
+        }
+      }
+    }
+  }
+
+ private:
+  static std::int32_t byte(const std::uint32_t* registers, int i) {
+    return static_cast<std::int8_t>(registers[i / 4] >> (8 * (i % 4)) & 255u);
+  }
+};
+
+}  // namespace KokkosMXTest
+
+#endif
