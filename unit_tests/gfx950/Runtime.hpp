@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_UNIT_TESTS_GFX950_RUNTIME_HPP
+#define KOKKOSMX_UNIT_TESTS_GFX950_RUNTIME_HPP
+
+/// \file Runtime.hpp
+/// What the tests ask of the stand-in for HIP's runtime (Runtime.cpp), besides HIP's own calls.
+
+#include <string>
+#include <vector>
+
+namespace KokkosMXTest {
+
+/// The kernels that were launched since the last call of this, by their mangled names, in order.
+std::vector<std::string> take_launched_kernels();
+
+/// The device has so many compute units from now on; 256 at first, as MI355X. The library chooses
+/// its tiles by them.
+void set_compute_units(int units);
+
+}  // namespace KokkosMXTest
+
+#endif
