@@ -27,6 +27,7 @@
 #define KOKKOS_IMPL_PUBLIC_INCLUDE
 #include <impl/Kokkos_SharedAlloc_timpl.hpp>
 
+#include <cxxabi.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -199,6 +200,7 @@ class Arena {
     const Address begin = next_;
     next_ += whole + guard;
     buffers_[begin + before] = {name, size};
+    std::memset(reinterpret_cast<void*>(begin), KokkosMXTest::unwritten_byte, before + size);
     return reinterpret_cast<void*>(begin);
   }
   /// `buffer`: where the buffer itself begins, behind what only the host uses.
@@ -458,6 +460,25 @@ void copy(void* to, const void* from, std::size_t size) {
 
 namespace KokkosMXTest {
 
+std::string readable(const std::string& mangled) {
+  int status = 0;
+  char* demangled = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
+  if (demangled == nullptr) return mangled;
+  std::string name = demangled;
+  std::free(demangled);
+  for (const char* scope : {"KokkosMX::Impl::", "(anonymous namespace)::"}) {
+    for (std::size_t at; (at = name.find(scope)) != std::string::npos;) {
+      name.erase(at, std::strlen(scope));
+    }
+  }
+  // void run_group<Body, threads, together>(Body, long)
+  const std::string run = "void run_group<";
+  const std::size_t end = name.find(">(");
+  if (name.compare(0, run.size(), run) != 0 || end == std::string::npos) return name;
+  name = name.substr(run.size(), end - run.size());
+  for (int number = 0; number < 2; ++number) name.resize(name.rfind(", "));
+  return name;
+}
 std::vector<std::string> take_launched_kernels() { return StandIn::get().take_launched(); }
 void set_compute_units(int units) {
   Kokkos::Impl::HIPInternal::m_deviceProp.multiProcessorCount = units;
