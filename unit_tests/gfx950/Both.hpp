@@ -252,10 +252,13 @@ void same_on_both(const Call& call, const Outputs& golden = {}) {
   }
 }
 
-/// Prints what was compared when all tests have run.
+/// Prints what was compared when all tests have run: a line for every kernel of the library.
 class PrintCompared : public testing::Environment {
  public:
   void TearDown() override {
+    for (const std::string& kernel : all_kernels()) {
+      if (kernel.find("KokkosMX") != std::string::npos) compared_by_kernel()[readable(kernel)];
+    }
     for (const auto& [kernel, compared] : compared_by_kernel()) {
       std::cout << "gfx950: " << compared.outputs << " outputs compared, " << compared.differences
                 << " differ: " << kernel << std::endl;

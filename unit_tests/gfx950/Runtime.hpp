@@ -13,6 +13,9 @@ namespace KokkosMXTest {
 /// The kernels that were launched since the last call of this, by their mangled names, in order.
 std::vector<std::string> take_launched_kernels();
 
+/// All kernels in this program, by their mangled names.
+std::vector<std::string> all_kernels();
+
 /// A kernel's name as people read it: GemmKernel<...>, for kernels of the library.
 std::string readable(const std::string& mangled);
 

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdlib>
+#include <ostream>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -31,6 +32,9 @@ struct Tiles {
   int compute_units;
   std::int64_t m, n, blocks;
 };
+void PrintTo(const Tiles& tiles, std::ostream* out) {
+  *out << tiles.name << " tiles, M " << tiles.m << ", N " << tiles.n << ", K " << 32 * tiles.blocks;
+}
 constexpr Tiles large{"large", 4, 256 + 19, 128 + 21, 8 * 4 + 3};
 constexpr Tiles middle{"middle", 256, 64 + 5, 32 + 9, 4 * 8 * 4 - 5};
 // 16 x 16, for a C that is no higher, or no wider.
