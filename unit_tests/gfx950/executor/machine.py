@@ -54,7 +54,7 @@ class Memory:
         self.arena = Region(base, octets, "device memory")
         # A byte each: written. Meant for buffers that were not initialized as a whole.
         self.known = Region(base, np.zeros(len(octets), np.uint8), "known")
-        self.buffers, self.starts = {}, []
+        self.buffers, self.starts, self.told = {}, [], []
         self.read_only = []
 
     def set_buffers(self, listed):
@@ -73,10 +73,13 @@ class Memory:
                 seen[one["address"]] = (one["name"], *key, bool(one["initialized"]))
         self.buffers = seen
         self.starts = sorted(seen)
+        for start, count in self.told:
+            self.known.octets[start:start + count] = 1
+        self.told = []
 
     def wrote(self, address, count):
-        start = address - self.arena.base
-        self.known.octets[start:start + count] = 1
+        """The host wrote; counts from the next launch on, which tells what buffers there are."""
+        self.told.append((address - self.arena.base, count))
 
     def buffer(self, address):
         """(name, address, bytes, initialized) of the buffer at or below address."""
@@ -386,7 +389,7 @@ class Batch:
         operations pass that on to their result; addresses, data to be stored, comparisons, matrix
         operands and scalars must be defined."""
         one = self.program.instructions[index]
-        self.undefined = None
+        self.undefined = {}
         for register in one.reads:
             if self.all_known[register]:
                 continue
@@ -394,29 +397,44 @@ class Batch:
             lanes = np.where(self.active, lanes, np.uint64(0))
             if not lanes.any():
                 continue
-            if register >= VGPR and one.kind == "valu" and one.writes and min(one.writes) >= VGPR:
-                self.undefined = lanes if self.undefined is None else self.undefined | lanes
-                for written in one.writes:
-                    self.origins.setdefault(written, self.origins.get(register, (register, index)))
+            writes = [] if register < VGPR else self.passes_on(one, register)
+            for written in writes:
+                self.undefined[written] = self.undefined.get(written, np.uint64(0)) | lanes
+                self.origins[written] = self.origins.get(register, (register, index))
+            if writes:
                 continue
             wave = int(np.flatnonzero(lanes)[0])
             lane = (int(lanes[wave]) & -int(lanes[wave])).bit_length() - 1 if register >= VGPR else None
             message = f"{register_name(register)} is read before it was written"
-            if register in self.origins and self.origins[register][1] != index:
-                source, place = self.origins[register]
+            source, place = self.origins.get(register, (register, index))
+            if place != index:
                 message = (f"{register_name(register)} depends on {register_name(source)}, which was read "
                            f"before it was written, by\n    {self.program.instructions[place].text} at "
                            f"{self.program.instructions[place].offset:#x}")
             raise ExecutionError(message, index, wave, lane)
+
+    @staticmethod
+    def passes_on(one, register):
+        """What registers an undefined lane of a register makes undefined; none: it must not be."""
+        if one.name in ("v_mad_u64_u32", "v_mad_i64_i32"):
+            # Compilers multiply and add 32 bits by it: the sum's upper half does not reach the lower.
+            if register == one.inst.src2.offset + 1:
+                return [written for written in one.writes if written != one.inst.vdst.offset]
+            return one.writes
+        if one.kind == "valu" and one.writes and min(one.writes) >= VGPR:
+            return one.writes
+        return []
 
     def after(self, index):
         one = self.program.instructions[index]
         writes = np.array(one.writes, np.int64)
         if len(writes):
             self.note_writes(writes, "part" if self.active.all() else "mask")
-        if self.undefined is not None:
-            self.known[writes] &= ~self.undefined
-            self.all_known[writes] = False
+        for register, lanes in self.undefined.items():
+            if register < VGPR:
+                lanes = np.where(lanes != 0, ALL, np.uint64(0))
+            self.known[register] &= ~lanes
+            self.all_known[register] = False
 
     def whole(self, mask):
         if getattr(mask, "shape", ()) != (self.waves, 64):

@@ -9,10 +9,11 @@ Float sums in three ways that a unit might choose:
     ascending    C + p_0, + p_1, ...: each rounded to float32, nearest even
     descending   C + p_(K-1), ...: each cut to 24 bits, subnormals flushed to zero
     pairwise     a tree over the products, then C: each rounded to float32
+    short        as ascending, but rounded to 22 bits: a unit that nobody should trust with 24
 """
 import numpy as np
 
-ORDERS = ("ascending", "descending", "pairwise")
+ORDERS = ("ascending", "descending", "pairwise", "short")
 # Codes of FP4 in halves.
 FP4_HALVES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float64)
 _PAIRS = np.stack([FP4_HALVES[np.arange(256) & 15], FP4_HALVES[np.arange(256) >> 4]], axis=1)
@@ -87,6 +88,12 @@ def in_order(products, c, order):
         while level.shape[-1] > 1:
             level = add(level[..., 0::2], level[..., 1::2]).astype(np.float32)
         return add(level[..., 0], c).astype(np.float32)
+    if order == "short":
+        total = c
+        for i in range(k):
+            mantissa, exponent = np.frexp(add(total, products[..., i]))
+            total = np.ldexp(np.rint(np.ldexp(mantissa, 22)), exponent - 22).astype(np.float32)
+        return total
     raise ValueError(order)
 
 
@@ -106,15 +113,15 @@ def scaled_fp4(a, b, c, scale_a, scale_b, order):
     blocks = np.matmul(a.transpose(0, 2, 1, 3), b.transpose(0, 2, 3, 1))  # (waves, 4, 16, 16)
     sizes = np.matmul(np.abs(a).transpose(0, 2, 1, 3), np.abs(b).transpose(0, 2, 3, 1))
     units = (scale_a.transpose(0, 2, 1)[:, :, :, None] + scale_b.transpose(0, 2, 1)[:, :, None, :]) - 256
-    # Where all terms are multiples of 2^least and their sizes sum to at most 2^24 of it, every partial
-    # sum in every order is exact.
+    # Where all terms are multiples of 2^least and their sizes sum to at most 2^24 of it (2^22 for short),
+    # every partial sum in every order is exact.
     least = np.where(sizes > 0, units, 1 << 20).min(axis=1)
     empty = least == 1 << 20
     least = np.where(empty, 0, least)
     factor = np.ldexp(1.0, np.clip(units - least[:, None], 0, 60))
     size = np.where(sizes > 0, sizes * factor, 0).sum(axis=1)
     scaled_c = np.ldexp(c.astype(np.float64), -least)
-    fits = (np.abs(scaled_c) + size <= 2.0 ** 24) & (scaled_c == np.rint(scaled_c)) & (least >= -126) & \
+    fits = (np.abs(scaled_c) + size <= (2.0 ** 22 if order == "short" else 2.0 ** 24)) & (scaled_c == np.rint(scaled_c)) & (least >= -126) & \
         (least <= 103)
     fits |= empty & ((c == 0) | (np.abs(c) >= 2.0 ** -126))
     total = np.where(blocks != 0, blocks * factor, 0).sum(axis=1) + np.where(empty, 0, scaled_c)

@@ -296,9 +296,12 @@ class Emitter:
         """neg and abs of a float operand."""
         neg, absolute = self.modifiers(position)
         if (neg or absolute) and kind != "f":
-            if self.one.name.startswith(("v_bitop3", "v_cndmask")) and not self.one.name.startswith("v_cnd"):
-                return code
-            raise Unsupported("neg or abs of an integer")
+            if self.one.name != "v_cndmask_b32":
+                raise Unsupported("neg or abs of an integer")
+            # It moves bits, but its operands are floats to the modifiers.
+            if absolute:
+                code = f"({code} & {self.constant('u', 32, 0x7FFFFFFF)})"
+            return f"({code} ^ {self.constant('u', 32, 0x80000000)})" if neg else code
         if absolute:
             code = f"abs({code})"
         return f"(-{code})" if neg else code
@@ -614,8 +617,8 @@ class Emitter:
                     code = f"({low} | ({code}.view(uint16).astype(uint32) << 16))"
                     kind, bits = "u", 32
                 elif bits == 16 and name == "v_bitop3_b16":
-                    # New in gfx950; the upper half is kept, as with other instructions with op_sel.
-                    self.reads.add(destination)
+                    # The upper half is kept, defined or not, as with other instructions with op_sel:
+                    # compilers do not use it.
                     high = f"(v[{destination - 256}] & {self.constant('u', 32, 0xFFFF0000)})"
                     code, kind, bits = f"({high} | {code})", "u", 32
                 self.put_vector(destination - 256, kind, bits, code)
@@ -962,6 +965,20 @@ class Emitter:
             self.line(f"{name} = {b}")
             halves.append(f"(maximum({a}, {name}) - {name}).astype(uint32)")
         self.result(f"{halves[0]} | ({halves[1]} << 16)")
+
+    @by_hand("v_sub_u16/clamp", "v_sub_u32/clamp")
+    def hand_sub_clamp(self, destination):
+        bits = int(self.one.name[-2:])
+        b = self.fresh()
+        self.line(f"{b} = {self.get('S1', 'u', bits)}")
+        self.result(f"maximum({self.get('S0', 'u', bits)}, {b}) - {b}", "u", bits)
+
+    @by_hand("v_add_u16/clamp", "v_add_u32/clamp")
+    def hand_add_clamp(self, destination):
+        bits = int(self.one.name[-2:])
+        b = self.fresh()
+        self.line(f"{b} = ~{self.get('S1', 'u', bits)}")
+        self.result(f"minimum({self.get('S0', 'u', bits)}, {b}) + ~{b}", "u", bits)
 
     @by_hand("v_cvt_scalef32_pk_fp4_f32")
     def hand_cvt_fp4_f32(self, destination):
