@@ -145,13 +145,13 @@ def main():
     try:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for line, wrong in pool.map(lambda n: check(options.command, work, n), numbers):
-                print(f"gfx950: mutation: {line}", flush=True)
+                print(f"gfx950_mutations: {line}", flush=True)
                 if wrong is not None:
                     print(wrong[-6000:], flush=True)
                     bad += 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"gfx950: {len(numbers) - bad}/{len(numbers)} mutations noticed")
+    print(f"gfx950_mutations: {len(numbers) - bad}/{len(numbers)} noticed")
     sys.exit(bad != 0)
 
 
