@@ -152,7 +152,7 @@ class Batch:
         for name in ("whole", "read_lane", "write_lane", "indexed", "scalar_load", "global_load",
                      "global_store", "global_atomic", "scratch_load", "scratch_store", "lds_read",
                      "lds_write", "lds_atomic", "matrix_int8", "matrix_scaled_fp4", "before", "after",
-                     "unsupported"):
+                     "unsupported", "check_matrix"):
             scope[name] = getattr(self, name)
         signed, floats = scalars.view(np.int32), scalars.view(np.float32)
         pairs = scalars.view(np.uint64)
@@ -441,10 +441,11 @@ class Batch:
             mask = np.ascontiguousarray(np.broadcast_to(mask, (self.waves, 64)))
         return mask
 
-    def read_lane(self, index, register, lane):
+    def read_lane(self, index, register, lane, early):
         if not self.all_known[VGPR + register]:
             shift = np.asarray(lane).astype(np.uint64)
-            good = (self.known[VGPR + register] >> shift & np.uint64(1)).astype(bool)
+            known = self.known[VGPR + register]
+            good = ((known | self.lanes64 if early else known) >> shift & np.uint64(1)).astype(bool)
             if not good[self.active].all():
                 wave = int(np.flatnonzero(~good & self.active)[0])
                 where = int(np.broadcast_to(lane, self.waves)[wave])
@@ -464,16 +465,17 @@ class Batch:
             self.known[VGPR + register][waves] |= bit
             self.all_known[VGPR + register] = bool((self.known[VGPR + register] == ALL).all())
 
-    def indexed(self, index, first):
+    def indexed(self, index, first, early):
         """Relative addressing: register first + M0[7:0] of each wave."""
         number = first + (self.scalars[:, M0] & 0xFF).astype(np.int64)
-        bad = ((number >= len(self.v)) | ((self.known[VGPR + number.clip(0, 255), np.arange(self.waves)] |
-                                           ~self.lanes64) != ALL)) & self.active
+        inside = number.clip(0, 255)
+        known = self.known[VGPR + inside, np.arange(self.waves)] | ~self.lanes64
+        bad = ((number > 255) | ((known != ALL) & ~np.isin(inside, early))) & self.active
         if bad.any():
             wave = int(np.flatnonzero(bad)[0])
             raise ExecutionError(f"v{number[wave]} (relative addressing) is read before it was written", index,
                                  wave)
-        return self.vectors[number.clip(0, 255), np.arange(self.waves)]
+        return self.vectors[inside, np.arange(self.waves)]
 
     # ---------------------------------------------------------------- global memory
 
@@ -789,16 +791,19 @@ class Batch:
 
     # ---------------------------------------------------------------- matrix instructions
 
-    def check_matrix(self, index, registers):
-        """Matrix instructions ignore EXEC: all lanes of the operands must hold something."""
-        for register in registers:
-            if not self.all_known[VGPR + register]:
-                bad = (self.known[VGPR + register] != ALL) & self.active
-                if bad.any():
-                    wave = int(np.flatnonzero(bad)[0])
-                    lane = int(np.flatnonzero([not int(self.known[VGPR + register][wave]) >> i & 1
-                                               for i in range(64)])[0])
-                    raise ExecutionError(f"v{register} is read before it was written", index, wave, lane)
+    def check_matrix(self, index, late, early):
+        """Matrix instructions ignore EXEC: all lanes of the operands must hold something. Early: those
+        written in the same segment, which is noted only after it."""
+        for registers, noted in ((late, np.uint64(0)), (early, self.lanes64)):
+            for register in registers:
+                if self.all_known[VGPR + register]:
+                    continue
+                missing = np.where(self.active, ~(self.known[VGPR + register] | noted), np.uint64(0))
+                if missing.any():
+                    wave = int(np.flatnonzero(missing)[0])
+                    lane = (int(missing[wave]) & -int(missing[wave])).bit_length() - 1
+                    raise ExecutionError(f"{register_name(VGPR + register)} is read before it was written (matrix "
+                                         "instructions read all lanes)", index, wave, lane)
 
     def finish_matrix(self, d, result, active):
         for register, values in zip(d, result):
@@ -812,14 +817,12 @@ class Batch:
                 self.all_known[VGPR + register] = bool((self.known[VGPR + register] == ALL).all())
 
     def matrix_int8(self, index, a, b, c, d, active):
-        self.check_matrix(index, a + b + (c or []))
         waves = slice(None) if active is None else active
         operands = (self.vectors[a][:, waves], self.vectors[b][:, waves],
                     None if c is None else self.vectors[c][:, waves])
         self.finish_matrix(d, matrix.int8(*operands), active)
 
     def matrix_scaled_fp4(self, index, a, b, c, d, scales, octets, active):
-        self.check_matrix(index, a + b + (c or []) + scales)
         waves = slice(None) if active is None else active
         bytes_ = [(self.v[scales[i]][waves] >> np.uint32(8 * octets[i])).astype(np.uint8) for i in range(2)]
         result = matrix.scaled_fp4(self.vectors[a][:, waves], self.vectors[b][:, waves],

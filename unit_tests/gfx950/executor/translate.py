@@ -170,8 +170,9 @@ class Emitter:
 
     def source(self):
         exposed, written = set(), set()
+        self.written = written  # by earlier instructions of the segment
         for one in self.program.instructions[self.segment.first:self.segment.last]:
-            self.reads, self.writes, self.lane_reads = set(), set(), set()
+            self.reads, self.writes = set(), set()
             self.one, self.inst = one, one.inst
             start = len(self.lines)
             try:
@@ -280,7 +281,7 @@ class Emitter:
         if bits != 32 or self.one.name != "v_mov_b32":
             raise Unsupported("relative indexing other than of v_mov_b32")
         self.reads.add(M0)
-        code = f"indexed({self.one.index}, {number})"
+        code = f"indexed({self.one.index}, {number}, {[r - VGPR for r in sorted(self.written) if r >= VGPR]})"
         return code if kind == "u" else f"{code}.view({DTYPES[kind, bits]})"
 
     def mask(self, number):
@@ -824,7 +825,8 @@ class Emitter:
         elif name == "v_mfma_scale_f32_16x16x128_f8f6f4":
             if inst.cbsz != 4 or inst.blgp != 4:
                 raise Unsupported("operands other than FP4")
-            if inst.neg or inst.neg_hi or inst.abid:
+            # Bit 0 of abid: the scales count.
+            if inst.neg or inst.neg_hi or inst.abid != 1:
                 raise Unsupported("neg, abid")
             a, b = registers(inst.src0, 4, acc & 1), registers(inst.src1, 4, acc >> 1 & 1)
             if inst.scale_src0 < 256 or inst.scale_src1 < 256:
@@ -846,6 +848,9 @@ class Emitter:
         self.reads |= {VGPR + r for r in a + b}
         self.writes |= {VGPR + r for r in d}
         kind = "scaled_fp4" if scales else "int8"
+        early = [r - VGPR for r in sorted(self.reads) if r in self.written]
+        late = [r - VGPR for r in sorted(self.reads) if r not in self.written]
+        self.line(f"check_matrix({self.one.index}, {late}, {early})")
         self.line(f"matrix_{kind}({self.one.index}, {a}, {b}, {c}, {d}{scales}, "
                   f"{'aw' if self.variant == 'mask' else 'None'})")
 
@@ -857,9 +862,8 @@ class Emitter:
             self.reads.add(self.inst.src1.offset)
         else:
             lane = (lane - 128) & 63
-        self.lane_reads.add(VGPR + source)
         self.put_scalar(destination - 256 if destination >= 256 else destination, "u", 32,
-                        f"read_lane({self.one.index}, {source}, {lane})")
+                        f"read_lane({self.one.index}, {source}, {lane}, {VGPR + source in self.written})")
 
     @by_hand("v_writelane_b32")
     def hand_writelane(self, destination):
