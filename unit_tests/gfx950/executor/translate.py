@@ -23,7 +23,7 @@ import numpy as np
 from tinygrad.runtime.autogen.amd.cdna.str_pcode import PCODE
 
 from .code_object import UnknownInstruction
-from .pcode import DTYPES, Untranslatable, Value, translate
+from .pcode import DTYPES, Expression, Untranslatable, Value, translate
 
 VCC, M0, EXEC, SCC = 106, 124, 126, 128
 VGPR, AGPR, REGISTERS = 256, 512, 768
@@ -358,14 +358,14 @@ class Emitter:
     def assign(self, target, kind, bits, value):
         base = target.partition(":")[0]
         if base in ("tmp", "saveexec"):
+            if ":" in target:
+                value = Expression("0", self).reinterpret(value, kind, bits)
             name = self.fresh()
             code = value.code
             if re.fullmatch(r"\w+\[\d+\](\.view\(\w+\))?|scc", code):
                 code += ".copy()"
             self.line(f"{name} = {code}")
             value = Value(name, value.kind, value.bits)
-            if kind is not None and value.kind != "k":
-                value = Value(name, value.kind, value.bits)
             self.temporaries[target] = value
             return
         if target == "LANE:D0" or target == "LANE:VCC":
@@ -374,14 +374,12 @@ class Emitter:
             self.outputs.append((target, "B", 1, name))
             return
         if target == "SCC":
-            from .pcode import Expression
             value = Expression("0", self).condition(value)
         elif kind is None:
             if value.kind == "k":
                 raise Untranslatable(f"{target} without a type")
             kind, bits = value.kind, value.bits
         else:
-            from .pcode import Expression
             helper = Expression("0", self)
             if value.kind == "B":
                 value = helper.cast(value, kind, bits)
@@ -499,7 +497,6 @@ class Emitter:
             if inst.ssrc1.offset != 1:
                 raise Unsupported("relative indexing of operands other than the first source")
             low = self.encoded(inst.ssrc0.offset, "u", 32)
-            self.reads.add(M0)
             self.put_scalar(M0, "u", 32, f"((s[124] & 0xffff0f00) | ({low} & 0xff) | 0x1000)")
             self.indexing = 1
             return
