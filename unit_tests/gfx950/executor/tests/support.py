@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the executor's tests share: compilers, one instruction alone, kernels of their own."""
+import collections
 import functools
 import os
 import pathlib
@@ -104,7 +105,7 @@ class Alone:
         octets = np.zeros(4096, np.uint8)
         self.machine = machine.Machine(machine.Memory(BASE, octets), [self.code])
         self.program = translate.Program(kernel)
-        self.machine.counts = self.machine.samples = {}
+        self.machine.counts, self.machine.samples = collections.Counter(), collections.Counter()
         self.machine.lds_bytes = 0
         ends = [one.index for one in self.program.instructions if one.name == "s_endpgm"]
         self.firsts = [0] + [end + 1 for end in ends[:len(texts) - 1]]
