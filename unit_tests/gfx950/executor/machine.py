@@ -698,6 +698,7 @@ class Batch:
         view, mark = self.marks(what, units, index)
         view[waves * self.granules + places] = mark
         self.dirty = True
+        self.count_bytes("lds", where.size * size)
         if self.machine.samples[index] < 8:
             self.machine.samples[index] += 1
             self.count_conflicts(index, where, size, em)
@@ -850,7 +851,8 @@ class Machine:
         self.kernels, self.programs = {}, {}
         for code in code_objects:
             memory.read_only.append(Region(code.base, np.frombuffer(code.image, np.uint8), code.path))
-            self.kernels.update(code.kernels)
+            for name, kernel in code.kernels.items():
+                self.kernels.setdefault(name, kernel)
         self.reports = {}
         self.batches = collections.OrderedDict()
 

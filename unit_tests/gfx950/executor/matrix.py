@@ -71,27 +71,37 @@ def add(a, b):
 
 
 def in_order(products, c, order):
-    """Sums products (waves, 16, 16, K), exact in float64, and c (waves, 16, 16) float32."""
-    k = products.shape[-1]
+    """Sums products (K, n), exact in float64, and c (n), float32."""
+    k = len(products)
+    near = products.astype(np.float32)
+    if order in ("ascending", "pairwise") and (near == products).all():
+        # float32 holds the products, so its own addition rounds once.
+        if order == "ascending":
+            total = c
+            for i in range(k):
+                total = total + near[i]
+            return total
+        while len(near) > 1:
+            near = near[0::2] + near[1::2]
+        return near[0] + c
     if order == "ascending":
         total = c
         for i in range(k):
-            total = add(total, products[..., i]).astype(np.float32)
+            total = add(total, products[i]).astype(np.float32)
         return total
     if order == "descending":
         total = flushed(c)
         for i in reversed(range(k)):
-            total = flushed(cut(add(total, products[..., i])))
+            total = flushed(cut(add(total, products[i])))
         return total
     if order == "pairwise":
-        level = products.astype(np.float32)
-        while level.shape[-1] > 1:
-            level = add(level[..., 0::2], level[..., 1::2]).astype(np.float32)
-        return add(level[..., 0], c).astype(np.float32)
+        while len(near) > 1:
+            near = add(near[0::2], near[1::2]).astype(np.float32)
+        return add(near[0], c).astype(np.float32)
     if order == "short":
         total = c
         for i in range(k):
-            mantissa, exponent = np.frexp(add(total, products[..., i]))
+            mantissa, exponent = np.frexp(add(total, products[i]))
             total = np.ldexp(np.rint(np.ldexp(mantissa, 22)), exponent - 22).astype(np.float32)
         return total
     raise ValueError(order)
@@ -128,11 +138,10 @@ def scaled_fp4(a, b, c, scale_a, scale_b, order):
     result = np.where(empty, c, np.ldexp(total, least)).astype(np.float32)
     # Zeros with signs are left to the models.
     fits &= (c != 0) | ~np.signbit(c)
-    for wave in np.flatnonzero(~fits.all(axis=(1, 2))):
-        exponent = units[wave].transpose(1, 2, 0)[..., None]  # (16, 16, 4, 1)
-        products = a[wave][:, None] * b[wave][None, :]
-        products = np.ldexp(products, exponent).reshape(1, 16, 16, 128)
-        slow = in_order(products, c[wave:wave + 1], order)[0]
-        result[wave] = np.where(fits[wave], result[wave], slow)
+    if not fits.all():
+        wave, row, column = np.nonzero(~fits)
+        products = np.ldexp((a[wave, row] * b[wave, column]).transpose(1, 2, 0),
+                            units[wave, :, row, column].T[:, None])  # (4, 32, n)
+        result[wave, row, column] = in_order(products.reshape(128, -1), c[wave, row, column], order)
     result[is_nan] = np.nan
     return to_lanes(result.view(np.uint32))

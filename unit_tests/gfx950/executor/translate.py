@@ -1028,6 +1028,11 @@ class Emitter:
     def hand_div_fixup(self, destination):
         self.result(f"div_fixup_f64({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})", "f", 64)
 
+    @by_hand("s_getpc_b64")
+    def hand_getpc(self, destination):
+        address = self.program.kernel.code.base + self.one.offset + 4
+        self.put_scalar(destination, "u", 64, self.constant("u", 64, address))
+
     @by_hand("s_bcnt1_i32_b64")
     def hand_s_bcnt1(self, destination):
         name = self.fresh()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the executor's tests share: compilers, one instruction alone, kernels of their own."""
+import collections
 import functools
 import os
 import pathlib
@@ -42,7 +43,8 @@ def compiled(source, name, assembly=False):
     else:
         command = [compiler(), "-x", "hip", "--offload-arch=gfx950", "-nogpuinc", "-nogpulib", "-O2", "-std=c++20",
                    "--cuda-device-only", "--no-gpu-bundle-output", "-c", path + ".hip", "-o", path]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     return path
 
 
@@ -50,6 +52,7 @@ HIP_PRELUDE = """
 #define __global__ __attribute__((global))
 #define __shared__ __attribute__((shared))
 #define __device__ __attribute__((device))
+#define __constant__ __attribute__((constant))
 #define thread __builtin_amdgcn_workitem_id_x()
 #define group __builtin_amdgcn_workgroup_id_x()
 #define barrier() (__builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup"), __builtin_amdgcn_s_barrier(), \\
@@ -104,7 +107,7 @@ class Alone:
         octets = np.zeros(4096, np.uint8)
         self.machine = machine.Machine(machine.Memory(BASE, octets), [self.code])
         self.program = translate.Program(kernel)
-        self.machine.counts = self.machine.samples = {}
+        self.machine.counts, self.machine.samples = collections.Counter(), collections.Counter()
         self.machine.lds_bytes = 0
         ends = [one.index for one in self.program.instructions if one.name == "s_endpgm"]
         self.firsts = [0] + [end + 1 for end in ends[:len(texts) - 1]]
