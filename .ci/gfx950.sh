@@ -41,8 +41,8 @@ step_compile() {
   )
 }
 
-# link PROGRAM TEST [OBJECT]: the last one instead of the object of the same name. It comes first, so
-# that of kernels which several objects hold its own are launched.
+# link PROGRAM TEST [OBJECT]: the last one instead of the object of the same name. It comes first, as of
+# kernels that several objects hold the first is launched.
 step_link() {
   local program=$1 test=$2 name objects=("${@:3}")
   for name in "$test" TestMain Runtime atom_select check compare gemm prepare quantize shuffle; do

@@ -57,7 +57,7 @@ MUTATIONS = [
         "SharedLimbs{scratch.limbs + thread, threads}",
         "SharedLimbs{scratch.limbs + thread, threads - 1}",
         "Test_Products",
-        "Tiles/Products.WindowAndWide/small2",
+        "Tiles/Products.WindowAndWide/middle1",
         [r"FragmentKernel", r"\brace\b", r"\bds_(read|write)"],
     ),
     (
@@ -87,7 +87,7 @@ MUTATIONS = [
         "         product_below(a.n, b.n, Atom::certificate_bits);",
         "         (product_below(a.n, b.n, Atom::certificate_bits) || true);",
         "Test_Products",
-        "Tiles/Products.EveryTier/small2",
+        "Tiles/Products.WindowAndWide/small2",
         [r"FragmentKernel", r"differ, the first in row \d+, column \d+"],
     ),
 ]
