@@ -1019,10 +1019,13 @@ class Emitter:
 
     @by_hand("v_div_fmas_f64")
     def hand_div_fmas(self, destination):
+        # The pseudo-code's 2^64 does not undo the 2^128 of v_div_scale_f64; this does: a large quotient
+        # is that of a denominator scaled up, a small one of a numerator scaled up.
         mask = self.mask(VCC)
-        p = self.fresh()
-        self.line(f"{p} = fma({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})")
-        self.result(f"where({mask}, ldexp({p}, 64), {p})", "f", 64)
+        p, q = self.fresh(), self.fresh()
+        self.line(f"{q} = {self.get('S2', 'f', 64)}")
+        self.line(f"{p} = fma({self.get('S0', 'f', 64)}, {self.get('S1', 'f', 64)}, {q})")
+        self.result(f"where({mask}, ldexp({p}, where(abs({q}) >= 1, 128, -128)), {p})", "f", 64)
 
     @by_hand("v_div_fixup_f64")
     def hand_div_fixup(self, destination):

@@ -98,7 +98,7 @@ class Device:
 class Alone:
     """Instructions assembled one by one, each run alone on chosen registers."""
 
-    def __init__(self, texts):
+    def __init__(self, texts, lds_bytes=0):
         kernels = "\n".join(f"{text}\ns_endpgm" for text in texts)
         source = KERNEL.replace("BODY", kernels)
         self.code = code_object.CodeObject(compiled(source, f"alone{abs(hash(tuple(texts)))}", assembly=True),
@@ -108,13 +108,14 @@ class Alone:
         self.machine = machine.Machine(machine.Memory(BASE, octets), [self.code])
         self.program = translate.Program(kernel)
         self.machine.counts, self.machine.samples = collections.Counter(), collections.Counter()
-        self.machine.lds_bytes = 0
+        self.machine.lds_bytes = lds_bytes
+        self.machine.conflicts = collections.defaultdict(lambda: [0, 0])
         ends = [one.index for one in self.program.instructions if one.name == "s_endpgm"]
         self.firsts = [0] + [end + 1 for end in ends[:len(texts) - 1]]
         self.ends = ends
 
     def batch(self, waves=2):
-        batch = machine.Batch(self.machine, self.program, 1, waves, 0, [64 * waves, 1, 1])
+        batch = machine.Batch(self.machine, self.program, 1, waves, self.machine.lds_bytes, [64 * waves, 1, 1])
         batch.start(0, [1, 1, 1], [64 * waves, 1, 1], machine.Region(0x600000000000, np.zeros(64, np.uint8), ""))
         batch.known[...] = machine.ALL
         batch.all_known[...] = True
