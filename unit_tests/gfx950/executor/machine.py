@@ -237,7 +237,8 @@ class Batch:
         at = first
         places = None  # of each wave, once they part; -1: ended
         blocked = np.zeros(self.waves, bool)
-        exec_changed, is_full, mask_variant = True, False, False
+        exec_changed = True
+        waits, state, states = program.waits, 0, None  # states: of each wave, where they differ
         while True:
             segment = segments.get(at) or program.segment(at)
             if places is not None:
@@ -265,6 +266,14 @@ class Batch:
                 self.note_writes(segment.writes, variant)
             kind = segment.kind
             exec_changed = segment.changes_exec
+            if states is None:
+                state, problem = waits.step(segment, state)
+            else:
+                states, problem = self.step_waits(segment, states)
+                if places is None and (states == states[0]).all():
+                    state, states = int(states[0]), None
+            if problem:
+                raise ExecutionError(problem[1], problem[0], int(np.flatnonzero(self.active)[0]))
             if places is None:
                 if kind == "next":
                     at = segment.next
@@ -279,6 +288,8 @@ class Batch:
                     else:
                         places = np.where(outcome, segment.target, segment.next)
                         at = int(places.min())
+                        if states is None:
+                            states = np.full(self.waves, state)
                 elif kind == "barrier":
                     self.barrier(np.ones(self.groups, bool))
                     at = segment.next
@@ -311,6 +322,16 @@ class Batch:
                 places = None
                 names["aw"] = self.active = np.ones(self.waves, bool)
                 exec_changed = True
+
+    def step_waits(self, segment, states):
+        for number in set(states[self.active].tolist()):
+            following, problem = self.program.waits.step(segment, number)
+            if problem:
+                return states, problem
+            if following != number:
+                moved = self.active & (states == number)
+                states = np.where(moved, -1 - following, states)
+        return np.where(states < 0, -1 - states, states), None
 
     def are_known(self, segment, variant):
         """Whether the lanes that are on hold something in all registers that the segment reads first."""

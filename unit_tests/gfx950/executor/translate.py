@@ -24,6 +24,7 @@ from tinygrad.runtime.autogen.amd.cdna.str_pcode import PCODE
 
 from .code_object import UnknownInstruction
 from .pcode import DTYPES, Expression, Untranslatable, Value, translate
+from .waits import Waits
 
 VCC, M0, EXEC, SCC = 106, 124, 126, 128
 VGPR, AGPR, REGISTERS = 256, 512, 768
@@ -47,8 +48,8 @@ class Instruction:
             self.name = "unknown"
         else:
             self.name = re.sub(r"_(e32|e64)$", "", inst.op.name.lower())
-        self.reads, self.writes = (), ()
-        self.executed = 0
+        # Registers; touched: also those of which single lanes are read or written.
+        self.reads, self.writes, self.touched = (), (), ()
 
     @property
     def text(self):
@@ -118,6 +119,7 @@ class Program:
         self.segments = {}
         self.bounds = dict(zip(self.leaders, ends))
         self.codes = {}
+        self.waits = Waits(self)
         # LDS is watched in bytes where the kernel has instructions that access less than a dword.
         self.lds_granule = 1 if any(one.kind == "lds" and re.search(r"_(b8|u8|i8|b16|u16|i16)", one.name)
                                     for one in self.instructions) else 4
@@ -172,7 +174,7 @@ class Emitter:
         exposed, written = set(), set()
         self.written = written  # by earlier instructions of the segment
         for one in self.program.instructions[self.segment.first:self.segment.last]:
-            self.reads, self.writes = set(), set()
+            self.reads, self.writes, self.lanes = set(), set(), set()
             self.one, self.inst = one, one.inst
             start = len(self.lines)
             try:
@@ -181,6 +183,7 @@ class Emitter:
                 del self.lines[start:]
                 self.line(f"unsupported({one.index}, {str(problem)!r})")
             one.reads, one.writes = sorted(self.reads), sorted(self.writes)
+            one.touched = self.reads | self.writes | self.lanes
             if self.checked:
                 self.lines.insert(start, f"before({one.index})")
                 self.line(f"after({one.index})")
@@ -854,6 +857,7 @@ class Emitter:
     @by_hand("v_readlane_b32")
     def hand_readlane(self, destination):
         source, lane = self.inst.src0.offset - 256, self.inst.src1.offset
+        self.lanes.add(VGPR + source)
         if lane < 128:
             lane = f"(s[{lane}] & 63).astype(int64)"
             self.reads.add(self.inst.src1.offset)
@@ -866,6 +870,7 @@ class Emitter:
     def hand_writelane(self, destination):
         lane = self.inst.src1.offset
         self.is_vector = False
+        self.lanes.add(destination)
         value = self.encoded(self.inst.src0.offset, "u", 32)
         if lane < 128:
             self.reads.add(lane)

@@ -292,6 +292,27 @@ def test_an_instruction_that_is_not_modelled(path):
         launch_add(path, 1000, (1000, 1000, 1000), [(offset, struct.pack("<I", 0x7E005300))])
 
 
+@pytest.mark.parametrize("kernel, before, message", [
+    ("reverse", "ds_write_b32", "used before s_waitcnt covers the load into it:\n *global_load_dword"),
+    ("reverse", "s_barrier", "a barrier before s_waitcnt covers a write to LDS:\n *ds_write_b32"),
+    ("reverse", "global_store_dword", "covers the load into it:\n *ds_read_b32"),
+    ("add", "v_cmp", "covers the load into it:\n *s_load_dword")])
+def test_a_wait_removed(path, kernel, before, message):
+    """Of the waits before an instruction the nearest."""
+    listed = Device(path).instructions(kernel)
+    index = next(one.index for one in listed if one.name.startswith(before))
+    wait = max((one for one in listed[:index] if one.name == "s_waitcnt"), key=lambda one: one.index)
+    patches = [(wait.offset, S_NOP)]
+
+    def run():
+        if kernel == "reverse":
+            on_reverse(path, patches)
+        else:
+            launch_add(path, 1000, (1000, 1000, 1000), patches)
+    with pytest.raises(ExecutionError, match=message):
+        run()
+
+
 def test_an_lds_stride_changed(path):
     # The read's offset, of which the kernel knows 1020, becomes 1024: outside.
     offset, _ = place_of(path, "reverse", "ds_read_b32")
