@@ -908,7 +908,7 @@ class Machine:
         report.launches += 1
         report.groups += groups
         report.waves += groups * waves
-        before = report.executed(program)
+        before, bytes_before = report.kinds(program), dict(report.counts)
         together = max(1, self.batch_waves // waves)
         with np.errstate(all="ignore"):
             for first in range(0, groups, together):
@@ -920,7 +920,11 @@ class Machine:
                     batch.run()
                 except ExecutionError as error:
                     raise ExecutionError(self.explain(error, batch, program, label)) from None
-        return report.executed(program) - before
+        after = report.kinds(program)
+        kinds = {kind: count - before[kind] for kind, count in after.items()}
+        report.note_launch(kinds, {what: count - bytes_before.get(what, 0) for what, count in report.counts.items()},
+                           label, groups)
+        return sum(kinds.values())
 
     def batch(self, program, groups, waves, block):
         key = (program.kernel.name, groups, waves, self.lds_bytes)
@@ -966,13 +970,29 @@ class Report:
 
     def __init__(self, program):
         self.launches = self.groups = self.waves = 0
+        self.best = None
         self.counts = collections.Counter()
         self.samples = collections.Counter()
         self.conflicts = collections.defaultdict(lambda: [0, 0])
 
     @staticmethod
-    def executed(program):
-        return sum(segment.runs * (segment.last - segment.first) for segment in program.segments.values())
+    def kinds(program):
+        """Instructions executed so far, by kind."""
+        result = collections.Counter()
+        for segment in program.segments.values():
+            if segment.runs:
+                for kind, count in segment.kinds.items():
+                    result[kind] += count * segment.runs
+        return result
+
+    def note_launch(self, kinds, octets, label, groups):
+        """Keeps the launch with the largest share of the matrix peak, as report.py estimates it."""
+        from .report import roofline
+        if kinds.get("matrix"):
+            cycles = roofline(kinds, octets, 0)
+            share = cycles["MFMA"] / max(cycles.values())
+            if self.best is None or share > self.best["share"]:
+                self.best = {"share": share, "label": label, "groups": groups, "cycles": cycles}
 
 
 def demangled(name):

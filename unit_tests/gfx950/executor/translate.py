@@ -17,6 +17,7 @@ Variants: "full": all lanes of all waves are on; "part": all waves, some lanes; 
 Most instructions come from AMD's pseudo-code (pcode.py); those of HAND and the methods hand_* are
 modelled by hand and tested on their own (tests/test_instructions.py).
 """
+import collections
 import re
 
 import numpy as np
@@ -53,7 +54,13 @@ class Instruction:
 
     @property
     def text(self):
-        return repr(self.inst)
+        """The decoder's text, with CDNA's names where they differ from RDNA's."""
+        result = repr(self.inst).replace("NULL", "M0")
+        if self.format in ("GLOBAL", "SCRATCH"):
+            result = result.replace("EXEC_HI", "off")
+        if getattr(self.inst, "literal", None) is not None:
+            result = result.replace("LIT", hex(self.inst.literal))
+        return result
 
     @property
     def kind(self):
@@ -87,6 +94,7 @@ class Segment:
         self.program, self.first, self.last = program, first, last
         self.end = program.instructions[last - 1]
         self.runs = 0
+        self.kinds = collections.Counter(one.kind for one in program.instructions[first:last])
         self.reads = self.writes = None
         name = self.end.name
         self.kind = {"s_branch": "branch", "s_barrier": "barrier", "s_endpgm": "end"}.get(name, "next")
