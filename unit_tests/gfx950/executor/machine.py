@@ -19,6 +19,8 @@ ALL = numeric.ALL_LANES
 KERNARG_BASE = 0x600000000000
 CODE_BASE = 0x500000000000
 CODE_STEP = 0x10000000
+# Segments that a batch may run: a kernel that runs longer is taken to loop for ever.
+MOST_SEGMENTS = 5_000_000
 
 
 class ExecutionError(Exception):
@@ -239,7 +241,7 @@ class Batch:
         blocked = np.zeros(self.waves, bool)
         exec_changed = True
         waits, state, states = program.waits, 0, None  # states: of each wave, where they differ
-        while True:
+        for _ in range(MOST_SEGMENTS):
             segment = segments.get(at) or program.segment(at)
             if places is not None:
                 names["aw"] = self.active = (places == at) & ~blocked
@@ -322,6 +324,9 @@ class Batch:
                 places = None
                 names["aw"] = self.active = np.ones(self.waves, bool)
                 exec_changed = True
+
+        raise ExecutionError(f"{MOST_SEGMENTS} segments executed, and no end", program.segment(at).first,
+                             int(np.flatnonzero(self.active)[0]))
 
     def step_waits(self, segment, states):
         for number in set(states[self.active].tolist()):

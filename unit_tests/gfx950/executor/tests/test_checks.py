@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from executor import machine
 from executor.machine import ExecutionError
 
 from .support import BASE, Device, compiled
@@ -311,6 +312,16 @@ def test_a_wait_removed(path, kernel, before, message):
             launch_add(path, 1000, (1000, 1000, 1000), patches)
     with pytest.raises(ExecutionError, match=message):
         run()
+
+
+def test_a_loop_without_an_end(path, monkeypatch):
+    monkeypatch.setattr(machine, "MOST_SEGMENTS", 1000)
+    listed = Device(path).instructions("collatz")
+    branch = max((one for one in listed if one.kind == "branch"), key=lambda one: one.index)
+    device = Device(path, patches=[(branch.offset, bytes.fromhex("ffff82bf"))])  # s_branch to itself
+    values = np.full(256, 7, np.uint32)
+    with pytest.raises(ExecutionError, match="and no end"):
+        device.launch("collatz", 1, 256, device.buffer("from", values), device.buffer("to", values))
 
 
 def test_an_lds_stride_changed(path):
