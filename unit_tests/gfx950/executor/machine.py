@@ -19,6 +19,8 @@ ALL = numeric.ALL_LANES
 KERNARG_BASE = 0x600000000000
 CODE_BASE = 0x500000000000
 CODE_STEP = 0x10000000
+# Segments that a batch may run: a kernel that runs longer is taken to loop for ever.
+MOST_SEGMENTS = 5_000_000
 
 
 class ExecutionError(Exception):
@@ -237,8 +239,9 @@ class Batch:
         at = first
         places = None  # of each wave, once they part; -1: ended
         blocked = np.zeros(self.waves, bool)
-        exec_changed, is_full, mask_variant = True, False, False
-        while True:
+        exec_changed = True
+        waits, state, states = program.waits, 0, None  # states: of each wave, where they differ
+        for _ in range(MOST_SEGMENTS):
             segment = segments.get(at) or program.segment(at)
             if places is not None:
                 names["aw"] = self.active = (places == at) & ~blocked
@@ -265,6 +268,14 @@ class Batch:
                 self.note_writes(segment.writes, variant)
             kind = segment.kind
             exec_changed = segment.changes_exec
+            if states is None:
+                state, problem = waits.step(segment, state)
+            else:
+                states, problem = self.step_waits(segment, states)
+                if places is None and (states == states[0]).all():
+                    state, states = int(states[0]), None
+            if problem:
+                raise ExecutionError(problem[1], problem[0], int(np.flatnonzero(self.active)[0]))
             if places is None:
                 if kind == "next":
                     at = segment.next
@@ -279,6 +290,8 @@ class Batch:
                     else:
                         places = np.where(outcome, segment.target, segment.next)
                         at = int(places.min())
+                        if states is None:
+                            states = np.full(self.waves, state)
                 elif kind == "barrier":
                     self.barrier(np.ones(self.groups, bool))
                     at = segment.next
@@ -311,6 +324,19 @@ class Batch:
                 places = None
                 names["aw"] = self.active = np.ones(self.waves, bool)
                 exec_changed = True
+
+        raise ExecutionError(f"{MOST_SEGMENTS} segments executed, and no end", program.segment(at).first,
+                             int(np.flatnonzero(self.active)[0]))
+
+    def step_waits(self, segment, states):
+        for number in set(states[self.active].tolist()):
+            following, problem = self.program.waits.step(segment, number)
+            if problem:
+                return states, problem
+            if following != number:
+                moved = self.active & (states == number)
+                states = np.where(moved, -1 - following, states)
+        return np.where(states < 0, -1 - states, states), None
 
     def are_known(self, segment, variant):
         """Whether the lanes that are on hold something in all registers that the segment reads first."""
@@ -887,7 +913,7 @@ class Machine:
         report.launches += 1
         report.groups += groups
         report.waves += groups * waves
-        before = report.executed(program)
+        before, bytes_before = report.kinds(program), dict(report.counts)
         together = max(1, self.batch_waves // waves)
         with np.errstate(all="ignore"):
             for first in range(0, groups, together):
@@ -899,7 +925,11 @@ class Machine:
                     batch.run()
                 except ExecutionError as error:
                     raise ExecutionError(self.explain(error, batch, program, label)) from None
-        return report.executed(program) - before
+        after = report.kinds(program)
+        kinds = {kind: count - before[kind] for kind, count in after.items()}
+        report.note_launch(kinds, {what: count - bytes_before.get(what, 0) for what, count in report.counts.items()},
+                           label, groups)
+        return sum(kinds.values())
 
     def batch(self, program, groups, waves, block):
         key = (program.kernel.name, groups, waves, self.lds_bytes)
@@ -945,13 +975,29 @@ class Report:
 
     def __init__(self, program):
         self.launches = self.groups = self.waves = 0
+        self.best = None
         self.counts = collections.Counter()
         self.samples = collections.Counter()
         self.conflicts = collections.defaultdict(lambda: [0, 0])
 
     @staticmethod
-    def executed(program):
-        return sum(segment.runs * (segment.last - segment.first) for segment in program.segments.values())
+    def kinds(program):
+        """Instructions executed so far, by kind."""
+        result = collections.Counter()
+        for segment in program.segments.values():
+            if segment.runs:
+                for kind, count in segment.kinds.items():
+                    result[kind] += count * segment.runs
+        return result
+
+    def note_launch(self, kinds, octets, label, groups):
+        """Keeps the launch with the largest share of the matrix peak, as report.py estimates it."""
+        from .report import roofline
+        if kinds.get("matrix"):
+            cycles = roofline(kinds, octets, 0)
+            share = cycles["MFMA"] / max(cycles.values())
+            if self.best is None or share > self.best["share"]:
+                self.best = {"share": share, "label": label, "groups": groups, "cycles": cycles}
 
 
 def demangled(name):

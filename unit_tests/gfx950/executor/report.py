@@ -41,7 +41,7 @@ def collect(runner):
             "launches": report.launches, "groups": report.groups, "waves": report.waves, "executed": counts,
             "kinds": [one.kind for one in program.instructions],
             "texts": [f"{one.offset:#x} {one.text}" for one in program.instructions],
-            "bytes": dict(report.counts), "conflict_cycles": extra}
+            "bytes": dict(report.counts), "conflict_cycles": extra, "best": report.best}
     for name in runner.kernels:
         if name not in kernels:
             kernels[name] = None
@@ -67,6 +67,7 @@ def merge(files):
             for what in ("launches", "groups", "waves"):
                 into[what] += one[what]
             into["executed"] = [a + b for a, b in zip(into["executed"], one["executed"])]
+            into["best"] = max(into["best"], one["best"], key=lambda best: best["share"] if best else -1)
             into["bytes"].update(one["bytes"])
             into["conflict_cycles"].update(one["conflict_cycles"])
     launched = {name for name, _ in merged}
@@ -76,6 +77,14 @@ def merge(files):
 def is_padding(text):
     """What compilers put between a kernel's end and the next one."""
     return re.search(r" (s_nop|s_code_end|s_endpgm)\(", text) is not None
+
+
+def roofline(kinds, octets, conflicts):
+    """Cycles of a compute unit, limit by limit."""
+    return {"MFMA": 16 * kinds.get("matrix", 0) / 4,
+            "issue": 4 * (kinds.get("valu", 0) + kinds.get("matrix", 0)) / 4,
+            "LDS": octets.get("lds", 0) / 128 + conflicts,
+            "L2": (octets.get("loaded", 0) + octets.get("stored", 0)) / 64}
 
 
 def summary(one):
@@ -88,9 +97,7 @@ def summary(one):
     for count, kind in zip(one["executed"], one["kinds"]):
         kinds[kind] += count
     conflicts = sum(one["conflict_cycles"].values())
-    cycles = {"MFMA": 16 * kinds["matrix"] / 4, "issue": 4 * (kinds["valu"] + kinds["matrix"]) / 4,
-              "LDS": one["bytes"].get("lds", 0) / 128 + conflicts,
-              "L2": (one["bytes"].get("loaded", 0) + one["bytes"].get("stored", 0)) / 64}
+    cycles = roofline(kinds, one["bytes"], conflicts)
     return {"covered": (total - len(missed)) / total, "missed": missed, "total": total, "kinds": kinds,
             "conflicts": conflicts, "cycles": cycles,
             "share": cycles["MFMA"] / max(max(cycles.values()), 1e-9)}
@@ -132,13 +139,15 @@ def print_tables(merged, never, least=0.0):
               + " | ".join(number(one["bytes"].get(what, 0)) for what in BYTES)
               + f" | {number(sums['conflicts'])} |")
     print("\nEstimate, not measured: cycles of a compute unit of MI355X for all of it (see report.py)\n")
-    print("| kernel | MFMA | issue | LDS | L2 | matrix instructions | estimated share of the matrix peak |")
-    print("|---" * 7 + "|")
+    print("| kernel | MFMA | issue | LDS | L2 | matrix instructions | estimated share of the matrix peak | of the "
+          "best launch |")
+    print("|---" * 8 + "|")
     for name, one, sums in rows:
         if sums["kinds"]["matrix"]:
             executed = sum(sums["kinds"].values())
             print(f"| {name} | " + " | ".join(number(sums["cycles"][what]) for what in ("MFMA", "issue", "LDS", "L2"))
-                  + f" | {100 * sums['kinds']['matrix'] / executed:.1f}% | {100 * sums['share']:.0f}% |")
+                  + f" | {100 * sums['kinds']['matrix'] / executed:.1f}% | {100 * sums['share']:.0f}%"
+                  + f" | {100 * one['best']['share']:.0f}% ({one['best']['label']}, {one['best']['groups']} groups) |")
     print("\nNot executed\n")
     failed = []
     for name, one, sums in rows:

@@ -17,6 +17,7 @@ Variants: "full": all lanes of all waves are on; "part": all waves, some lanes; 
 Most instructions come from AMD's pseudo-code (pcode.py); those of HAND and the methods hand_* are
 modelled by hand and tested on their own (tests/test_instructions.py).
 """
+import collections
 import re
 
 import numpy as np
@@ -24,6 +25,7 @@ from tinygrad.runtime.autogen.amd.cdna.str_pcode import PCODE
 
 from .code_object import UnknownInstruction
 from .pcode import DTYPES, Expression, Untranslatable, Value, translate
+from .waits import Waits
 
 VCC, M0, EXEC, SCC = 106, 124, 126, 128
 VGPR, AGPR, REGISTERS = 256, 512, 768
@@ -47,12 +49,18 @@ class Instruction:
             self.name = "unknown"
         else:
             self.name = re.sub(r"_(e32|e64)$", "", inst.op.name.lower())
-        self.reads, self.writes = (), ()
-        self.executed = 0
+        # Registers; touched: also those of which single lanes are read or written.
+        self.reads, self.writes, self.touched = (), (), ()
 
     @property
     def text(self):
-        return repr(self.inst)
+        """The decoder's text, with CDNA's names where they differ from RDNA's."""
+        result = repr(self.inst).replace("NULL", "M0")
+        if self.format in ("GLOBAL", "SCRATCH"):
+            result = result.replace("EXEC_HI", "off")
+        if getattr(self.inst, "literal", None) is not None:
+            result = result.replace("LIT", hex(self.inst.literal))
+        return result
 
     @property
     def kind(self):
@@ -86,6 +94,7 @@ class Segment:
         self.program, self.first, self.last = program, first, last
         self.end = program.instructions[last - 1]
         self.runs = 0
+        self.kinds = collections.Counter(one.kind for one in program.instructions[first:last])
         self.reads = self.writes = None
         name = self.end.name
         self.kind = {"s_branch": "branch", "s_barrier": "barrier", "s_endpgm": "end"}.get(name, "next")
@@ -118,6 +127,7 @@ class Program:
         self.segments = {}
         self.bounds = dict(zip(self.leaders, ends))
         self.codes = {}
+        self.waits = Waits(self)
         # LDS is watched in bytes where the kernel has instructions that access less than a dword.
         self.lds_granule = 1 if any(one.kind == "lds" and re.search(r"_(b8|u8|i8|b16|u16|i16)", one.name)
                                     for one in self.instructions) else 4
@@ -172,7 +182,7 @@ class Emitter:
         exposed, written = set(), set()
         self.written = written  # by earlier instructions of the segment
         for one in self.program.instructions[self.segment.first:self.segment.last]:
-            self.reads, self.writes = set(), set()
+            self.reads, self.writes, self.lanes = set(), set(), set()
             self.one, self.inst = one, one.inst
             start = len(self.lines)
             try:
@@ -181,6 +191,7 @@ class Emitter:
                 del self.lines[start:]
                 self.line(f"unsupported({one.index}, {str(problem)!r})")
             one.reads, one.writes = sorted(self.reads), sorted(self.writes)
+            one.touched = self.reads | self.writes | self.lanes
             if self.checked:
                 self.lines.insert(start, f"before({one.index})")
                 self.line(f"after({one.index})")
@@ -854,6 +865,7 @@ class Emitter:
     @by_hand("v_readlane_b32")
     def hand_readlane(self, destination):
         source, lane = self.inst.src0.offset - 256, self.inst.src1.offset
+        self.lanes.add(VGPR + source)
         if lane < 128:
             lane = f"(s[{lane}] & 63).astype(int64)"
             self.reads.add(self.inst.src1.offset)
@@ -866,6 +878,7 @@ class Emitter:
     def hand_writelane(self, destination):
         lane = self.inst.src1.offset
         self.is_vector = False
+        self.lanes.add(destination)
         value = self.encoded(self.inst.src0.offset, "u", 32)
         if lane < 128:
             self.reads.add(lane)

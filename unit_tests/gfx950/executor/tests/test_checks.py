@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from executor import machine
 from executor.machine import ExecutionError
 
 from .support import BASE, Device, compiled
@@ -290,6 +291,37 @@ def test_an_instruction_that_is_not_modelled(path):
     offset, _ = place_of(path, "add", "v_add_f32")
     with pytest.raises(ExecutionError, match=r"v_sin_f32.*\n(.*\n)*.*not modelled"):
         launch_add(path, 1000, (1000, 1000, 1000), [(offset, struct.pack("<I", 0x7E005300))])
+
+
+@pytest.mark.parametrize("kernel, before, message", [
+    ("reverse", "ds_write_b32", "used before s_waitcnt covers the load into it:\n *global_load_dword"),
+    ("reverse", "s_barrier", "a barrier before s_waitcnt covers a write to LDS:\n *ds_write_b32"),
+    ("reverse", "global_store_dword", "covers the load into it:\n *ds_read_b32"),
+    ("add", "v_cmp", "covers the load into it:\n *s_load_dword")])
+def test_a_wait_removed(path, kernel, before, message):
+    """Of the waits before an instruction the nearest."""
+    listed = Device(path).instructions(kernel)
+    index = next(one.index for one in listed if one.name.startswith(before))
+    wait = max((one for one in listed[:index] if one.name == "s_waitcnt"), key=lambda one: one.index)
+    patches = [(wait.offset, S_NOP)]
+
+    def run():
+        if kernel == "reverse":
+            on_reverse(path, patches)
+        else:
+            launch_add(path, 1000, (1000, 1000, 1000), patches)
+    with pytest.raises(ExecutionError, match=message):
+        run()
+
+
+def test_a_loop_without_an_end(path, monkeypatch):
+    monkeypatch.setattr(machine, "MOST_SEGMENTS", 1000)
+    listed = Device(path).instructions("collatz")
+    branch = max((one for one in listed if one.kind == "branch"), key=lambda one: one.index)
+    device = Device(path, patches=[(branch.offset, bytes.fromhex("ffff82bf"))])  # s_branch to itself
+    values = np.full(256, 7, np.uint32)
+    with pytest.raises(ExecutionError, match="and no end"):
+        device.launch("collatz", 1, 256, device.buffer("from", values), device.buffer("to", values))
 
 
 def test_an_lds_stride_changed(path):

@@ -74,6 +74,15 @@ def fma32(a, b, c):
     return round_to_float32(exact)
 
 
+def exact32(function, *values):
+    """Finite numbers; a result of 0 has a sign, which is left out."""
+    values = [to_float(value) for value in values]
+    if not all(map(math.isfinite, values)):
+        return None
+    exact = function(*map(fractions.Fraction, values))
+    return round_to_float32(exact) if exact else None
+
+
 def round_to_float32(exact):
     """Bits of the nearest float32, ties to even."""
     sign = 1 if exact < 0 else 0
@@ -172,8 +181,36 @@ VECTOR32 = {
         lambda a, b, c: signed(a, 16) & b,
     "v_bitop3_b16 v10, v1, v2, v3 bitop3:0xec":
         lambda a, b, c: bitop(0xEC, a, b, c, 16) | 0x55AA0000,
+    "v_xor_b32_e32 v10, v1, v2": lambda a, b, c: a ^ b,
+    "v_mov_b32_e32 v10, v1": lambda a, b, c: a,
+    "v_mov_b32_e32 v10, 0x12345678": lambda a, b, c: 0x12345678,
+    "v_mov_b32_e32 v10, 1.0": lambda a, b, c: 0x3F800000,
     "v_cvt_f32_u32_e32 v10, v1": lambda a, b, c: round_to_float32(fractions.Fraction(a)) if a else 0,
     "v_fma_f32 v10, v1, v2, v3": fma32,
+    "v_fmac_f32_e32 v10, v1, v2": lambda a, b, c: fma32(a, b, 0x55AA1234),
+    "v_fmamk_f32 v10, v1, 0x40490fdb, v3": lambda a, b, c: fma32(a, 0x40490FDB, c),
+    "v_fma_f32 v10, -v1, |v2|, v3": lambda a, b, c: fma32(a ^ 0x80000000, b & 0x7FFFFFFF, c),
+    "v_add_f32_e32 v10, v1, v2": lambda a, b, c: exact32(lambda x, y: x + y, a, b),
+    "v_mul_f32_e32 v10, v1, v2": lambda a, b, c: exact32(lambda x, y: x * y, a, b),
+    "v_rcp_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: 1 / x if x else 0, a),
+    "v_rcp_iflag_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: 1 / x if x else 0, a),
+    "v_trunc_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: fractions.Fraction(math.trunc(x)), a),
+    "v_cvt_u32_f32_e32 v10, v1":
+        lambda a, b, c: None if math.isnan(to_float(a)) else int(max(0, min(to_float(a), M32))),
+}
+
+# v[2:3], v[4:5], v[6:7] and v1 an exponent; the old value of v[10:11] is 0.75.
+DOUBLES = {
+    "v_add_f64 v[10:11], v[2:3], v[4:5]": lambda a, b, c, n: a + b,
+    "v_mul_f64 v[10:11], v[2:3], -v[4:5]": lambda a, b, c, n: a * -b,
+    "v_fma_f64 v[10:11], v[2:3], v[4:5], v[6:7]": lambda a, b, c, n: a * b + c,
+    "v_fmac_f64_e32 v[10:11], v[2:3], v[4:5]": lambda a, b, c, n: a * b + fractions.Fraction(3, 4),
+    "v_rcp_f64_e32 v[10:11], v[2:3]": lambda a, b, c, n: 1 / a,
+    "v_ldexp_f64 v[10:11], v[2:3], v1": lambda a, b, c, n: a * fractions.Fraction(2) ** n,
+    "v_cvt_f64_i32_e32 v[10:11], v1": lambda a, b, c, n: fractions.Fraction(n),
+    "v_cvt_f64_u32_e32 v[10:11], v1": lambda a, b, c, n: fractions.Fraction(n & M32),
+    "v_cmp_gt_f64_e64 s[40:41], v[2:3], v[4:5]": lambda a, b, c, n: a > b,
+    "v_cmp_le_f64_e64 s[40:41], v[2:3], v[4:5]": lambda a, b, c, n: a <= b,
 }
 
 CARRIES = {
@@ -231,6 +268,19 @@ SCALAR = {
     "s_brev_b32 s10, s1": lambda a, b, k: (int(f"{a:032b}"[::-1], 2), k),
     "s_pack_ll_b32_b16 s10, s1, s2": lambda a, b, k: (a & M16 | b << 16, k),
     "s_movk_i32 s10, 0x8001": lambda a, b, k: (-0x7FFF, k),
+    "s_max_i32 s10, s1, s2": lambda a, b, k: (max(a, b, key=lambda x: signed(x, 32)), signed(a, 32) >= signed(b, 32)),
+    "s_min_u32 s10, s1, s2": lambda a, b, k: (min(a, b), a < b),
+    "s_lshr_b32 s10, s1, s2": lambda a, b, k: (a >> (b & 31), a >> (b & 31) != 0),
+    "s_and_b32 s10, s1, s2": lambda a, b, k: (a & b, a & b != 0),
+    "s_or_b32 s10, s1, s2": lambda a, b, k: (a | b, a | b != 0),
+    "s_xor_b32 s10, s1, s2": lambda a, b, k: (a ^ b, a ^ b != 0),
+    "s_mov_b32 s10, s1": lambda a, b, k: (a, k),
+    "s_cmp_eq_u32 s1, s2": lambda a, b, k: (None, a == b),
+    "s_cmp_lg_u32 s1, s2": lambda a, b, k: (None, a != b),
+    "s_cmp_ge_u32 s1, s2": lambda a, b, k: (None, a >= b),
+    "s_cmp_lt_u32 s1, s2": lambda a, b, k: (None, a < b),
+    "s_cmp_gt_i32 s1, s2": lambda a, b, k: (None, signed(a, 32) > signed(b, 32)),
+    "s_cmpk_lg_i32 s1, 0x10": lambda a, b, k: (None, a != 16),
     "s_cmp_lt_i32 s1, s2": lambda a, b, k: (None, signed(a, 32) < signed(b, 32)),
     "s_cmp_gt_u32 s1, s2": lambda a, b, k: (None, a > b),
     "s_cmpk_lt_u32 s1, 0x8001": lambda a, b, k: (None, a < 0x8001),
@@ -253,6 +303,12 @@ SCALAR64 = {
     "s_flbit_i32_b64 s10, s[2:3]": lambda a, b, n: (high_zeros(a, 64), None),
     "s_bcnt1_i32_b64 s10, s[2:3]": lambda a, b, n: (bin(a).count("1"), a != 0),
     "s_cmp_lg_u64 s[2:3], s[4:5]": lambda a, b, n: (None, a != b),
+    "s_cmp_eq_u64 s[2:3], s[4:5]": lambda a, b, n: (None, a == b),
+    "s_or_b64 s[10:11], s[2:3], s[4:5]": lambda a, b, n: (a | b, a | b != 0),
+    "s_xor_b64 s[10:11], s[2:3], s[4:5]": lambda a, b, n: (a ^ b, a ^ b != 0),
+    "s_mov_b64 s[10:11], s[2:3]": lambda a, b, n: (a, None),
+    "s_mov_b64 s[10:11], -7": lambda a, b, n: (-7, None),
+    "s_cselect_b64 s[10:11], s[2:3], s[4:5]": lambda a, b, n: (a if n & 1 else b, None),
     "s_and_saveexec_b64 s[10:11], s[2:3]": lambda a, b, n: ("exec", a & EXEC_MASK),
     "s_andn2_saveexec_b64 s[10:11], s[2:3]": lambda a, b, n: ("exec", a & ~EXEC_MASK),
     "s_or_saveexec_b64 s[10:11], s[2:3]": lambda a, b, n: ("exec", a | EXEC_MASK),
@@ -384,6 +440,7 @@ def test_scalar64():
                 a = b = 0
             batch.s64[2][...], batch.s64[4][...], batch.scalars[:, 6] = a, b, n
             batch.s64[10][...] = 0
+            batch.scc[...] = n & 1
             batch.exec64[...] = EXEC_MASK
             alone.run(batch, which)
             result, scc = definition(a, b, n)
@@ -395,3 +452,62 @@ def test_scalar64():
                 assert int(batch.s64[10][1]) == result & M64, (text, hex(a), hex(b), n)
             if scc is not None:
                 assert int(batch.scc[1]) == scc, (text, hex(a), hex(b), n)
+
+
+def test_doubles():
+    alone = Alone(list(DOUBLES))
+    for which, (text, definition) in enumerate(DOUBLES.items()):
+        batch = alone.batch()
+        generator = random.Random(which)
+        values = [[generator.choice([1, -1]) * math.ldexp(generator.random() + 0.5, generator.randrange(-30, 30))
+                   for _ in range(128)] for _ in range(3)]
+        values[1] = [x if i % 5 == 0 else y for i, (x, y) in enumerate(zip(*values[:2]))]
+        exponents = [generator.randrange(-200, 200) for _ in range(128)]
+        for i, column in enumerate(values):
+            bits = np.array(column).view(np.uint64).reshape(2, 64)
+            batch.vectors[2 + 2 * i], batch.vectors[3 + 2 * i] = bits & np.uint64(M32), bits >> np.uint64(32)
+        batch.vectors[1] = np.array(exponents, np.int32).view(np.uint32).reshape(2, 64)
+        batch.vectors[10], batch.vectors[11] = 0, 0x3FE80000
+        alone.run(batch, which)
+        for lane in range(128):
+            a, b, c = (fractions.Fraction(column[lane]) for column in values)
+            expected = definition(a, b, c, exponents[lane])
+            if "cmp" in text:
+                assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == expected, text
+                continue
+            words = [int(batch.vectors[10 + i].reshape(-1)[lane]) for i in range(2)]
+            found = struct.unpack("<d", struct.pack("<II", *words))[0]
+            assert found == expected.numerator / expected.denominator, text
+
+
+def test_relative_addressing():
+    alone = Alone(["s_set_gpr_idx_on s2, gpr_idx(SRC0)\nv_mov_b32_e32 v10, v3\nv_mov_b32_e32 v11, v4\n"
+                   "s_set_gpr_idx_off\nv_mov_b32_e32 v12, v3"])
+    batch = alone.batch()
+    batch.vectors[:32] = np.arange(32)[:, None, None] * 1000 + np.arange(128).reshape(2, 64)
+    before = batch.vectors.copy()
+    batch.scalars[:, 2] = [5, 9]
+    alone.run(batch, 0)
+    for wave, index in ((0, 5), (1, 9)):
+        assert (batch.vectors[10, wave] == before[3 + index, wave]).all()
+        assert (batch.vectors[11, wave] == before[4 + index, wave]).all()
+        assert (batch.vectors[12, wave] == before[3, wave]).all()
+
+
+def test_scalar_loads():
+    alone = Alone([f"s_load_dword{suffix} s[{first}:{first + count - 1}], s[2:3], {offset}" if count > 1 else
+                   f"s_load_dword s{first}, s[2:3], {offset}"
+                   for suffix, count, first, offset in (("", 1, 10, 0x10), ("x2", 2, 10, 0x20), ("x4", 4, 12, -8),
+                                                        ("x8", 8, 16, 0), ("x16", 16, 16, 0x40))])
+    memory = alone.machine.memory
+    memory.arena.octets[...] = np.random.default_rng(1).integers(0, 256, len(memory.arena.octets))
+    memory.set_buffers([{"name": "all", "address": memory.arena.base, "bytes": 4096, "initialized": True}])
+    words = memory.arena.octets.view(np.uint32)
+    for which, (count, first, offset) in enumerate(((1, 10, 0x10), (2, 10, 0x20), (4, 12, -8), (8, 16, 0),
+                                                    (16, 16, 0x40))):
+        batch = alone.batch()
+        batch.s64[2][...] = np.array([memory.arena.base + 1024, memory.arena.base + 512], np.uint64)
+        alone.run(batch, which)
+        for wave, base in ((0, 1024), (1, 512)):
+            at = (base + offset) // 4
+            assert (batch.scalars[wave, first:first + count] == words[at:at + count]).all()
