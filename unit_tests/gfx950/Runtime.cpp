@@ -399,13 +399,14 @@ class StandIn {
       line << "\"";
     }
     line << "], \"buffers\": [";
-    // A workspace is read where nobody wrote it: rows of scales past the matrix's end, whose outputs
-    // nobody stores. Of all else the executor knows what was written.
+    // A workspace is read where nobody wrote it: rows of scales past the matrix's end, whose
+    // outputs nobody stores. Of all else the executor knows what was written.
     const char* comma = "";
     for (const auto& [address, buffer] : arena_.buffers()) {
       line << comma << "{\"name\": " << quoted(buffer.name) << ", \"address\": " << address
-           << ", \"bytes\": " << buffer.size << ", \"initialized\": "
-           << (buffer.name == "KokkosMX: workspace" ? "true" : "false") << "}";
+           << ", \"bytes\": " << buffer.size
+           << ", \"initialized\": " << (buffer.name == "KokkosMX: workspace" ? "true" : "false")
+           << "}";
       comma = ", ";
     }
     line << "]}";

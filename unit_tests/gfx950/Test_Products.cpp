@@ -151,6 +151,10 @@ INSTANTIATE_TEST_SUITE_P(Tiles, Products, testing::Values(large, middle, small, 
 
 TEST_P(Products, Certified) {
   product_on_both<float>(AsRows{}, {a(Data::narrow)}, {b(Data::narrow)});
+  // Results at both ends of float32's range.
+  for (const Data data : {Data::subnormal, Data::overflow}) {
+    product_on_both<float>(AsRows{}, {a(data, 2)}, {b(data, 2)});
+  }
 }
 TEST_P(Products, EveryTier) {
   product_on_both<BFloat16>(AsRows{}, {every_tier(GetParam().m, k(), 23)},
@@ -172,10 +176,18 @@ TEST_P(Products, Outliers) {
                          {make_outliers(how, GetParam().n, few, 26)});
 }
 TEST_P(Products, Epilogue) {
-  const HostMatrix x = a(Data::narrow, 5), y = b(Data::narrow, 5);
-  product_on_both<BFloat16>(AsRows{}, {x}, {y}, {0.37f, -1.25f, true});
-  product_on_both<Float16>(AsRows{}, {x}, {y}, {-3.0f, 0.0f, true});
-  product_on_both<float>(AsRows{}, {x}, {y}, {1.0f, 0.5f, false});
+  // Once where sums are aligned, once where each is made alone.
+  for (const Data data : {Data::narrow, Data::full}) {
+    const HostMatrix x = a(data, 3), y = b(data, 3);
+    product_on_both<BFloat16>(AsRows{}, {x}, {y}, {0.37f, -1.25f, true});
+    product_on_both<Float16>(AsRows{}, {x}, {y}, {-3.0f, 1.5f, true});
+    product_on_both<float>(AsRows{}, {x}, {y}, {1.0f, 0.5f, false});
+    product_on_both<float>(AsRows{}, {x}, {y}, {3e-38f, 1e30f, true});
+  }
+}
+TEST_P(Products, Batches) {
+  const std::vector<HostMatrix> x{a(Data::equal, 3), a(Data::nan, 3)}, y{b(Data::zeros, 3)};
+  product_on_both<Float16>(AsRows{}, x, y);
 }
 TEST_P(Products, WithoutSummaries) {
   product_on_both<BFloat16>(AsRows{}, {a(Data::zeros, 9)}, {b(Data::nan, 9)}, {}, false);
@@ -307,24 +319,29 @@ TEST(ProductsGolden, FusedOfOtherTypes) {
 
 // ------------------------------------------------------------------------------ compare
 
-TEST(Compare, EveryVerdict) {
+template <class T, class CodesLayout, class ScalesLayout>
+void compare_on_both() {
   set_compute_units(256);
   const std::int64_t m = 19, n = 37;
-  for (const Data data : {Data::equal, Data::medium, Data::full, Data::nan, Data::zeros}) {
+  for (const Data data : {Data::equal, Data::medium, Data::full, Data::nan, Data::zeros,
+                          Data::subnormal, Data::overflow}) {
     const HostMatrix a = make_data(data, m, 160, 51), b = make_data(data, n, 160, 52);
     // What is exact, but for some bits.
-    const auto exact = fresh<Host, float>(1, m, n);
+    const auto exact = fresh<Host, T>(1, m, n);
     const auto qa = to_storage<Host, RowMajor, RowMajor>({a});
     const auto qb = to_storage<Host, RowMajor, RowMajor>({b});
     KokkosMX::gemm(Host(), qa.matrix(), qb.matrix(), exact);
     Bytes c = bytes_of(exact);
-    for (std::size_t i = 0; i < c.size(); i += 4 * 7) c[i + i / 28 % 4] ^= 1u << i / 112 % 8;
+    for (std::size_t i = 0; i < c.size(); i += 7) c[i] ^= static_cast<std::uint8_t>(1u << i % 8);
+    for (std::size_t i = sizeof(T); i <= c.size(); i += 5 * sizeof(T)) c[i - 1] ^= 0x80;
+    for (std::size_t i = sizeof(T); i <= c.size(); i += 17 * sizeof(T)) c[i - 1] = 0x7F;
     same_on_both([&](const auto& exec) {
       using Exec = std::remove_cvref_t<decltype(exec)>;
-      const auto there = filled<Exec, float>(1, m, n, c.data());
+      const auto there = filled<Exec, T>(1, m, n, c.data());
       const auto verdicts = fresh<Exec, KokkosMX::OutputVerdict>(1, m, n);
-      KokkosMX::compare(exec, to_storage<Exec, RowMajor, RowMajor>({a}).matrix(),
-                        to_storage<Exec, RowMajor, RowMajor>({b}).matrix(), there, verdicts);
+      const auto there_a = to_storage<Exec, CodesLayout, ScalesLayout>({a});
+      const auto there_b = to_storage<Exec, CodesLayout, ScalesLayout>({b});
+      KokkosMX::compare(exec, there_a.matrix(), there_b.matrix(), there, verdicts);
       exec.fence();
       Output verdict = output("verdicts", verdicts);
       for (std::size_t i = 0; i < verdict.bytes.size(); i += sizeof(KokkosMX::OutputVerdict)) {
@@ -334,6 +351,9 @@ TEST(Compare, EveryVerdict) {
     });
   }
 }
+TEST(Compare, Float32) { compare_on_both<float, RowMajor, RowMajor>(); }
+TEST(Compare, BFloat16) { compare_on_both<BFloat16, RowMajor, Tile32x8>(); }
+TEST(Compare, Float16) { compare_on_both<Float16, Tile16x128, Tile16x4>(); }
 
 // ------------------------------------------------------------------------------ the self-check
 

@@ -120,6 +120,8 @@ TYPED_TEST(Quantize, EveryLayout) {
   quantize_on_both<Tile16x16, Tile32x8, TypeParam>(x.data(), 2, 48, 320, rule);
   quantize_on_both<Tile16x128, Tile16x4, TypeParam>(x.data(), 2, 37, 288, rule);
   quantize_on_both<RowMajor, Tile32x8, TypeParam>(x.data(), 1, 5, 96, rule);
+  // Several blocks a thread, and several of padding.
+  quantize_on_both<RowMajor, Tile32x8, TypeParam>(x.data(), 1, 1, 16416, rule);
 }
 
 /// Rows that lie anywhere, to codes and scales that do, and no summaries.
@@ -279,6 +281,11 @@ void shuffle_on_both(const std::vector<HostMatrix>& x, const Outputs& golden = {
 TEST(Shuffle, Ragged) {
   shuffle_on_both({random_matrix(48, 448, 7, 0, 255), random_matrix(48, 448, 8, 0, 255)});
   shuffle_on_both({random_matrix(3, 96, 9, 0, 255)});
+  for (const std::int64_t rows : {1, 2, 18, 31}) {
+    for (const std::int64_t cols : {1, 2, 5, 7, 12}) {
+      shuffle_on_both({random_matrix(rows, 32 * cols, 9, 0, 255)});
+    }
+  }
   shuffle_on_both({random_matrix(261, 416, 10, 0, 255)});
 }
 TEST(Shuffle, Golden) {
