@@ -116,24 +116,25 @@ def byte_permute(high, low, select):
     the sign of bytes 1, 3, 5, 7 (8 to 11), 0 (12) or 0xFF (13 and above)."""
     shape = np.broadcast_shapes(np.shape(high), np.shape(low), np.shape(select))
     first = np.asarray(select).flat[0]
-    if (select == first).all() and all((int(first) >> 8 * i & 0xFF) < 8 for i in range(4)):
+    chosen = [int(first) >> 8 * i & 0xFF for i in range(4)]
+    if all(one < 8 or one >= 12 for one in chosen) and (select == first).all():
         result = np.empty(shape + (4,), np.uint8)
-        for i in range(4):
-            which = int(first) >> 8 * i & 7
+        for i, which in enumerate(chosen):
+            if which >= 12:
+                result[..., i] = 0 if which == 12 else 0xFF
+                continue
             source, byte = (low, which) if which < 4 else (high, which - 4)
             result[..., i] = (source >> np.uint32(8 * byte)).astype(np.uint8) if byte else source.astype(np.uint8)
         return result.view(np.uint32)[..., 0]
-    data = (np.asarray(high).astype(np.uint64) << SHIFT_32) | np.asarray(low).astype(np.uint64)
-    result = np.zeros(shape, np.uint32)
-    for i in range(4):
-        which = (select >> np.uint32(8 * i)) & np.uint32(0xFF)
-        byte = (data >> (np.minimum(which, 7).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(0xFF)
-        sign_of = (2 * (np.clip(which, 8, 11).astype(np.uint64) - np.uint64(8)) + np.uint64(1)) * np.uint64(8)
-        sign = np.where((data >> (sign_of + np.uint64(7))) & np.uint64(1), np.uint32(0xFF), np.uint32(0))
-        byte = np.where(which < 8, byte, np.where(which < 12, sign,
-                                                  np.where(which == 12, np.uint32(0), np.uint32(0xFF))))
-        result |= byte.astype(np.uint32) << np.uint32(8 * i)
-    return result
+    # What each of the selections 0 to 13 gives, then a look-up.
+    table = np.empty(shape + (16,), np.uint8)
+    words = table.view(np.uint32)
+    words[..., 0], words[..., 1] = low, high
+    table[..., 8:12] = (table[..., 1:8:2] >> 7) * np.uint8(255)
+    words[..., 3] = 0xFFFFFF00
+    octets = np.ascontiguousarray(np.broadcast_to(select, shape)).view(np.uint8).reshape(-1, 4)
+    places = np.minimum(octets, 13) + 16 * np.arange(len(octets))[:, None]
+    return table.reshape(-1)[places].view(np.uint32).reshape(shape)
 
 
 def first_lane(register, em):

@@ -141,6 +141,8 @@ VECTOR32 = {
     "v_ffbh_u32_e32 v10, v1": lambda a, b, c: high_zeros(a, 32),
     "v_bfrev_b32_e32 v10, v1": lambda a, b, c: int(f"{a:032b}"[::-1], 2),
     "v_perm_b32 v10, v1, v2, v3": perm,
+    "v_perm_b32 v10, v1, v2, s4": lambda a, b, c: perm(a, b, 0x0C070D02),
+    "v_perm_b32 v10, v1, v2, s5": lambda a, b, c: perm(a, b, 0x0B040908),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0x36": lambda a, b, c: bitop(0x36, a, b, c, 32),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0xec": lambda a, b, c: bitop(0xEC, a, b, c, 32),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0x7f": lambda a, b, c: bitop(0x7F, a, b, c, 32),
@@ -345,6 +347,7 @@ def test_vector32(masks):
         for i, values in enumerate((a, b, c)):
             batch.vectors[1 + i] = np.array(values, np.uint32).reshape(2, 64)
         batch.vectors[10] = 0x55AA1234
+        batch.scalars[:, 4], batch.scalars[:, 5] = 0x0C070D02, 0x0B040908
         alone.run(batch, which, masks)
         for lane in range(128):
             is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
@@ -392,6 +395,25 @@ def test_comparisons(masks):
             x, y = ((signed(v, bits) if kind == "i" else v & (1 << bits) - 1) for v in (a[lane], b[lane]))
             is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
             assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == (function(x, y) if is_on else 0), texts[which]
+
+
+@pytest.mark.parametrize("masks", [None, EXEC_PART], ids=["full", "part"])
+def test_comparisons_of_parts(masks):
+    alone = Alone(["v_cmp_eq_u16_sdwa s[40:41], v2, v4 src0_sel:WORD_1 src1_sel:DWORD",
+                   "v_cmp_ne_u16_sdwa vcc, v2, s6 src0_sel:BYTE_0 src1_sel:DWORD"])
+    for which in range(2):
+        batch = alone.batch()
+        a, b = numbers(128, which), numbers(128, which + 9)
+        b = [x >> 16 if i % 3 == 0 else y for i, (x, y) in enumerate(zip(a, b))]
+        batch.vectors[2] = np.array(a, np.uint32).reshape(2, 64)
+        batch.vectors[4] = np.array(b, np.uint32).reshape(2, 64)
+        batch.scalars[:, 6] = 0xABCD00FF
+        alone.run(batch, which, masks)
+        for lane in range(128):
+            is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
+            expected = (a[lane] >> 16 == b[lane] & M16) if which == 0 else (a[lane] & 255 != 255)
+            found = int(batch.s64[(40, 106)[which]][lane // 64]) >> lane % 64 & 1
+            assert found == (expected and is_on)
 
 
 def test_vector64():
