@@ -5,7 +5,7 @@ Layouts (waves of 64 lanes): of A (16 x K) lane l holds row l % 16 and of B (K x
 both the K / 4 elements from l / 16 * (K / 4) on; of C and D (16 x 16) lane l holds column l % 16
 and, in register r, row 4 * (l / 16) + r.
 
-Float sums in three ways that a unit might choose:
+Float sums in ways that a unit might choose:
     ascending    C + p_0, + p_1, ...: each rounded to float32, nearest even
     descending   C + p_(K-1), ...: each cut to 24 bits, subnormals flushed to zero
     pairwise     a tree over the products, then C: each rounded to float32

@@ -11,7 +11,9 @@ of a compute unit:
     L2     (bytes loaded and stored) / 64
 
 Its MFMA share, MFMA / the largest of them, is the fraction of the matrix peak that remains where
-nothing else limits: an estimate, of the problems that the tests run, which are small.
+nothing else limits: an estimate, of the problems that the tests run, which are small, and of tiers
+that need no matrix unit. The last column is that of the launch with the largest share, without
+conflicts.
 """
 import collections
 import json
