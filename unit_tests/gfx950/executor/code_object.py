@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads a gfx950 code object: ELF segments, relocations, kernel descriptors, metadata, instructions."""
+"""Loads a gfx950 code object: ELF segments, relocations, kernel descriptors, metadata,
+instructions."""
 import struct
 
 from tinygrad.renderer.amd import decode_inst
@@ -18,18 +19,24 @@ class Kernel:
     def __init__(self, code, metadata, descriptor, entry, size):
         self.code, self.name = code, metadata[".name"]
         self.entry, self.size = entry, size
-        (self.lds_bytes, self.scratch_bytes, kernarg_bytes) = struct.unpack_from("<III", descriptor, 0)
+        (self.lds_bytes, self.scratch_bytes, kernarg_bytes) = struct.unpack_from(
+            "<III", descriptor, 0
+        )
         (rsrc3, rsrc1, rsrc2, properties, preload) = struct.unpack_from("<IIIHH", descriptor, 44)
         self.kernarg_bytes = metadata[".kernarg_segment_size"]
         self.max_block = metadata[".max_flat_workgroup_size"]
         if metadata[".wavefront_size"] != 64:
             raise BadCodeObject(f"{self.name}: waves of {metadata['.wavefront_size']}")
         if (rsrc1 >> 12) & 0xFF != 0xF0:
-            raise BadCodeObject(f"{self.name}: float mode {(rsrc1 >> 12) & 0xFF:#x}: only 0xF0 (nearest "
-                                "even, no flushing) is modelled")
+            raise BadCodeObject(
+                f"{self.name}: float mode {(rsrc1 >> 12) & 0xFF:#x}: only 0xF0 (nearest "
+                "even, no flushing) is modelled"
+            )
         if properties & ~0x7F & ~(1 << 11) or properties & 0x77:
-            raise BadCodeObject(f"{self.name}: user SGPRs {properties:#x}: only the kernarg pointer and "
-                                "preloaded arguments are modelled")
+            raise BadCodeObject(
+                f"{self.name}: user SGPRs {properties:#x}: only the kernarg pointer and "
+                "preloaded arguments are modelled"
+            )
         self.has_kernarg_pointer = bool(properties & 8)
         self.preload_length, self.preload_offset = preload & 0x7F, preload >> 7
         self.user_sgprs = (rsrc2 >> 1) & 0x1F
@@ -43,7 +50,7 @@ class Kernel:
             place = (argument[".offset"], argument[".size"])
             kind = argument[".value_kind"]
             if kind.startswith("hidden_"):
-                self.hidden.append((kind[len("hidden_"):], *place))
+                self.hidden.append((kind[len("hidden_") :], *place))
             elif kind in ("by_value", "global_buffer"):
                 self.arguments.append(place)
             else:
@@ -51,16 +58,26 @@ class Kernel:
 
     def hidden_values(self, grid, block, dynamic_lds):
         """(offset, size, value) of the hidden arguments that the metadata lists."""
-        known = {"dynamic_lds_size": dynamic_lds, "grid_dims": 1 + max((i for i in range(3) if grid[i] *
-                                                                       block[i] > 1), default=0)}
+        known = {
+            "dynamic_lds_size": dynamic_lds,
+            "grid_dims": 1 + max((i for i in range(3) if grid[i] * block[i] > 1), default=0),
+        }
         for i, axis in enumerate("xyz"):
             known["block_count_" + axis] = grid[i]
             known["group_size_" + axis] = block[i]
             known["remainder_" + axis] = 0
             known["global_offset_" + axis] = 0
         # Pointers to services of the runtime that no kernel here calls: left unwritten.
-        services = ("hostcall_buffer", "multigrid_sync_arg", "heap_v1", "default_queue",
-                    "completion_action", "queue_ptr", "printf_buffer", "none")
+        services = (
+            "hostcall_buffer",
+            "multigrid_sync_arg",
+            "heap_v1",
+            "default_queue",
+            "completion_action",
+            "queue_ptr",
+            "printf_buffer",
+            "none",
+        )
         for kind, offset, size in self.hidden:
             if kind in known:
                 yield offset, size, known[kind]
@@ -77,14 +94,14 @@ def unpack_msgpack(data, at=0):
     if tag >= 0xE0:
         return tag - 256, at
     if 0xA0 <= tag <= 0xBF:
-        return data[at:at + (tag & 31)].decode(), at + (tag & 31)
+        return data[at : at + (tag & 31)].decode(), at + (tag & 31)
     if 0x80 <= tag <= 0x9F or tag in (0xDC, 0xDD, 0xDE, 0xDF):
         is_map = tag <= 0x8F or tag in (0xDE, 0xDF)
         if tag <= 0x9F:
             count = tag & 15
         else:
             width = 2 if tag in (0xDC, 0xDE) else 4
-            count, at = int.from_bytes(data[at:at + width], "big"), at + width
+            count, at = int.from_bytes(data[at : at + width], "big"), at + width
         result = {} if is_map else []
         for _ in range(count):
             value, at = unpack_msgpack(data, at)
@@ -97,11 +114,11 @@ def unpack_msgpack(data, at=0):
         return {0xC0: None, 0xC2: False, 0xC3: True}[tag], at
     if 0xCC <= tag <= 0xD3:
         width = 1 << (tag & 3)
-        return int.from_bytes(data[at:at + width], "big", signed=tag >= 0xD0), at + width
+        return int.from_bytes(data[at : at + width], "big", signed=tag >= 0xD0), at + width
     if tag in (0xD9, 0xDA, 0xDB):
         width = 1 << (tag - 0xD9)
-        length, at = int.from_bytes(data[at:at + width], "big"), at + width
-        return data[at:at + length].decode(), at + length
+        length, at = int.from_bytes(data[at : at + width], "big"), at + width
+        return data[at : at + length].decode(), at + length
     raise BadCodeObject(f"metadata: tag {tag:#x}")
 
 
@@ -118,12 +135,16 @@ class CodeObject:
         self.path, self.base = path, base
         phoff, shoff = struct.unpack_from("<QQ", elf, 32)
         phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", elf, 54)
-        segments = [struct.unpack_from("<IIQQQQQQ", elf, phoff + i * phentsize) for i in range(phnum)]
+        segments = [
+            struct.unpack_from("<IIQQQQQQ", elf, phoff + i * phentsize) for i in range(phnum)
+        ]
         loads = [segment for segment in segments if segment[0] == 1]
         self.image = bytearray(max(segment[3] + segment[6] for segment in loads))
         for _, _, offset, address, _, filesize, _, _ in loads:
-            self.image[address:address + filesize] = elf[offset:offset + filesize]
-        sections = [struct.unpack_from("<IIQQQQIIQQ", elf, shoff + i * shentsize) for i in range(shnum)]
+            self.image[address : address + filesize] = elf[offset : offset + filesize]
+        sections = [
+            struct.unpack_from("<IIQQQQIIQQ", elf, shoff + i * shentsize) for i in range(shnum)
+        ]
         symbols = {}
         dynamic = []
         for _, kind, _, _, offset, size, link, _, _, entsize in sections:
@@ -132,7 +153,7 @@ class CodeObject:
             strings = sections[link][4]
             for at in range(offset, offset + size, entsize):
                 name, info, _, section, value, length = struct.unpack_from("<IBBHQQ", elf, at)
-                text = elf[strings + name:elf.index(b"\0", strings + name)].decode()
+                text = elf[strings + name : elf.index(b"\0", strings + name)].decode()
                 if kind == 11:
                     dynamic.append((text, section, value))
                 if section:
@@ -147,20 +168,21 @@ class CodeObject:
                 elif info & 0xFFFFFFFF == R_AMDGPU_ABS64 and dynamic[info >> 32][1]:
                     value = base + dynamic[info >> 32][2] + addend
                 else:
-                    raise BadCodeObject(f"{path}: relocation {info & 0xFFFFFFFF} of "
-                                        f"{dynamic[info >> 32][0]}")
+                    raise BadCodeObject(
+                        f"{path}: relocation {info & 0xFFFFFFFF} of " f"{dynamic[info >> 32][0]}"
+                    )
                 struct.pack_into("<Q", self.image, place, value % (1 << 64))
         self.kernels = {}
         for kind, _, offset, _, _, size, _, _ in segments:
             if kind != 4:  # NOTE
                 continue
             namesize, descsize, note = struct.unpack_from("<III", elf, offset)
-            if note == 32 and elf[offset + 12:offset + 12 + namesize].startswith(b"AMDGPU"):
+            if note == 32 and elf[offset + 12 : offset + 12 + namesize].startswith(b"AMDGPU"):
                 start = offset + 12 + (namesize + 3) // 4 * 4
-                metadata, _ = unpack_msgpack(elf[start:start + descsize])
+                metadata, _ = unpack_msgpack(elf[start : start + descsize])
                 for one in metadata["amdhsa.kernels"]:
                     address = symbols[one[".symbol"]][0]
-                    descriptor = self.image[address:address + 64]
+                    descriptor = self.image[address : address + 64]
                     entry = address + struct.unpack_from("<q", descriptor, 16)[0]
                     size_of_code = symbols[one[".name"]][1]
                     self.kernels[one[".name"]] = Kernel(self, one, descriptor, entry, size_of_code)
@@ -170,9 +192,9 @@ class CodeObject:
         at, end, result = kernel.entry, kernel.entry + kernel.size, []
         while at < end:
             try:
-                one = decode_inst(bytes(self.image[at:at + 16]) + bytes(16), "cdna")
+                one = decode_inst(bytes(self.image[at : at + 16]) + bytes(16), "cdna")
             except (ValueError, KeyError):
-                word = int.from_bytes(self.image[at:at + 4], "little")
+                word = int.from_bytes(self.image[at : at + 4], "little")
                 result.append((at, UnknownInstruction(word)))
                 at += 4
                 continue
@@ -182,7 +204,7 @@ class CodeObject:
 
     def patch(self, offset, data):
         """Replaces machine code, for tests of the executor: a bug made on purpose."""
-        self.image[offset:offset + len(data)] = data
+        self.image[offset : offset + len(data)] = data
 
 
 class UnknownInstruction:

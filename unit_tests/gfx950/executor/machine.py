@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a launch: memory, waves, barriers, and the checks.
 
-Workgroups are run in batches, all their waves side by side; waves that part ways are masked and meet
-again at the lowest address that any of them has yet to execute. Between barriers the order of waves is
-not that of any hardware: two waves that touch the same LDS bytes between two barriers, one of them
-writing, are reported as a race, so the order cannot matter.
+Workgroups are run in batches, all their waves side by side; waves that part ways are masked and
+meet again at the lowest address that any of them has yet to execute. Between barriers the order of
+waves is not that of any hardware: two waves that touch the same LDS bytes between two barriers, one
+of them writing, are reported as a race, so the order cannot matter.
 """
 import bisect
 import collections
@@ -67,16 +67,16 @@ class Memory:
             old = self.buffers.get(one["address"])
             if old is None or old[1:3] != key:
                 start = one["address"] - self.arena.base
-                self.known.octets[start:start + one["bytes"]] = 0
+                self.known.octets[start : start + one["bytes"]] = 0
             if one["initialized"]:
                 start = one["address"] - self.arena.base
-                self.known.octets[start:start + one["bytes"]] = 1
+                self.known.octets[start : start + one["bytes"]] = 1
             if one["bytes"]:
                 seen[one["address"]] = (one["name"], *key, bool(one["initialized"]))
         self.buffers = seen
         self.starts = sorted(seen)
         for start, count in self.told:
-            self.known.octets[start:start + count] = 1
+            self.known.octets[start : start + count] = 1
         self.told = []
 
     def wrote(self, address, count):
@@ -119,7 +119,8 @@ class Batch:
         # Registers: lanes that hold something (scalars: all or nothing), and whether all do.
         self.known = np.zeros((REGISTERS, count), np.uint64)
         self.all_known = np.zeros(REGISTERS, bool)
-        # LDS, what of it was written, and who touched what since the last barrier (1 + instruction).
+        # LDS, what of it was written, and who touched what since the last barrier (1 +
+        # instruction).
         granule = self.granule = program.lds_granule
         total = groups * self.lds_bytes
         self.lds = Region(0, np.zeros(total, np.uint8), "LDS")
@@ -133,8 +134,12 @@ class Batch:
         self.dirty = False
         self.scratch_bytes = (kernel.scratch_bytes + 15) // 16 * 16
         self.scratch = Region(0, np.zeros(count * 64 * self.scratch_bytes, np.uint8), "scratch")
-        self.scratch_known = Region(0, np.zeros(count * 64 * self.scratch_bytes, np.uint8), "scratch")
-        self.scratch_base = (np.arange(count * 64, dtype=np.int64) * self.scratch_bytes).reshape(count, 64)
+        self.scratch_known = Region(
+            0, np.zeros(count * 64 * self.scratch_bytes, np.uint8), "scratch"
+        )
+        self.scratch_base = (np.arange(count * 64, dtype=np.int64) * self.scratch_bytes).reshape(
+            count, 64
+        )
         self.functions = {}
         self.names = self.scope()
 
@@ -143,30 +148,94 @@ class Batch:
     def scope(self):
         scalars, vectors = self.scalars, self.vectors
         names = self.program.constants
-        scope = {name: getattr(np, name) for name in (
-            "copyto", "where", "maximum", "minimum", "bitwise_count", "ldexp", "trunc", "floor", "sqrt",
-            "uint8", "int8", "uint16", "int16", "float16", "uint32", "int32", "float32", "uint64", "int64",
-            "float64")}
-        for name in ("pair", "pack", "unpack", "signext_from_bit", "to_integer", "fma", "find_first_high",
-                     "find_first_one", "reverse_bits", "byte_permute", "first_lane", "convert_fp4", "halves",
-                     "brain_halves", "div_scale_f64", "div_fixup_f64", "LOWER_LO", "LOWER_HI"):
+        scope = {
+            name: getattr(np, name)
+            for name in (
+                "copyto",
+                "where",
+                "maximum",
+                "minimum",
+                "bitwise_count",
+                "ldexp",
+                "trunc",
+                "floor",
+                "sqrt",
+                "uint8",
+                "int8",
+                "uint16",
+                "int16",
+                "float16",
+                "uint32",
+                "int32",
+                "float32",
+                "uint64",
+                "int64",
+                "float64",
+            )
+        }
+        for name in (
+            "pair",
+            "pack",
+            "unpack",
+            "signext_from_bit",
+            "to_integer",
+            "fma",
+            "find_first_high",
+            "find_first_one",
+            "reverse_bits",
+            "byte_permute",
+            "first_lane",
+            "convert_fp4",
+            "halves",
+            "brain_halves",
+            "div_scale_f64",
+            "div_fixup_f64",
+            "LOWER_LO",
+            "LOWER_HI",
+        ):
             scope[name] = getattr(numeric, name)
-        for name in ("whole", "read_lane", "write_lane", "indexed", "scalar_load", "global_load",
-                     "global_store", "global_atomic", "scratch_load", "scratch_store", "lds_read",
-                     "lds_write", "lds_atomic", "matrix_int8", "matrix_scaled_fp4", "before", "after",
-                     "unsupported", "check_matrix"):
+        for name in (
+            "whole",
+            "read_lane",
+            "write_lane",
+            "indexed",
+            "scalar_load",
+            "global_load",
+            "global_store",
+            "global_atomic",
+            "scratch_load",
+            "scratch_store",
+            "lds_read",
+            "lds_write",
+            "lds_atomic",
+            "matrix_int8",
+            "matrix_scaled_fp4",
+            "before",
+            "after",
+            "unsupported",
+            "check_matrix",
+        ):
             scope[name] = getattr(self, name)
         signed, floats = scalars.view(np.int32), scalars.view(np.float32)
         pairs = scalars.view(np.uint64)
         scope.update(
-            s=[scalars[:, i] for i in range(128)], si=[signed[:, i] for i in range(128)],
-            sf=[floats[:, i] for i in range(128)], s64=[pairs[:, i // 2] for i in range(128)],
-            sc=[scalars[:, i:i + 1] for i in range(128)], sci=[signed[:, i:i + 1] for i in range(128)],
-            scf=[floats[:, i:i + 1] for i in range(128)],
-            sc64=[pairs[:, i // 2:i // 2 + 1] for i in range(128)],
-            v=list(vectors), vi=list(vectors.view(np.int32)), vf=list(vectors.view(np.float32)),
-            vl=list(vectors.view(np.uint16)[..., 0::2]), vh=list(vectors.view(np.uint16)[..., 1::2]),
-            scc=self.scc, aw=self.active, em=self.lanes_on)
+            s=[scalars[:, i] for i in range(128)],
+            si=[signed[:, i] for i in range(128)],
+            sf=[floats[:, i] for i in range(128)],
+            s64=[pairs[:, i // 2] for i in range(128)],
+            sc=[scalars[:, i : i + 1] for i in range(128)],
+            sci=[signed[:, i : i + 1] for i in range(128)],
+            scf=[floats[:, i : i + 1] for i in range(128)],
+            sc64=[pairs[:, i // 2 : i // 2 + 1] for i in range(128)],
+            v=list(vectors),
+            vi=list(vectors.view(np.int32)),
+            vf=list(vectors.view(np.float32)),
+            vl=list(vectors.view(np.uint16)[..., 0::2]),
+            vh=list(vectors.view(np.uint16)[..., 1::2]),
+            scc=self.scc,
+            aw=self.active,
+            em=self.lanes_on,
+        )
         scope["_constants"] = names
         self.s64, self.v = scope["s64"], scope["v"]
         return scope
@@ -203,7 +272,9 @@ class Batch:
             self.set_scalar(1, kernarg.base >> 32)
             at = 2
         for i in range(kernel.preload_length):
-            self.set_scalar(at, struct.unpack_from("<I", kernarg.octets, 4 * (kernel.preload_offset + i))[0])
+            self.set_scalar(
+                at, struct.unpack_from("<I", kernarg.octets, 4 * (kernel.preload_offset + i))[0]
+            )
             at += 1
         at = kernel.user_sgprs
         group = first_group + self.group_of
@@ -216,7 +287,11 @@ class Batch:
             at += 1
         threads = block[0] * block[1] * block[2]
         item = (np.arange(count) % self.waves_a_group)[:, None] * 64 + np.arange(64)[None, :]
-        packed = item % block[0] | (item // block[0] % block[1]) << 10 | (item // (block[0] * block[1])) << 20
+        packed = (
+            item % block[0]
+            | (item // block[0] % block[1]) << 10
+            | (item // (block[0] * block[1])) << 20
+        )
         self.vectors[0] = packed
         lanes = item < threads
         self.known[VGPR] = numeric.pack(lanes)
@@ -325,8 +400,11 @@ class Batch:
                 names["aw"] = self.active = np.ones(self.waves, bool)
                 exec_changed = True
 
-        raise ExecutionError(f"{MOST_SEGMENTS} segments executed, and no end", program.segment(at).first,
-                             int(np.flatnonzero(self.active)[0]))
+        raise ExecutionError(
+            f"{MOST_SEGMENTS} segments executed, and no end",
+            program.segment(at).first,
+            int(np.flatnonzero(self.active)[0]),
+        )
 
     def step_waits(self, segment, states):
         for number in set(states[self.active].tolist()):
@@ -339,7 +417,8 @@ class Batch:
         return np.where(states < 0, -1 - states, states), None
 
     def are_known(self, segment, variant):
-        """Whether the lanes that are on hold something in all registers that the segment reads first."""
+        """Whether the lanes that are on hold something in all registers that the segment reads
+        first."""
         missing = segment.reads[~self.all_known[segment.reads]]
         known = self.known[missing]
         vector = missing >= VGPR
@@ -367,7 +446,9 @@ class Batch:
             return
         self.dirty = False
         shape = (self.groups, self.waves_a_group, self.granules)
-        read, write, atomic = (self.touched[what][0].reshape(shape) for what in ("read", "write", "atomic"))
+        read, write, atomic = (
+            self.touched[what][0].reshape(shape) for what in ("read", "write", "atomic")
+        )
         if self.waves_a_group > 1:
             touched = (read != 0) | (write != 0)
             has_atomics = atomic.any()
@@ -380,8 +461,13 @@ class Batch:
             bad = shared & wrote
             if bad.any():
                 for group, place in np.argwhere(bad):
-                    self.report_race(read[group, :, place], write[group, :, place], atomic[group, :, place],
-                                     int(group), int(place))
+                    self.report_race(
+                        read[group, :, place],
+                        write[group, :, place],
+                        atomic[group, :, place],
+                        int(group),
+                        int(place),
+                    )
         for what in ("read", "write", "atomic"):
             self.touched[what][0][...] = 0
 
@@ -400,20 +486,25 @@ class Batch:
                         raise ExecutionError(
                             f"race: wave {one} {first} byte {place * self.granule} of LDS, wave {other} "
                             f"{second} it between the same two barriers, in\n    {where.text} at "
-                            f"{where.offset:#x}", mine, group * self.waves_a_group + one)
+                            f"{where.offset:#x}",
+                            mine,
+                            group * self.waves_a_group + one,
+                        )
 
-    # ---------------------------------------------------------------- registers read before they are written
+    # ---------------------------------------------------------------- registers read before they ar
 
     def unsupported(self, index, why):
-        raise ExecutionError(f"this instruction is not modelled: {why}", index,
-                             int(np.flatnonzero(self.active)[0]))
+        raise ExecutionError(
+            f"this instruction is not modelled: {why}", index, int(np.flatnonzero(self.active)[0])
+        )
 
     def before(self, index):
-        """Checked variant: what the instruction reads must have been written, in the lanes that are on.
+        """Checked variant: what the instruction reads must have been written, in the lanes that are
+        on.
 
-        Vector registers may be undefined where the compiler knows that the result is not used: vector
-        operations pass that on to their result; addresses, data to be stored, comparisons, matrix
-        operands and scalars must be defined."""
+        Vector registers may be undefined where the compiler knows that the result is not used:
+        vector operations pass that on to their result; addresses, data to be stored, comparisons,
+        matrix operands and scalars must be defined."""
         one = self.program.instructions[index]
         self.undefined = {}
         for register in one.reads:
@@ -430,20 +521,27 @@ class Batch:
             if writes:
                 continue
             wave = int(np.flatnonzero(lanes)[0])
-            lane = (int(lanes[wave]) & -int(lanes[wave])).bit_length() - 1 if register >= VGPR else None
+            lane = (
+                (int(lanes[wave]) & -int(lanes[wave])).bit_length() - 1
+                if register >= VGPR
+                else None
+            )
             message = f"{register_name(register)} is read before it was written"
             source, place = self.origins.get(register, (register, index))
             if place != index:
-                message = (f"{register_name(register)} depends on {register_name(source)}, which was read "
-                           f"before it was written, by\n    {self.program.instructions[place].text} at "
-                           f"{self.program.instructions[place].offset:#x}")
+                message = (
+                    f"{register_name(register)} depends on {register_name(source)}, which was read "
+                    f"before it was written, by\n    {self.program.instructions[place].text} at "
+                    f"{self.program.instructions[place].offset:#x}"
+                )
             raise ExecutionError(message, index, wave, lane)
 
     @staticmethod
     def passes_on(one, register):
         """What registers an undefined lane of a register makes undefined; none: it must not be."""
         if one.name in ("v_mad_u64_u32", "v_mad_i64_i32"):
-            # Compilers multiply and add 32 bits by it: the sum's upper half does not reach the lower.
+            # Compilers multiply and add 32 bits by it: the sum's upper half does not reach the
+            # lower.
             if register == one.inst.src2.offset + 1:
                 return [written for written in one.writes if written != one.inst.vdst.offset]
             return one.writes
@@ -475,7 +573,9 @@ class Batch:
             if not good[self.active].all():
                 wave = int(np.flatnonzero(~good & self.active)[0])
                 where = int(np.broadcast_to(lane, self.waves)[wave])
-                raise ExecutionError(f"v{register} is read before it was written", index, wave, where)
+                raise ExecutionError(
+                    f"v{register} is read before it was written", index, wave, where
+                )
         if isinstance(lane, int):
             return self.v[register][:, lane]
         return self.v[register][np.arange(self.waves), lane]
@@ -499,14 +599,16 @@ class Batch:
         bad = ((number > 255) | ((known != ALL) & ~np.isin(inside, early))) & self.active
         if bad.any():
             wave = int(np.flatnonzero(bad)[0])
-            raise ExecutionError(f"v{number[wave]} (relative addressing) is read before it was written", index,
-                                 wave)
+            raise ExecutionError(
+                f"v{number[wave]} (relative addressing) is read before it was written", index, wave
+            )
         return self.vectors[inside, np.arange(self.waves)]
 
     # ---------------------------------------------------------------- global memory
 
     def locate(self, index, address, size, write, em):
-        """(region, offsets) of lanes' addresses, checked; address: uint64, of the lanes that are on."""
+        """(region, offsets) of lanes' addresses, checked; address: uint64, of the lanes that are
+        on."""
         low, high = int(address.min()), int(address.max()) + size
         memory = self.machine.memory
         arena = memory.arena
@@ -514,8 +616,13 @@ class Batch:
             found = memory.buffer(low)
             if found is None or high > found[1] + found[2]:
                 starts = np.array(memory.starts, np.uint64)
-                ends = np.array([memory.buffers[start][1] + memory.buffers[start][2] for start in memory.starts],
-                                np.uint64)
+                ends = np.array(
+                    [
+                        memory.buffers[start][1] + memory.buffers[start][2]
+                        for start in memory.starts
+                    ],
+                    np.uint64,
+                )
                 which = np.searchsorted(starts, address, "right") - 1
                 outside = (which < 0) | (address + np.uint64(size) > ends[which])
                 if outside.any():
@@ -533,8 +640,13 @@ class Batch:
                 if unknown.any():
                     wave, lane = self.who(unknown, em)
                     at = int(np.asarray(address)[unknown][0])
-                    raise ExecutionError(f"{size} bytes at {at:#x} are read before they were written: "
-                                         f"{memory.describe(at)}", index, wave, lane)
+                    raise ExecutionError(
+                        f"{size} bytes at {at:#x} are read before they were written: "
+                        f"{memory.describe(at)}",
+                        index,
+                        wave,
+                        lane,
+                    )
             return arena, offsets
         if not write:
             for region in memory.read_only:
@@ -544,7 +656,9 @@ class Batch:
         for region in memory.read_only:
             outside &= (address < np.uint64(region.base)) | (address >= np.uint64(region.end))
         starts = np.array(memory.starts, np.uint64)
-        ends = np.array([memory.buffers[s][1] + memory.buffers[s][2] for s in memory.starts], np.uint64)
+        ends = np.array(
+            [memory.buffers[s][1] + memory.buffers[s][2] for s in memory.starts], np.uint64
+        )
         if len(starts):
             which = np.searchsorted(starts, address, "right") - 1
             outside &= (which < 0) | (address + np.uint64(size) > ends[which.clip(0)])
@@ -563,8 +677,13 @@ class Batch:
     def outside(self, index, address, outside, size, write, em):
         wave, lane = self.who(outside, em)
         at = int(np.asarray(address)[outside].flat[0])
-        raise ExecutionError(f"{'writes' if write else 'reads'} {size} bytes at {at:#x}: "
-                             f"{self.machine.memory.describe(at)}", index, wave, lane)
+        raise ExecutionError(
+            f"{'writes' if write else 'reads'} {size} bytes at {at:#x}: "
+            f"{self.machine.memory.describe(at)}",
+            index,
+            wave,
+            lane,
+        )
 
     def address(self, address, saddr, offset, em):
         offset = np.uint64(offset % (1 << 64))
@@ -618,7 +737,9 @@ class Batch:
         if not where.size:
             return
         region, offsets = self.locate(index, where, size, True, em)
-        region.view(size)[offsets] = self.take(registers, size, 16 if what.endswith("hi") else 0, em)
+        region.view(size)[offsets] = self.take(
+            registers, size, 16 if what.endswith("hi") else 0, em
+        )
         self.count_bytes("stored", where.size * size)
 
     def global_atomic(self, index, address, saddr, offset, registers, size, what, em):
@@ -630,7 +751,7 @@ class Batch:
         self.locate(index, where, size, False, em)
         region, offsets = self.locate(index, where, size, True, em)
         data = self.take(registers, size, 0, em)
-        words = region.octets[:region.size // size * size].view(f"uint{8 * size}")
+        words = region.octets[: region.size // size * size].view(f"uint{8 * size}")
         if region.base % size:
             raise ExecutionError("atomics need memory that is aligned", index)
         np.add.at(words, offsets.reshape(-1) // size, np.ascontiguousarray(data).reshape(-1))
@@ -647,12 +768,18 @@ class Batch:
         except ExecutionError as error:
             if error.wave is None or error.lane is None:
                 raise
-            raise ExecutionError(error.message, index, int(np.flatnonzero(self.active)[0])) from None
-        data = np.ascontiguousarray(region.view(size)[offsets]).view(np.uint32).reshape(len(where), count)
+            raise ExecutionError(
+                error.message, index, int(np.flatnonzero(self.active)[0])
+            ) from None
+        data = (
+            np.ascontiguousarray(region.view(size)[offsets])
+            .view(np.uint32)
+            .reshape(len(where), count)
+        )
         if active is None:
-            self.scalars[:, destination:destination + count] = data
+            self.scalars[:, destination : destination + count] = data
         else:
-            self.scalars[active, destination:destination + count] = data
+            self.scalars[active, destination : destination + count] = data
         self.count_bytes("scalar", data.size * 4)
 
     def count_bytes(self, what, count):
@@ -665,7 +792,7 @@ class Batch:
         if address is not None:
             where = where + self.v[address].view(np.int32)
         if saddr is not None:
-            where = where + self.scalars[:, saddr:saddr + 1].view(np.int32)
+            where = where + self.scalars[:, saddr : saddr + 1].view(np.int32)
         base = self.scratch_base
         if em is not None:
             where, base = where[em], base[em]
@@ -673,8 +800,13 @@ class Batch:
             bad = (where < 0) | (where + size > self.program.kernel.scratch_bytes)
             if bad.any():
                 wave, lane = self.who(bad, em)
-                raise ExecutionError(f"scratch memory's byte {where[bad][0]}, of "
-                                     f"{self.program.kernel.scratch_bytes}", index, wave, lane)
+                raise ExecutionError(
+                    f"scratch memory's byte {where[bad][0]}, of "
+                    f"{self.program.kernel.scratch_bytes}",
+                    index,
+                    wave,
+                    lane,
+                )
         return base + where
 
     def scratch_load(self, index, address, saddr, offset, registers, size, what, em):
@@ -707,13 +839,20 @@ class Batch:
         if highest > self.machine.lds_bytes:
             bad = where + size > self.machine.lds_bytes
             wave, lane = self.who(bad, em)
-            raise ExecutionError(f"{what}s {size} bytes at byte {where[bad][0]} of LDS, which has "
-                                 f"{self.machine.lds_bytes}", index, wave, lane)
+            raise ExecutionError(
+                f"{what}s {size} bytes at byte {where[bad][0]} of LDS, which has "
+                f"{self.machine.lds_bytes}",
+                index,
+                wave,
+                lane,
+            )
         granule = self.granule
         if granule > 1:
             if (where & (granule - 1)).any():
                 wave, lane = self.who((where & (granule - 1)) != 0, em)
-                raise ExecutionError("an LDS address that is not a multiple of 4", index, wave, lane)
+                raise ExecutionError(
+                    "an LDS address that is not a multiple of 4", index, wave, lane
+                )
             places = where >> 2
         else:
             places = where
@@ -750,8 +889,12 @@ class Batch:
             wave, lane = self.who(~known.all(axis=-1), em)
             first = np.argwhere(~known.reshape(-1, units).all(axis=-1))[0][0]
             place = int(places.reshape(-1)[first]) % self.granules
-            raise ExecutionError(f"LDS is read before it was written, at byte {place * self.granule}", index, wave,
-                                 lane)
+            raise ExecutionError(
+                f"LDS is read before it was written, at byte {place * self.granule}",
+                index,
+                wave,
+                lane,
+            )
 
     def lds_read(self, index, address, offsets, registers, size, _, signed, em):
         if em is not None and not em.any():
@@ -763,7 +906,7 @@ class Batch:
             self.check_lds(index, places, units, em)
             results.append(self.lds.view(size)[where])
         for i, data in enumerate(results):
-            self.put(registers[i * each:(i + 1) * each], data, size, signed, em)
+            self.put(registers[i * each : (i + 1) * each], data, size, signed, em)
 
     def lds_write(self, index, address, offsets, registers, size, _, signed, em):
         if em is not None and not em.any():
@@ -771,7 +914,9 @@ class Batch:
         each = max(1, size // 4)
         for i, offset in enumerate(offsets):
             where, places, units = self.lds_place(index, address, offset, size, "write", em)
-            self.lds.view(size)[where] = self.take(registers[i * each:(i + 1) * each], size, 0, em)
+            self.lds.view(size)[where] = self.take(
+                registers[i * each : (i + 1) * each], size, 0, em
+            )
             self.know_lds(places, units)
 
     def lds_atomic(self, index, address, offsets, registers, size, operation, signed, em):
@@ -783,17 +928,22 @@ class Batch:
             raise ExecutionError("an atomic operation at an address that is not aligned", index)
         kind = f"{'int' if signed else 'uint'}{8 * size}"
         data = np.ascontiguousarray(self.take(registers, size, 0, em)).reshape(-1).view(kind)
-        words = self.lds.octets[:self.lds.size // size * size].view(kind)
-        function = {"add": np.add, "or": np.bitwise_or, "and": np.bitwise_and, "max": np.maximum,
-                    "min": np.minimum}[operation]
+        words = self.lds.octets[: self.lds.size // size * size].view(kind)
+        function = {
+            "add": np.add,
+            "or": np.bitwise_or,
+            "and": np.bitwise_and,
+            "max": np.maximum,
+            "min": np.minimum,
+        }[operation]
         function.at(words, where.reshape(-1) // size, data)
 
     def count_conflicts(self, index, where, size, em):
         """Extra cycles of an LDS instruction for bank conflicts, summed over its waves.
 
-        64 banks of 4 bytes. Lanes are served in order, in phases of 64 for up to 4 bytes a lane, 32 for
-        8, and 16 for 12 and 16; a phase takes as many cycles as one bank has different dwords to serve.
-        Extra are those beyond one a phase."""
+        64 banks of 4 bytes. Lanes are served in order, in phases of 64 for up to 4 bytes a lane, 32
+        for 8, and 16 for 12 and 16; a phase takes as many cycles as one bank has different dwords
+        to serve. Extra are those beyond one a phase."""
         lanes = {8: 32, 12: 16, 16: 16}.get(size, 64)
         full = np.full((self.waves, 64), -1, np.int64)
         if em is None:
@@ -819,18 +969,25 @@ class Batch:
     # ---------------------------------------------------------------- matrix instructions
 
     def check_matrix(self, index, late, early):
-        """Matrix instructions ignore EXEC: all lanes of the operands must hold something. Early: those
-        written in the same segment, which is noted only after it."""
+        """Matrix instructions ignore EXEC: all lanes of the operands must hold something. Early:
+        those written in the same segment, which is noted only after it."""
         for registers, noted in ((late, np.uint64(0)), (early, self.lanes64)):
             for register in registers:
                 if self.all_known[VGPR + register]:
                     continue
-                missing = np.where(self.active, ~(self.known[VGPR + register] | noted), np.uint64(0))
+                missing = np.where(
+                    self.active, ~(self.known[VGPR + register] | noted), np.uint64(0)
+                )
                 if missing.any():
                     wave = int(np.flatnonzero(missing)[0])
                     lane = (int(missing[wave]) & -int(missing[wave])).bit_length() - 1
-                    raise ExecutionError(f"{register_name(VGPR + register)} is read before it was written (matrix "
-                                         "instructions read all lanes)", index, wave, lane)
+                    raise ExecutionError(
+                        f"{register_name(VGPR + register)} is read before it was written (matrix "
+                        "instructions read all lanes)",
+                        index,
+                        wave,
+                        lane,
+                    )
 
     def finish_matrix(self, d, result, active):
         for register, values in zip(d, result):
@@ -845,16 +1002,26 @@ class Batch:
 
     def matrix_int8(self, index, a, b, c, d, active):
         waves = slice(None) if active is None else active
-        operands = (self.vectors[a][:, waves], self.vectors[b][:, waves],
-                    None if c is None else self.vectors[c][:, waves])
+        operands = (
+            self.vectors[a][:, waves],
+            self.vectors[b][:, waves],
+            None if c is None else self.vectors[c][:, waves],
+        )
         self.finish_matrix(d, matrix.int8(*operands), active)
 
     def matrix_scaled_fp4(self, index, a, b, c, d, scales, octets, active):
         waves = slice(None) if active is None else active
-        bytes_ = [(self.v[scales[i]][waves] >> np.uint32(8 * octets[i])).astype(np.uint8) for i in range(2)]
-        result = matrix.scaled_fp4(self.vectors[a][:, waves], self.vectors[b][:, waves],
-                                   None if c is None else self.vectors[c][:, waves], *bytes_,
-                                   self.machine.matrix)
+        bytes_ = [
+            (self.v[scales[i]][waves] >> np.uint32(8 * octets[i])).astype(np.uint8)
+            for i in range(2)
+        ]
+        result = matrix.scaled_fp4(
+            self.vectors[a][:, waves],
+            self.vectors[b][:, waves],
+            None if c is None else self.vectors[c][:, waves],
+            *bytes_,
+            self.machine.matrix,
+        )
         self.finish_matrix(d, result, active)
 
 
@@ -866,7 +1033,8 @@ def register_name(register):
     if register >= VGPR:
         return f"v{register - VGPR}"
     return {VCC: "vcc_lo", VCC + 1: "vcc_hi", EXEC: "exec_lo", EXEC + 1: "exec_hi", M0: "m0"}.get(
-        register, f"s{register}")
+        register, f"s{register}"
+    )
 
 
 class Machine:
@@ -876,7 +1044,9 @@ class Machine:
         self.memory, self.matrix, self.batch_waves = memory, order, batch_waves
         self.kernels, self.programs = {}, {}
         for code in code_objects:
-            memory.read_only.append(Region(code.base, np.frombuffer(code.image, np.uint8), code.path))
+            memory.read_only.append(
+                Region(code.base, np.frombuffer(code.image, np.uint8), code.path)
+            )
             for name, kernel in code.kernels.items():
                 self.kernels.setdefault(name, kernel)
         self.reports = {}
@@ -884,6 +1054,7 @@ class Machine:
 
     def program(self, name):
         from .translate import Program
+
         if name not in self.programs:
             self.programs[name] = Program(self.kernels[name])
         return self.programs[name]
@@ -893,18 +1064,22 @@ class Machine:
         kernel, program = self.kernels[name], self.program(name)
         threads = block[0] * block[1] * block[2]
         if not 0 < threads <= kernel.max_block:
-            raise ExecutionError(f"blocks of {threads} threads; the kernel takes at most {kernel.max_block}")
+            raise ExecutionError(
+                f"blocks of {threads} threads; the kernel takes at most {kernel.max_block}"
+            )
         if len(arguments) != len(kernel.arguments):
             raise ExecutionError(f"{len(arguments)} arguments instead of {len(kernel.arguments)}")
         octets = np.zeros(max(64, kernel.kernarg_bytes), np.uint8)
         for (offset, size), data in zip(kernel.arguments, arguments):
             if len(data) != size:
                 raise ExecutionError(f"an argument of {len(data)} bytes instead of {size}")
-            octets[offset:offset + size] = np.frombuffer(data, np.uint8)
+            octets[offset : offset + size] = np.frombuffer(data, np.uint8)
         for offset, size, value in kernel.hidden_values(grid, block, dynamic_lds):
-            octets[offset:offset + size] = np.frombuffer(value.to_bytes(size, "little"), np.uint8)
+            octets[offset : offset + size] = np.frombuffer(value.to_bytes(size, "little"), np.uint8)
         kernarg = Region(KERNARG_BASE, octets, "arguments")
-        self.memory.read_only = [r for r in self.memory.read_only if r.base != KERNARG_BASE] + [kernarg]
+        self.memory.read_only = [r for r in self.memory.read_only if r.base != KERNARG_BASE] + [
+            kernarg
+        ]
         self.lds_bytes = kernel.lds_bytes + dynamic_lds
         waves = (threads + 63) // 64
         groups = grid[0] * grid[1] * grid[2]
@@ -927,8 +1102,12 @@ class Machine:
                     raise ExecutionError(self.explain(error, batch, program, label)) from None
         after = report.kinds(program)
         kinds = {kind: count - before[kind] for kind, count in after.items()}
-        report.note_launch(kinds, {what: count - bytes_before.get(what, 0) for what, count in report.counts.items()},
-                           label, groups)
+        report.note_launch(
+            kinds,
+            {what: count - bytes_before.get(what, 0) for what, count in report.counts.items()},
+            label,
+            groups,
+        )
         return sum(kinds.values())
 
     def batch(self, program, groups, waves, block):
@@ -947,12 +1126,16 @@ class Machine:
         wave = error.wave
         if wave is not None:
             group = batch.first_group + wave // batch.waves_a_group
-            lines.append(f"workgroup {group} of {batch.grid[0] * batch.grid[1] * batch.grid[2]}, wave "
-                         f"{wave % batch.waves_a_group} of {batch.waves_a_group}"
-                         + (f", lane {error.lane}" if error.lane is not None else ""))
+            lines.append(
+                f"workgroup {group} of {batch.grid[0] * batch.grid[1] * batch.grid[2]}, wave "
+                f"{wave % batch.waves_a_group} of {batch.waves_a_group}"
+                + (f", lane {error.lane}" if error.lane is not None else "")
+            )
         if error.index is not None:
             one = program.instructions[error.index]
-            lines.append(f"at {one.offset:#x} (instruction {one.index} of {len(program.instructions)}): {one.text}")
+            lines.append(
+                f"at {one.offset:#x} (instruction {one.index} of {len(program.instructions)}): {one.text}"
+            )
             if wave is not None:
                 values = []
                 for register in one.reads[:24]:
@@ -964,8 +1147,16 @@ class Machine:
                         value = batch.scalars[wave, register]
                     values.append(f"{register_name(register)} = {int(value):#010x}")
                 if values:
-                    lines.append("operands" + (f" (lane {error.lane or 0})" if any(
-                        r >= VGPR for r in one.reads) else "") + ": " + ", ".join(values))
+                    lines.append(
+                        "operands"
+                        + (
+                            f" (lane {error.lane or 0})"
+                            if any(r >= VGPR for r in one.reads)
+                            else ""
+                        )
+                        + ": "
+                        + ", ".join(values)
+                    )
         lines.append(error.message)
         return "\n".join(lines)
 
@@ -993,6 +1184,7 @@ class Report:
     def note_launch(self, kinds, octets, label, groups):
         """Keeps the launch with the largest share of the matrix peak, as report.py estimates it."""
         from .report import roofline
+
         if kinds.get("matrix"):
             cycles = roofline(kinds, octets, 0)
             share = cycles["MFMA"] / max(cycles.values())
@@ -1003,6 +1195,7 @@ class Report:
 def demangled(name):
     import shutil
     import subprocess
+
     tool = shutil.which("c++filt") or shutil.which("llvm-cxxfilt-22")
     if not tool:
         return name

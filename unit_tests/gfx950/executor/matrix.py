@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix instructions, modelled by hand.
 
-Layouts (waves of 64 lanes): of A (16 x K) lane l holds row l % 16 and of B (K x 16) column l % 16, both
-the K / 4 elements from l / 16 * (K / 4) on; of C and D (16 x 16) lane l holds column l % 16 and, in
-register r, row 4 * (l / 16) + r.
+Layouts (waves of 64 lanes): of A (16 x K) lane l holds row l % 16 and of B (K x 16) column l % 16,
+both the K / 4 elements from l / 16 * (K / 4) on; of C and D (16 x 16) lane l holds column l % 16
+and, in register r, row 4 * (l / 16) + r.
 
-Float sums in three ways that a unit might choose:
+Float sums in ways that a unit might choose:
     ascending    C + p_0, + p_1, ...: each rounded to float32, nearest even
     descending   C + p_(K-1), ...: each cut to 24 bits, subnormals flushed to zero
     pairwise     a tree over the products, then C: each rounded to float32
@@ -49,7 +49,9 @@ def int8(a, b, c):
 
 
 def flushed(value):
-    return np.where(np.abs(value) < 2.0 ** -126, np.copysign(np.float32(0), value), value).astype(np.float32)
+    return np.where(np.abs(value) < 2.0**-126, np.copysign(np.float32(0), value), value).astype(
+        np.float32
+    )
 
 
 def cut(value):
@@ -67,7 +69,9 @@ def add(a, b):
     error = (a - (total - back)) + (b - back)
     bits = total.view(np.int64)
     inexact = (error != 0) & np.isfinite(total) & ((bits & 1) == 0)
-    return np.where(inexact, bits + np.where((error > 0) == (total > 0), 1, -1), bits).view(np.float64)
+    return np.where(inexact, bits + np.where((error > 0) == (total > 0), 1, -1), bits).view(
+        np.float64
+    )
 
 
 def in_order(products, c, order):
@@ -108,9 +112,9 @@ def in_order(products, c, order):
 
 
 def scaled_fp4(a, b, c, scale_a, scale_b, order):
-    """v_mfma_scale_f32_16x16x128_f8f6f4 on FP4: registers (4, waves, 64) uint32, c as bits of float32;
-    scales (waves, 64) uint8: lane l's is that of its row (column) and its block of 32 codes; a scale of
-    255 is NaN, 0 is 2^-127."""
+    """v_mfma_scale_f32_16x16x128_f8f6f4 on FP4: registers (4, waves, 64) uint32, c as bits of
+    float32; scales (waves, 64) uint8: lane l's is that of its row (column) and its block of 32
+    codes; a scale of 255 is NaN, 0 is 2^-127."""
     waves = a.shape[1]
     a = _PAIRS[rows(a)].reshape(waves, 16, 4, 32)
     b = _PAIRS[rows(b)].reshape(waves, 16, 4, 32)
@@ -122,26 +126,34 @@ def scaled_fp4(a, b, c, scale_a, scale_b, order):
     # Blocks' sums of products in quarters: integers, exact. What they are multiplied by: 2^unit.
     blocks = np.matmul(a.transpose(0, 2, 1, 3), b.transpose(0, 2, 3, 1))  # (waves, 4, 16, 16)
     sizes = np.matmul(np.abs(a).transpose(0, 2, 1, 3), np.abs(b).transpose(0, 2, 3, 1))
-    units = (scale_a.transpose(0, 2, 1)[:, :, :, None] + scale_b.transpose(0, 2, 1)[:, :, None, :]) - 256
-    # Where all terms are multiples of 2^least and their sizes sum to at most 2^24 of it (2^22 for short),
-    # every partial sum in every order is exact.
+    units = (
+        scale_a.transpose(0, 2, 1)[:, :, :, None] + scale_b.transpose(0, 2, 1)[:, :, None, :]
+    ) - 256
+    # Where all terms are multiples of 2^least and their sizes sum to at most 2^24 of it (2^22 for
+    # short), every partial sum in every order is exact.
     least = np.where(sizes > 0, units, 1 << 20).min(axis=1)
     empty = least == 1 << 20
     least = np.where(empty, 0, least)
     factor = np.ldexp(1.0, np.clip(units - least[:, None], 0, 60))
     size = np.where(sizes > 0, sizes * factor, 0).sum(axis=1)
     scaled_c = np.ldexp(c.astype(np.float64), -least)
-    fits = (np.abs(scaled_c) + size <= (2.0 ** 22 if order == "short" else 2.0 ** 24)) & (scaled_c == np.rint(scaled_c)) & (least >= -126) & \
-        (least <= 103)
-    fits |= empty & ((c == 0) | (np.abs(c) >= 2.0 ** -126))
+    fits = (
+        (np.abs(scaled_c) + size <= (2.0**22 if order == "short" else 2.0**24))
+        & (scaled_c == np.rint(scaled_c))
+        & (least >= -126)
+        & (least <= 103)
+    )
+    fits |= empty & ((c == 0) | (np.abs(c) >= 2.0**-126))
     total = np.where(blocks != 0, blocks * factor, 0).sum(axis=1) + np.where(empty, 0, scaled_c)
     result = np.where(empty, c, np.ldexp(total, least)).astype(np.float32)
     # Zeros with signs are left to the models.
     fits &= (c != 0) | ~np.signbit(c)
     if not fits.all():
         wave, row, column = np.nonzero(~fits)
-        products = np.ldexp((a[wave, row] * b[wave, column]).transpose(1, 2, 0),
-                            units[wave, :, row, column].T[:, None])  # (4, 32, n)
+        products = np.ldexp(
+            (a[wave, row] * b[wave, column]).transpose(1, 2, 0),
+            units[wave, :, row, column].T[:, None],
+        )  # (4, 32, n)
         result[wave, row, column] = in_order(products.reshape(128, -1), c[wave, row, column], order)
     result[is_nan] = np.nan
     return to_lanes(result.view(np.uint32))

@@ -65,7 +65,9 @@ def fma(a, b, c):
     a, b, c = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (a, b, c)))
     result = np.empty(a.shape)
     flat = result.reshape(-1)
-    for i, (x, y, z) in enumerate(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), c.reshape(-1).tolist())):
+    for i, (x, y, z) in enumerate(
+        zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), c.reshape(-1).tolist())
+    ):
         if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
             flat[i] = x * y + z
             continue
@@ -99,8 +101,11 @@ def find_first_high(value):
 def find_first_one(value):
     """The index of the lowest one; -1 where there is none."""
     lowest = value & (~value + value.dtype.type(1))
-    return np.where(value == 0, np.uint32(0xFFFFFFFF),
-                    np.bitwise_count(lowest - value.dtype.type(1)).astype(np.uint32))
+    return np.where(
+        value == 0,
+        np.uint32(0xFFFFFFFF),
+        np.bitwise_count(lowest - value.dtype.type(1)).astype(np.uint32),
+    )
 
 
 _REVERSED = np.array([int(f"{i:08b}"[::-1], 2) for i in range(256)], np.uint8)
@@ -112,28 +117,33 @@ def reverse_bits(value):
 
 
 def byte_permute(high, low, select):
-    """v_perm_b32: each byte of `select` picks one of {high, low}'s bytes (0 to 7: from low's lowest on),
-    the sign of bytes 1, 3, 5, 7 (8 to 11), 0 (12) or 0xFF (13 and above)."""
+    """v_perm_b32: each byte of `select` picks one of {high, low}'s bytes (0 to 7: from low's lowest
+    on), the sign of bytes 1, 3, 5, 7 (8 to 11), 0 (12) or 0xFF (13 and above)."""
     shape = np.broadcast_shapes(np.shape(high), np.shape(low), np.shape(select))
     first = np.asarray(select).flat[0]
-    if (select == first).all() and all((int(first) >> 8 * i & 0xFF) < 8 for i in range(4)):
+    chosen = [int(first) >> 8 * i & 0xFF for i in range(4)]
+    if all(one < 8 or one >= 12 for one in chosen) and (select == first).all():
         result = np.empty(shape + (4,), np.uint8)
-        for i in range(4):
-            which = int(first) >> 8 * i & 7
+        for i, which in enumerate(chosen):
+            if which >= 12:
+                result[..., i] = 0 if which == 12 else 0xFF
+                continue
             source, byte = (low, which) if which < 4 else (high, which - 4)
-            result[..., i] = (source >> np.uint32(8 * byte)).astype(np.uint8) if byte else source.astype(np.uint8)
+            result[..., i] = (
+                (source >> np.uint32(8 * byte)).astype(np.uint8)
+                if byte
+                else source.astype(np.uint8)
+            )
         return result.view(np.uint32)[..., 0]
-    data = (np.asarray(high).astype(np.uint64) << SHIFT_32) | np.asarray(low).astype(np.uint64)
-    result = np.zeros(shape, np.uint32)
-    for i in range(4):
-        which = (select >> np.uint32(8 * i)) & np.uint32(0xFF)
-        byte = (data >> (np.minimum(which, 7).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(0xFF)
-        sign_of = (2 * (np.clip(which, 8, 11).astype(np.uint64) - np.uint64(8)) + np.uint64(1)) * np.uint64(8)
-        sign = np.where((data >> (sign_of + np.uint64(7))) & np.uint64(1), np.uint32(0xFF), np.uint32(0))
-        byte = np.where(which < 8, byte, np.where(which < 12, sign,
-                                                  np.where(which == 12, np.uint32(0), np.uint32(0xFF))))
-        result |= byte.astype(np.uint32) << np.uint32(8 * i)
-    return result
+    # What each of the selections 0 to 13 gives, then a look-up.
+    table = np.empty(shape + (16,), np.uint8)
+    words = table.view(np.uint32)
+    words[..., 0], words[..., 1] = low, high
+    table[..., 8:12] = (table[..., 1:8:2] >> 7) * np.uint8(255)
+    words[..., 3] = 0xFFFFFF00
+    octets = np.ascontiguousarray(np.broadcast_to(select, shape)).view(np.uint8).reshape(-1, 4)
+    places = np.minimum(octets, 13) + 16 * np.arange(len(octets))[:, None]
+    return table.reshape(-1)[places].view(np.uint32).reshape(shape)
 
 
 def first_lane(register, em):
@@ -148,7 +158,9 @@ FP4_MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 def to_fp4(value, scale):
     """Codes of value / 2^e, e the exponent of the float32 scale: nearest, ties to the even code,
     saturating; a NaN becomes 6 with its sign (FP4 has none)."""
-    exponent = (np.ascontiguousarray(scale, np.float32).view(np.uint32) >> np.uint32(23) & np.uint32(0xFF))
+    exponent = np.ascontiguousarray(scale, np.float32).view(np.uint32) >> np.uint32(23) & np.uint32(
+        0xFF
+    )
     scaled = np.ldexp(np.asarray(value, np.float64), 127 - exponent.astype(np.int32))
     magnitude = np.abs(scaled)
     middles = (FP4_MAGNITUDES[1:] + FP4_MAGNITUDES[:-1]) / 2
@@ -167,18 +179,24 @@ def convert_fp4(first, second, scale):
 def halves(packed):
     """Two float16 of a register, as float32."""
     packed = np.ascontiguousarray(packed)
-    return tuple((packed >> np.uint32(shift)).astype(np.uint16).view(np.float16).astype(np.float32)
-                 for shift in (0, 16))
+    return tuple(
+        (packed >> np.uint32(shift)).astype(np.uint16).view(np.float16).astype(np.float32)
+        for shift in (0, 16)
+    )
 
 
 def brain_halves(packed):
     """Two bfloat16 of a register, as float32."""
     packed = np.ascontiguousarray(packed)
-    return (packed << np.uint32(16)).view(np.float32), (packed & np.uint32(0xFFFF0000)).view(np.float32)
+    return (packed << np.uint32(16)).view(np.float32), (packed & np.uint32(0xFFFF0000)).view(
+        np.float32
+    )
 
 
 def _exponent(value):
-    return (np.ascontiguousarray(value).view(np.uint64) >> np.uint64(52) & np.uint64(0x7FF)).astype(np.int64)
+    return (np.ascontiguousarray(value).view(np.uint64) >> np.uint64(52) & np.uint64(0x7FF)).astype(
+        np.int64
+    )
 
 
 def _is_denormal(value):
@@ -186,32 +204,55 @@ def _is_denormal(value):
 
 
 def div_scale_f64(s0, s1, s2):
-    """(D0, VCC): the first branch of AMD's pseudo-code that holds, lane by lane. What the pseudo-code
-    leaves unwritten, D0 = S0."""
+    """(D0, VCC): the first branch of AMD's pseudo-code that holds, lane by lane. What the
+    pseudo-code leaves unwritten, D0 = S0."""
     s0, s1, s2 = (np.ascontiguousarray(x) for x in np.broadcast_arrays(s0, s1, s2))
     up, down = np.ldexp(s0, 128), np.ldexp(s0, -128)
     no, yes = np.zeros(s0.shape, bool), np.ones(s0.shape, bool)
     inverse, quotient = _is_denormal(1.0 / s1), _is_denormal(s2 / s1)
-    branches = [((s2 == 0) | (s1 == 0), np.full(s0.shape, np.nan), no),
-                (_exponent(s2) - _exponent(s1) >= 768, np.where(s0 == s1, up, s0), yes),
-                (_is_denormal(s1), up, no),
-                (inverse & quotient, np.where(s0 == s1, up, s0), yes),
-                (inverse, down, no),
-                (quotient, np.where(s0 == s2, up, s0), yes),
-                (_exponent(s2) <= 53, up, no)]
+    branches = [
+        ((s2 == 0) | (s1 == 0), np.full(s0.shape, np.nan), no),
+        (_exponent(s2) - _exponent(s1) >= 768, np.where(s0 == s1, up, s0), yes),
+        (_is_denormal(s1), up, no),
+        (inverse & quotient, np.where(s0 == s1, up, s0), yes),
+        (inverse, down, no),
+        (quotient, np.where(s0 == s2, up, s0), yes),
+        (_exponent(s2) <= 53, up, no),
+    ]
     conditions = [branch[0] for branch in branches]
-    return (np.select(conditions, [branch[1] for branch in branches], s0),
-            np.select(conditions, [branch[2] for branch in branches], no))
+    return (
+        np.select(conditions, [branch[1] for branch in branches], s0),
+        np.select(conditions, [branch[2] for branch in branches], no),
+    )
 
 
 def div_fixup_f64(s0, s1, s2):
-    """AMD's pseudo-code, branch by branch: s0 the quotient, s1 the denominator, s2 the numerator."""
+    """AMD's pseudo-code, branch by branch: s0 the quotient, s1 the denominator, s2 the
+    numerator."""
     s0, s1, s2 = (np.ascontiguousarray(x) for x in np.broadcast_arrays(s0, s1, s2))
     negative = np.signbit(s1) ^ np.signbit(s2)
     one = np.where(negative, -1.0, 1.0)
     far = _exponent(s2) - _exponent(s1)
-    conditions = [np.isnan(s2), np.isnan(s1), ((s1 == 0) & (s2 == 0)) | (np.isinf(s1) & np.isinf(s2)),
-                  (s1 == 0) | np.isinf(s2), np.isinf(s1) | (s2 == 0), far < -1075, _exponent(s1) == 2047]
+    conditions = [
+        np.isnan(s2),
+        np.isnan(s1),
+        ((s1 == 0) & (s2 == 0)) | (np.isinf(s1) & np.isinf(s2)),
+        (s1 == 0) | np.isinf(s2),
+        np.isinf(s1) | (s2 == 0),
+        far < -1075,
+        _exponent(s1) == 2047,
+    ]
     tiny, huge = np.copysign(5e-324, one), np.copysign(np.inf, one)
-    return np.select(conditions, [s2, s1, np.full(s0.shape, -np.nan), np.copysign(np.inf, one),
-                                  np.copysign(0.0, one), tiny, huge], np.copysign(np.abs(s0), one))
+    return np.select(
+        conditions,
+        [
+            s2,
+            s1,
+            np.full(s0.shape, -np.nan),
+            np.copysign(np.inf, one),
+            np.copysign(0.0, one),
+            tiny,
+            huge,
+        ],
+        np.copysign(np.abs(s0), one),
+    )

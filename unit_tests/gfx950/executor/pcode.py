@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates AMD's pseudo-code of an instruction into numpy expressions.
 
-The pseudo-code is the ISA manual's, as text in `tinygrad.runtime.autogen.amd.cdna.str_pcode`. What is
-translated: assignments of expressions (typed fields, bit slices, casts, ternaries, comparisons, a few
-functions). Loops, conditionals and memory are not; `translate` then raises `Untranslatable`, and the
-instruction has to be modelled by hand (translate.py).
+The pseudo-code is the ISA manual's, as text in `tinygrad.runtime.autogen.amd.cdna.str_pcode`. What
+is translated: assignments of expressions (typed fields, bit slices, casts, ternaries, comparisons,
+a few functions). Loops, conditionals and memory are not; `translate` then raises `Untranslatable`,
+and the instruction has to be modelled by hand (translate.py).
 
-Values are numpy arrays of the type that the pseudo-code names: u32 is uint32, i16 is int16, and so on;
-u24 and i24 are held in 32 bits. Conditions are bool arrays. Shifts by more than the width do not occur:
-the pseudo-code masks the amounts.
+Values are numpy arrays of the type that the pseudo-code names: u32 is uint32, i16 is int16, and so
+on; u24 and i24 are held in 32 bits. Conditions are bool arrays. Shifts by more than the width do
+not occur: the pseudo-code masks the amounts.
 """
 import re
 
-TYPES = {"u8", "i8", "u16", "i16", "f16", "u24", "i24", "u32", "i32", "f32", "u64", "i64", "f64",
-         "b8", "b16", "b32", "b64", "u1", "b1", "u4"}
-DTYPES = {("u", 8): "uint8", ("i", 8): "int8", ("u", 16): "uint16", ("i", 16): "int16",
-          ("f", 16): "float16", ("u", 32): "uint32", ("i", 32): "int32", ("f", 32): "float32",
-          ("u", 64): "uint64", ("i", 64): "int64", ("f", 64): "float64"}
+TYPES = set(
+    "u8 i8 u16 i16 f16 u24 i24 u32 i32 f32 u64 i64 f64 b8 b16 b32 b64 u1 b1 u4".split()
+)
+DTYPES = {
+    ("u", 8): "uint8",
+    ("i", 8): "int8",
+    ("u", 16): "uint16",
+    ("i", 16): "int16",
+    ("f", 16): "float16",
+    ("u", 32): "uint32",
+    ("i", 32): "int32",
+    ("f", 32): "float32",
+    ("u", 64): "uint64",
+    ("i", 64): "int64",
+    ("f", 64): "float64",
+}
 
-TOKEN = re.compile(r"""\s*(?:
+TOKEN = re.compile(
+    r"""\s*(?:
     (?P<cast>\d+'[UIFB]\()
   | (?P<sized>\d+'(?:0x[0-9a-fA-F]+|\d+)[UIBF]?)
   | (?P<float>\d+\.\d+F?)
@@ -26,7 +38,9 @@ TOKEN = re.compile(r"""\s*(?:
   | (?P<int>\d+(?:ULL|LL|U|L)?)
   | (?P<name>[A-Za-z_]\w*)
   | (?P<op><<|>>|<=|>=|==|!=|<>|&&|\|\||\*\*|[-+*/&|^~!<>?:()\[\]{}.,=])
-)""", re.X)
+)""",
+    re.X,
+)
 
 
 class Untranslatable(Exception):
@@ -34,7 +48,8 @@ class Untranslatable(Exception):
 
 
 class Value:
-    """An expression: Python source, kind (u, i, f; B for a condition; k for a bare integer), bits."""
+    """An expression: Python source, kind (u, i, f; B for a condition; k for a bare integer),
+    bits."""
 
     def __init__(self, code, kind, bits, name=None):
         self.code, self.kind, self.bits, self.name = code, kind, bits, name
@@ -52,8 +67,20 @@ class Expression:
     scope.constant(kind, bits, value) -> name of a numpy scalar
     """
 
-    LEVELS = [["||"], ["&&"], ["|"], ["^"], ["&"], ["==", "!=", "<>"], ["<", ">", "<=", ">="],
-              ["<<", ">>"], ["+", "-"], ["*", "/"], ["**"]]
+    LEVELS = [
+        ["||"],
+        ["&&"],
+        ["|"],
+        ["^"],
+        ["&"],
+        ["==", "!=", "<>"],
+        ["<", ">", "<=", ">="],
+        ["<<", ">>"],
+        ["+", "-"],
+        ["*", "/"],
+        ["**"],
+    ]
+    PRECEDENCE = {op: level for level, ops in enumerate(LEVELS) for op in ops}
 
     def __init__(self, text, scope):
         self.scope, self.tokens, at = scope, [], 0
@@ -95,14 +122,18 @@ class Expression:
         condition = self.condition(condition)
         yes, no = self.unify(yes, no)
         if yes.kind == "B":
-            return Value(f"(({condition.code} & {yes.code}) | (~{condition.code} & {no.code}))", "B", 1)
+            return Value(
+                f"(({condition.code} & {yes.code}) | (~{condition.code} & {no.code}))", "B", 1
+            )
         return Value(f"where({condition.code}, {yes.code}, {no.code})", yes.kind, yes.bits)
 
-    def binary(self, level):
-        if level == len(self.LEVELS):
-            return self.unary()
-        left = self.binary(level + 1)
-        while self.tokens[self.at][0] == "op" and self.peek() in self.LEVELS[level]:
+    def binary(self, least):
+        """Operators that bind at least so, from the left."""
+        left = self.unary()
+        while self.tokens[self.at][0] == "op":
+            level = self.PRECEDENCE.get(self.peek(), -1)
+            if level < least:
+                break
             op = self.next()[1]
             left = self.combine(op, left, self.binary(level + 1))
         return left
@@ -159,20 +190,27 @@ class Expression:
             return self.cast(value, "u" if to == "B" else to.lower(), bits)
         if kind == "sized":
             bits, number = text.split("'")
-            suffix = number[-1] if number[-1] in "UIF" or (number[-1] == "B" and "x" not in number) else ""
-            value = int(number[:len(number) - len(suffix)], 0)
+            suffix = (
+                number[-1]
+                if number[-1] in "UIF" or (number[-1] == "B" and "x" not in number)
+                else ""
+            )
+            value = int(number[: len(number) - len(suffix)], 0)
             if bits == "1":
                 return Value("True" if value else "False", "B", 1)
             if suffix == "F":
                 raise Untranslatable(text)
-            return Value(self.scope.constant("i" if suffix == "I" else "u", int(bits), value),
-                         "i" if suffix == "I" else "u", int(bits))
+            return Value(
+                self.scope.constant("i" if suffix == "I" else "u", int(bits), value),
+                "i" if suffix == "I" else "u",
+                int(bits),
+            )
         if kind == "float":
             bits = 32 if text.endswith("F") else 64
             return Value(self.scope.constant("f", bits, float(text.rstrip("F"))), "f", bits)
         if kind in ("hex", "int"):
             suffix = re.search(r"(ULL|LL|U|L)?$", text).group()
-            number = int(text[:len(text) - len(suffix)], 0)
+            number = int(text[: len(text) - len(suffix)], 0)
             if not suffix:
                 return Value(str(number), "k", 32)
             to, bits = ("u" if "U" in suffix else "i"), (64 if "LL" in suffix else 32)
@@ -197,7 +235,7 @@ class Expression:
                 if to not in TYPES:
                     raise Untranslatable("." + to)
                 kind, bits = split_type(to)
-                ahead = [token[1] for token in self.tokens[self.at:self.at + 3]]
+                ahead = [token[1] for token in self.tokens[self.at : self.at + 3]]
                 if value.name is not None and ahead == ["[", "laneId", "]"]:
                     self.at += 3
                     mask = self.scope.operand("LANE:" + value.name, "B", 1)
@@ -278,7 +316,9 @@ class Expression:
             low -= part.bits
             unsigned = self.cast(part, "u", part.bits)
             wide = self.cast(unsigned, "u", total)
-            code.append(f"({wide.code} << {self.scope.constant('u', total, low)})" if low else wide.code)
+            code.append(
+                f"({wide.code} << {self.scope.constant('u', total, low)})" if low else wide.code
+            )
         return Value("(" + " | ".join(code) + ")", "u", total)
 
     def call(self, name, arguments):
@@ -286,8 +326,11 @@ class Expression:
             return arguments[0]
         if name == "signext_from_bit":
             value, width = arguments
-            return Value(f"signext_from_bit({value.code}, {self.cast(width, value.kind, value.bits).code})",
-                         value.kind, value.bits)
+            return Value(
+                f"signext_from_bit({value.code}, {self.cast(width, value.kind, value.bits).code})",
+                value.kind,
+                value.bits,
+            )
         match = re.fullmatch(r"([uif]\d+)_to_([uif]\d+)", name)
         if match:
             kind, bits = split_type(match.group(2))
@@ -337,8 +380,11 @@ class Expression:
         if "f" in (a.kind, b.kind):
             raise Untranslatable("float with integer")
         bits = max(a.bits, b.bits)
-        kind = a.kind if a.kind == b.kind else (a.kind if a.bits > b.bits else
-                                                b.kind if b.bits > a.bits else "u")
+        kind = (
+            a.kind
+            if a.kind == b.kind
+            else (a.kind if a.bits > b.bits else b.kind if b.bits > a.bits else "u")
+        )
         return self.cast(a, kind, bits), self.cast(b, kind, bits)
 
     def cast(self, value, kind, bits):
@@ -377,8 +423,8 @@ class Expression:
 def translate(text, scope):
     """Translates statements into calls of scope.assign(target, kind, bits, Value), in their order.
 
-    Targets: D0, SCC, VCC, tmp, EXEC, ... with the type that the statement names, or None; a target of
-    lanes ("D0.u64[laneId]") is LANE:D0; of a half ("tmp[15 : 0].u16") is tmp:0 or tmp:16.
+    Targets: D0, SCC, VCC, tmp, EXEC, ... with the type that the statement names, or None; a target
+    of lanes ("D0.u64[laneId]") is LANE:D0; of a half ("tmp[15 : 0].u16") is tmp:0 or tmp:16.
     """
     for line in re.sub(r"//[^\n]*", "", text).replace("\n", " ").split(";"):
         line = line.strip()

@@ -11,7 +11,9 @@ of a compute unit:
     L2     (bytes loaded and stored) / 64
 
 Its MFMA share, MFMA / the largest of them, is the fraction of the matrix peak that remains where
-nothing else limits: an estimate, of the problems that the tests run, which are small.
+nothing else limits: an estimate, of the problems that the tests run, which are small, and of tiers
+that need no matrix unit. The last column is that of the launch with the largest share, without
+conflicts.
 """
 import collections
 import json
@@ -35,13 +37,20 @@ def collect(runner):
         extra = {}
         for index, (cycles, waves) in report.conflicts.items():
             if waves:
-                extra[program.instructions[index].name] = extra.get(program.instructions[index].name, 0) + round(
-                    cycles / waves * counts[index])
+                extra[program.instructions[index].name] = extra.get(
+                    program.instructions[index].name, 0
+                ) + round(cycles / waves * counts[index])
         kernels[name] = {
-            "launches": report.launches, "groups": report.groups, "waves": report.waves, "executed": counts,
+            "launches": report.launches,
+            "groups": report.groups,
+            "waves": report.waves,
+            "executed": counts,
             "kinds": [one.kind for one in program.instructions],
             "texts": [f"{one.offset:#x} {one.text}" for one in program.instructions],
-            "bytes": dict(report.counts), "conflict_cycles": extra, "best": report.best}
+            "bytes": dict(report.counts),
+            "conflict_cycles": extra,
+            "best": report.best,
+        }
     for name in runner.kernels:
         if name not in kernels:
             kernels[name] = None
@@ -49,7 +58,8 @@ def collect(runner):
 
 
 def merge(files):
-    """Kernels by name. One kernel may be compiled into several code objects: the texts tell them apart."""
+    """Kernels by name. One kernel may be compiled into several code objects: the texts tell them
+    apart."""
     merged, never = {}, set()
     for path in files:
         with open(path) as file:
@@ -60,14 +70,19 @@ def merge(files):
                 continue
             key = (name, len(one["texts"]))
             if key not in merged:
-                merged[key] = {**one, "bytes": collections.Counter(one["bytes"]),
-                               "conflict_cycles": collections.Counter(one["conflict_cycles"])}
+                merged[key] = {
+                    **one,
+                    "bytes": collections.Counter(one["bytes"]),
+                    "conflict_cycles": collections.Counter(one["conflict_cycles"]),
+                }
                 continue
             into = merged[key]
             for what in ("launches", "groups", "waves"):
                 into[what] += one[what]
             into["executed"] = [a + b for a, b in zip(into["executed"], one["executed"])]
-            into["best"] = max(into["best"], one["best"], key=lambda best: best["share"] if best else -1)
+            into["best"] = max(
+                into["best"], one["best"], key=lambda best: best["share"] if best else -1
+            )
             into["bytes"].update(one["bytes"])
             into["conflict_cycles"].update(one["conflict_cycles"])
     launched = {name for name, _ in merged}
@@ -81,15 +96,19 @@ def is_padding(text):
 
 def roofline(kinds, octets, conflicts):
     """Cycles of a compute unit, limit by limit."""
-    return {"MFMA": 16 * kinds.get("matrix", 0) / 4,
-            "issue": 4 * (kinds.get("valu", 0) + kinds.get("matrix", 0)) / 4,
-            "LDS": octets.get("lds", 0) / 128 + conflicts,
-            "L2": (octets.get("loaded", 0) + octets.get("stored", 0)) / 64}
+    return {
+        "MFMA": 16 * kinds.get("matrix", 0) / 4,
+        "issue": 4 * (kinds.get("valu", 0) + kinds.get("matrix", 0)) / 4,
+        "LDS": octets.get("lds", 0) / 128 + conflicts,
+        "L2": (octets.get("loaded", 0) + octets.get("stored", 0)) / 64,
+    }
 
 
 def summary(one):
     """Coverage and totals of a kernel. Padding after its last instruction does not count."""
-    last = max(i for i, text in enumerate(one["texts"]) if not is_padding(text) or " s_endpgm(" in text)
+    last = max(
+        i for i, text in enumerate(one["texts"]) if not is_padding(text) or " s_endpgm(" in text
+    )
     considered = range(last + 1)
     missed = [i for i in considered if not one["executed"][i] and not is_padding(one["texts"][i])]
     total = sum(1 for i in considered if not is_padding(one["texts"][i]))
@@ -98,19 +117,28 @@ def summary(one):
         kinds[kind] += count
     conflicts = sum(one["conflict_cycles"].values())
     cycles = roofline(kinds, one["bytes"], conflicts)
-    return {"covered": (total - len(missed)) / total, "missed": missed, "total": total, "kinds": kinds,
-            "conflicts": conflicts, "cycles": cycles,
-            "share": cycles["MFMA"] / max(max(cycles.values()), 1e-9)}
+    return {
+        "covered": (total - len(missed)) / total,
+        "missed": missed,
+        "total": total,
+        "kinds": kinds,
+        "conflicts": conflicts,
+        "cycles": cycles,
+        "share": cycles["MFMA"] / max(max(cycles.values()), 1e-9),
+    }
 
 
 def short(name):
     """A kernel's name as the tables of docs/gfx950.md have it."""
     from .machine import demangled
+
     name = demangled(name)
     found = re.search(r"run_group<(.*)>\(", name)
     name = found.group(1) if found else name
     name = re.sub(r"KokkosMX::Impl::|\(anonymous namespace\)::", "", name)
-    name = re.sub(r"RowKernel<(.*?)<PortableQuantizeAtom(?:, (\w+)Format)?> ?>", r"\1<\2>", name).replace("<>", "")
+    name = re.sub(
+        r"RowKernel<(.*?)<PortableQuantizeAtom(?:, (\w+)Format)?> ?>", r"\1<\2>", name
+    ).replace("<>", "")
     tile = re.search(r"FragmentKernel<FragmentTile<(\d+), (\d+), (\d+), (\d+), (\d+)", name)
     if tile:
         values = [int(tile.group(i)) for i in range(1, 6)]
@@ -128,26 +156,48 @@ def number(value):
 
 def print_tables(merged, never, least=0.0):
     """Prints the tables; returns the kernels of which less than `least` was executed."""
-    rows = sorted(((short(name), one, summary(one)) for (name, _), one in merged.items()), key=lambda row: row[0])
-    print("Executed on a CPU: wave instructions by kind, bytes, extra cycles of LDS bank conflicts\n")
-    print("| kernel | launches | waves | covered | " + " | ".join(KINDS) + " | "
-          + " | ".join(f"{what} bytes" for what in BYTES) + " | conflict cycles |")
+    rows = sorted(
+        ((short(name), one, summary(one)) for (name, _), one in merged.items()),
+        key=lambda row: row[0],
+    )
+    print(
+        "Executed on a CPU: wave instructions by kind, bytes, extra cycles of LDS bank conflicts\n"
+    )
+    print(
+        "| kernel | launches | waves | covered | "
+        + " | ".join(KINDS)
+        + " | "
+        + " | ".join(f"{what} bytes" for what in BYTES)
+        + " | conflict cycles |"
+    )
     print("|---" * (5 + len(KINDS) + len(BYTES)) + "|")
     for name, one, sums in rows:
-        print(f"| {name} | {one['launches']} | {number(one['waves'])} | {100 * sums['covered']:.1f}% | "
-              + " | ".join(number(sums["kinds"][kind]) for kind in KINDS) + " | "
-              + " | ".join(number(one["bytes"].get(what, 0)) for what in BYTES)
-              + f" | {number(sums['conflicts'])} |")
-    print("\nEstimate, not measured: cycles of a compute unit of MI355X for all of it (see report.py)\n")
-    print("| kernel | MFMA | issue | LDS | L2 | matrix instructions | estimated share of the matrix peak | of the "
-          "best launch |")
+        print(
+            f"| {name} | {one['launches']} | {number(one['waves'])} | {100 * sums['covered']:.1f}% | "
+            + " | ".join(number(sums["kinds"][kind]) for kind in KINDS)
+            + " | "
+            + " | ".join(number(one["bytes"].get(what, 0)) for what in BYTES)
+            + f" | {number(sums['conflicts'])} |"
+        )
+    print(
+        "\nEstimate, not measured: cycles of a compute unit of MI355X for all of it (see report.py)\n"
+    )
+    print(
+        "| kernel | MFMA | issue | LDS | L2 | matrix instructions | estimated share of the matrix peak | of the "
+        "best launch |"
+    )
     print("|---" * 8 + "|")
     for name, one, sums in rows:
         if sums["kinds"]["matrix"]:
             executed = sum(sums["kinds"].values())
-            print(f"| {name} | " + " | ".join(number(sums["cycles"][what]) for what in ("MFMA", "issue", "LDS", "L2"))
-                  + f" | {100 * sums['kinds']['matrix'] / executed:.1f}% | {100 * sums['share']:.0f}%"
-                  + f" | {100 * one['best']['share']:.0f}% ({one['best']['label']}, {one['best']['groups']} groups) |")
+            print(
+                f"| {name} | "
+                + " | ".join(
+                    number(sums["cycles"][what]) for what in ("MFMA", "issue", "LDS", "L2")
+                )
+                + f" | {100 * sums['kinds']['matrix'] / executed:.1f}% | {100 * sums['share']:.0f}%"
+                + f" | {100 * one['best']['share']:.0f}% ({one['best']['label']}, {one['best']['groups']} groups) |"
+            )
     print("\nNot executed\n")
     failed = []
     for name, one, sums in rows:

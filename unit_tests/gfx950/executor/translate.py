@@ -30,8 +30,17 @@ from .waits import Waits
 VCC, M0, EXEC, SCC = 106, 124, 126, 128
 VGPR, AGPR, REGISTERS = 256, 512, 768
 
-INLINE_FLOATS = {240: 0.5, 241: -0.5, 242: 1.0, 243: -1.0, 244: 2.0, 245: -2.0, 246: 4.0, 247: -4.0,
-                 248: 0.15915494309189532}
+INLINE_FLOATS = {
+    240: 0.5,
+    241: -0.5,
+    242: 1.0,
+    243: -1.0,
+    244: 2.0,
+    245: -2.0,
+    246: 4.0,
+    247: -4.0,
+    248: 0.15915494309189532,
+}
 
 
 class Unsupported(Exception):
@@ -67,7 +76,9 @@ class Instruction:
         if self.format.startswith("SOPP"):
             if self.name.startswith(("s_branch", "s_cbranch")):
                 return "branch"
-            return "wait" if self.name in ("s_nop", "s_waitcnt", "s_barrier", "s_endpgm") else "salu"
+            return (
+                "wait" if self.name in ("s_nop", "s_waitcnt", "s_barrier", "s_endpgm") else "salu"
+            )
         if self.format.startswith("SOP"):
             return "salu"
         if self.format == "SMEM":
@@ -97,7 +108,9 @@ class Segment:
         self.kinds = collections.Counter(one.kind for one in program.instructions[first:last])
         self.reads = self.writes = None
         name = self.end.name
-        self.kind = {"s_branch": "branch", "s_barrier": "barrier", "s_endpgm": "end"}.get(name, "next")
+        self.kind = {"s_branch": "branch", "s_barrier": "barrier", "s_endpgm": "end"}.get(
+            name, "next"
+        )
         if name.startswith("s_cbranch"):
             self.kind = "choice"
         self.next = last
@@ -113,14 +126,20 @@ class Program:
     def __init__(self, kernel):
         self.kernel = kernel
         listed = kernel.code.instructions(kernel)
-        self.instructions = [Instruction(i, offset, inst) for i, (offset, inst) in enumerate(listed)]
+        self.instructions = [
+            Instruction(i, offset, inst) for i, (offset, inst) in enumerate(listed)
+        ]
         self.places = {one.offset: one.index for one in self.instructions}
         self.constants = {}
         leaders = {0}
         for one in self.instructions:
             if one.kind == "branch":
                 leaders.add(self.index_of(self.target(one)))
-            if one.kind == "branch" or one.name in ("s_barrier", "s_endpgm", "unknown") or one.writes_exec():
+            if (
+                one.kind == "branch"
+                or one.name in ("s_barrier", "s_endpgm", "unknown")
+                or one.writes_exec()
+            ):
                 leaders.add(one.index + 1)
         self.leaders = sorted(leader for leader in leaders if leader < len(self.instructions))
         ends = self.leaders[1:] + [len(self.instructions)]
@@ -129,8 +148,14 @@ class Program:
         self.codes = {}
         self.waits = Waits(self)
         # LDS is watched in bytes where the kernel has instructions that access less than a dword.
-        self.lds_granule = 1 if any(one.kind == "lds" and re.search(r"_(b8|u8|i8|b16|u16|i16)", one.name)
-                                    for one in self.instructions) else 4
+        self.lds_granule = (
+            1
+            if any(
+                one.kind == "lds" and re.search(r"_(b8|u8|i8|b16|u16|i16)", one.name)
+                for one in self.instructions
+            )
+            else 4
+        )
 
     def target(self, one):
         distance = one.inst.simm16
@@ -162,6 +187,7 @@ def by_hand(*names):
         for name in names:
             HAND[name] = method
         return method
+
     return mark
 
 
@@ -181,7 +207,7 @@ class Emitter:
     def source(self):
         exposed, written = set(), set()
         self.written = written  # by earlier instructions of the segment
-        for one in self.program.instructions[self.segment.first:self.segment.last]:
+        for one in self.program.instructions[self.segment.first : self.segment.last]:
             self.reads, self.writes, self.lanes = set(), set(), set()
             self.one, self.inst = one, one.inst
             start = len(self.lines)
@@ -217,7 +243,9 @@ class Emitter:
             value %= 1 << bits
             if kind == "i" and value >= 1 << (bits - 1):
                 value -= 1 << bits
-        name = "k_" + re.sub(r"\W", "_", f"{dtype.name}_{value}".replace("-", "m").replace(".", "p"))
+        name = "k_" + re.sub(
+            r"\W", "_", f"{dtype.name}_{value}".replace("-", "m").replace(".", "p")
+        )
         self.constants[name] = dtype.type(value)
         return name
 
@@ -419,11 +447,17 @@ class Emitter:
         if not (number <= 101 or number in (VCC, VCC + 1, M0, EXEC, EXEC + 1)):
             raise Unsupported(f"scalar register {number}")
         self.masks.pop(number & ~1, None)
-        self.line(f"copyto({where}, {code}, where=aw)" if self.variant == "mask" else f"{where}[...] = {code}")
+        self.line(
+            f"copyto({where}, {code}, where=aw)"
+            if self.variant == "mask"
+            else f"{where}[...] = {code}"
+        )
 
     def put_scc(self, code):
         self.writes.add(SCC)
-        self.line(f"copyto(scc, {code}, where=aw)" if self.variant == "mask" else f"scc[...] = {code}")
+        self.line(
+            f"copyto(scc, {code}, where=aw)" if self.variant == "mask" else f"scc[...] = {code}"
+        )
 
     def put_mask(self, number, code):
         name = self.fresh()
@@ -439,7 +473,9 @@ class Emitter:
                 code = f"{code}.view(uint64)"
             self.line(f"{name} = {code}")
             self.put_vector(number, "u", 32, f"{name}.astype(uint32)")
-            self.put_vector(number + 1, "u", 32, f"({name} >> {self.constant('u', 64, 32)}).astype(uint32)")
+            self.put_vector(
+                number + 1, "u", 32, f"({name} >> {self.constant('u', 64, 32)}).astype(uint32)"
+            )
             return
         self.writes.add(VGPR + number)
         if bits == 32:
@@ -487,14 +523,27 @@ class Emitter:
 
     def program_flow(self):
         name = self.one.name
-        if name in ("s_nop", "s_branch", "s_barrier", "s_endpgm", "s_waitcnt", "s_sleep", "s_setprio"):
+        if name in (
+            "s_nop",
+            "s_branch",
+            "s_barrier",
+            "s_endpgm",
+            "s_waitcnt",
+            "s_sleep",
+            "s_setprio",
+        ):
             return
         if name == "s_set_gpr_idx_off":
             self.indexing = None
             return
-        conditions = {"s_cbranch_scc0": ("~scc", SCC), "s_cbranch_scc1": ("scc", SCC),
-                      "s_cbranch_vccz": ("s64[106] == 0", VCC), "s_cbranch_vccnz": ("s64[106] != 0", VCC),
-                      "s_cbranch_execz": ("s64[126] == 0", EXEC), "s_cbranch_execnz": ("s64[126] != 0", EXEC)}
+        conditions = {
+            "s_cbranch_scc0": ("~scc", SCC),
+            "s_cbranch_scc1": ("scc", SCC),
+            "s_cbranch_vccz": ("s64[106] == 0", VCC),
+            "s_cbranch_vccnz": ("s64[106] != 0", VCC),
+            "s_cbranch_execz": ("s64[126] == 0", EXEC),
+            "s_cbranch_execnz": ("s64[126] != 0", EXEC),
+        }
         if name not in conditions:
             raise Unsupported("not modelled")
         code, register = conditions[name]
@@ -516,11 +565,13 @@ class Emitter:
             immediate = inst.simm16
 
             def imm(kind, bits, half):
-                return self.bits_constant(kind, bits, immediate if bits == 16 or immediate < 32768
-                                          else immediate - 65536)
+                return self.bits_constant(
+                    kind, bits, immediate if bits == 16 or immediate < 32768 else immediate - 65536
+                )
 
             def register(kind, bits, half):
                 return self.encoded(destination, kind, bits)
+
             if one.name.startswith("s_cmpk"):
                 self.sources = {"S0": register, "S1": imm}
             else:
@@ -532,8 +583,11 @@ class Emitter:
             for i, field in enumerate(("ssrc0", "ssrc1")):
                 if hasattr(inst, field):
                     encoding = getattr(inst, field).offset
-                    self.sources[f"S{i}"] = (lambda kind, bits, half, encoding=encoding:
-                                             self.encoded(encoding, kind, bits))
+                    self.sources[f"S{i}"] = (
+                        lambda kind, bits, half, encoding=encoding: self.encoded(
+                            encoding, kind, bits
+                        )
+                    )
         if one.name in HAND:
             HAND[one.name](self, destination)
             return
@@ -561,8 +615,10 @@ class Emitter:
         self.writes |= set(range(destination, destination + count))
         for number in range(destination, destination + count):
             self.masks.pop(number & ~1, None)
-        self.line(f"scalar_load({self.one.index}, {base}, {offset}, {destination}, {count}, "
-                  f"{'aw' if self.variant == 'mask' else 'None'})")
+        self.line(
+            f"scalar_load({self.one.index}, {base}, {offset}, {destination}, {count}, "
+            f"{'aw' if self.variant == 'mask' else 'None'})"
+        )
 
     def vector_operation(self):
         one, inst = self.one, self.inst
@@ -597,7 +653,9 @@ class Emitter:
         if destination is not None and destination >= 256:
             self.sources["D0"] = lambda kind, bits, half: self.encoded(destination, kind, bits)
         if "literal" in dir(inst):
-            self.sources["SIMM32"] = lambda kind, bits, half: self.bits_constant(kind, bits, inst.literal)
+            self.sources["SIMM32"] = lambda kind, bits, half: self.bits_constant(
+                kind, bits, inst.literal
+            )
         carries = re.search(r"_(addc|subb|subbrev)_co|cndmask|div_fmas", name)
         if carries and form == "VOP3SD" or name == "v_cndmask_b32" and form == "VOP3":
             self.carry_in = inst.src2.offset
@@ -626,8 +684,8 @@ class Emitter:
                     code = f"({low} | ({code}.view(uint16).astype(uint32) << 16))"
                     kind, bits = "u", 32
                 elif bits == 16 and name == "v_bitop3_b16":
-                    # The upper half is kept, defined or not, as with other instructions with op_sel:
-                    # compilers do not use it.
+                    # The upper half is kept, defined or not, as with other instructions with
+                    # op_sel: compilers do not use it.
                     high = f"(v[{destination - 256}] & {self.constant('u', 32, 0xFFFF0000)})"
                     code, kind, bits = f"({high} | {code})", "u", 32
                 self.put_vector(destination - 256, kind, bits, code)
@@ -655,6 +713,7 @@ class Emitter:
             else:
                 code = self.encoded(encoding, kind, bits)
             return self.modified(code, kind, position)
+
         return get
 
     def packed_source(self, encoding, position):
@@ -677,12 +736,19 @@ class Emitter:
             # The whole register, its halves placed as op_sel says.
             whole = self.encoded(encoding, "u", 32)
             if (low, high) != (0, 1):
-                lower = f"({whole} >> 16)" if low else f"({whole} & {self.constant('u', 32, 0xFFFF)})"
-                upper = f"({whole} & {self.constant('u', 32, 0xFFFF0000)})" if high else f"({whole} << 16)"
+                lower = (
+                    f"({whole} >> 16)" if low else f"({whole} & {self.constant('u', 32, 0xFFFF)})"
+                )
+                upper = (
+                    f"({whole} & {self.constant('u', 32, 0xFFFF0000)})"
+                    if high
+                    else f"({whole} << 16)"
+                )
                 whole = f"({lower} | {upper})"
             if (kind, bits) == ("u", 32):
                 return whole
             raise Unsupported(f"a packed operand as {kind}{bits}")
+
         return get
 
     def sdwa_source(self, encoding, position):
@@ -714,6 +780,7 @@ class Emitter:
                 code = f"{code}.astype(uint16)"
                 return code if kind == "u" else f"{code}.view(int16)"
             raise Unsupported(f"a selected operand of {bits} bits")
+
         return get
 
     def sdwa_result(self, code, kind, bits, destination):
@@ -747,8 +814,20 @@ class Emitter:
         operation, what = match.group(2), match.group(3)
         if inst.sve and form == "GLOBAL":
             raise Unsupported("a load into LDS")
-        sizes = {"dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16, "ubyte": 1, "ushort": 2,
-                 "byte": 1, "short": 2, "sbyte": 1, "sshort": 2, "byte_d16_hi": 1, "short_d16_hi": 2}
+        sizes = {
+            "dword": 4,
+            "dwordx2": 8,
+            "dwordx3": 12,
+            "dwordx4": 16,
+            "ubyte": 1,
+            "ushort": 2,
+            "byte": 1,
+            "short": 2,
+            "sbyte": 1,
+            "sshort": 2,
+            "byte_d16_hi": 1,
+            "short_d16_hi": 2,
+        }
         if operation == "atomic":
             if what not in ("add", "add_x2") or inst.sc0:
                 raise Unsupported("not modelled")
@@ -779,8 +858,10 @@ class Emitter:
             registers = self.registers(inst.data.offset, dwords, inst.acc)
             self.reads |= {VGPR + r for r in registers}
         place = "scratch" if form == "SCRATCH" else "global"
-        self.line(f"{place}_{operation}({self.one.index}, {address}, {saddr}, {offset}, {registers}, "
-                  f"{size}, {what!r}, {self.em})")
+        self.line(
+            f"{place}_{operation}({self.one.index}, {address}, {saddr}, {offset}, {registers}, "
+            f"{size}, {what!r}, {self.em})"
+        )
 
     def lds(self):
         inst, name = self.inst, self.one.name
@@ -794,7 +875,11 @@ class Emitter:
         if pair:
             size = int(pair.group(3)) // 8
             step = size * (64 if pair.group(2) else 1)
-            offsets, operation, signed = [inst.offset0 * step, inst.offset1 * step], pair.group(1), False
+            offsets, operation, signed = (
+                [inst.offset0 * step, inst.offset1 * step],
+                pair.group(1),
+                False,
+            )
         elif single:
             size, operation = int(single.group(3)) // 8, single.group(1)
             offsets, signed = [inst.offset0 | inst.offset1 << 8], single.group(2) == "i"
@@ -812,8 +897,10 @@ class Emitter:
             if pair:
                 registers += self.registers(inst.data1.offset, dwords, inst.acc)
             self.reads |= {VGPR + r for r in registers}
-        self.line(f"lds_{operation}({self.one.index}, {address}, {offsets}, {registers}, {size}, "
-                  f"{atomic.group(1) if atomic else 'none'!r}, {signed}, {self.em})")
+        self.line(
+            f"lds_{operation}({self.one.index}, {address}, {offsets}, {registers}, {size}, "
+            f"{atomic.group(1) if atomic else 'none'!r}, {signed}, {self.em})"
+        )
 
     # ---------------------------------------------------------------- modelled by hand
 
@@ -825,6 +912,7 @@ class Emitter:
             if reg.offset < 256:
                 raise Unsupported("a matrix operand that is no vector register")
             return self.registers(reg.offset, count, is_acc)
+
         if name == "v_mfma_i32_16x16x64_i8":
             if inst.cbsz or inst.abid or inst.blgp:
                 raise Unsupported("cbsz, abid, blgp")
@@ -838,7 +926,9 @@ class Emitter:
                 raise Unsupported("neg, abid")
             a, b = registers(inst.src0, 4, acc & 1), registers(inst.src1, 4, acc >> 1 & 1)
             if inst.scale_src0 < 256 or inst.scale_src1 < 256:
-                raise Unsupported("a scale operand that is no VGPR: the hardware reads other bits of it")
+                raise Unsupported(
+                    "a scale operand that is no VGPR: the hardware reads other bits of it"
+                )
             scale = [inst.scale_src0 - 256, inst.scale_src1 - 256]
             self.reads |= {VGPR + r for r in scale}
             byte = [(inst.opsel >> i & 1) + 2 * (inst.opsel_hi >> i & 1) for i in range(2)]
@@ -859,8 +949,10 @@ class Emitter:
         early = [r - VGPR for r in sorted(self.reads) if r in self.written]
         late = [r - VGPR for r in sorted(self.reads) if r not in self.written]
         self.line(f"check_matrix({self.one.index}, {late}, {early})")
-        self.line(f"matrix_{kind}({self.one.index}, {a}, {b}, {c}, {d}{scales}, "
-                  f"{'aw' if self.variant == 'mask' else 'None'})")
+        self.line(
+            f"matrix_{kind}({self.one.index}, {a}, {b}, {c}, {d}{scales}, "
+            f"{'aw' if self.variant == 'mask' else 'None'})"
+        )
 
     @by_hand("v_readlane_b32")
     def hand_readlane(self, destination):
@@ -871,8 +963,12 @@ class Emitter:
             self.reads.add(self.inst.src1.offset)
         else:
             lane = (lane - 128) & 63
-        self.put_scalar(destination - 256 if destination >= 256 else destination, "u", 32,
-                        f"read_lane({self.one.index}, {source}, {lane}, {VGPR + source in self.written})")
+        self.put_scalar(
+            destination - 256 if destination >= 256 else destination,
+            "u",
+            32,
+            f"read_lane({self.one.index}, {source}, {lane}, {VGPR + source in self.written})",
+        )
 
     @by_hand("v_writelane_b32")
     def hand_writelane(self, destination):
@@ -885,8 +981,10 @@ class Emitter:
             lane = f"(s[{lane}] & 63).astype(int64)"
         else:
             lane = (lane - 128) & 63
-        self.line(f"write_lane({self.one.index}, {destination - 256}, {lane}, {value}, "
-                  f"{'aw' if self.variant == 'mask' else 'None'})")
+        self.line(
+            f"write_lane({self.one.index}, {destination - 256}, {lane}, {value}, "
+            f"{'aw' if self.variant == 'mask' else 'None'})"
+        )
 
     @by_hand("v_readfirstlane_b32")
     def hand_readfirstlane(self, destination):
@@ -894,7 +992,11 @@ class Emitter:
         if source < 256:
             raise Unsupported("readfirstlane of a scalar")
         self.reads.add(source)
-        code = f"v[{source - 256}][:, 0]" if self.variant == "full" else f"first_lane(v[{source - 256}], em)"
+        code = (
+            f"v[{source - 256}][:, 0]"
+            if self.variant == "full"
+            else f"first_lane(v[{source - 256}], em)"
+        )
         self.put_scalar(destination - 256 if destination >= 256 else destination, "u", 32, code)
 
     def result(self, code, kind="u", bits=32, target="D0"):
@@ -940,8 +1042,11 @@ class Emitter:
         terms = []
         for row in range(8):
             if (table >> row & 1) != inverted:
-                terms.append("(" + " & ".join(("" if row >> (2 - i) & 1 else "~") + names[i] for i in range(3))
-                             + ")")
+                terms.append(
+                    "("
+                    + " & ".join(("" if row >> (2 - i) & 1 else "~") + names[i] for i in range(3))
+                    + ")"
+                )
         code = " | ".join(terms) if terms else self.constant("u", bits, 0)
         self.result(f"~({code})" if inverted else code, "u", bits)
 
@@ -967,8 +1072,19 @@ class Emitter:
     def hand_mad_u16(self, destination):
         if self.inst.opsel & 8:
             raise Unsupported("op_sel of the result")
-        self.result(" ".join((self.get("S0", "u", 16), "*", self.get("S1", "u", 16), "+",
-                              self.get("S2", "u", 16))), "u", 16)
+        self.result(
+            " ".join(
+                (
+                    self.get("S0", "u", 16),
+                    "*",
+                    self.get("S1", "u", 16),
+                    "+",
+                    self.get("S2", "u", 16),
+                )
+            ),
+            "u",
+            16,
+        )
 
     @by_hand("v_pk_sub_u16/clamp")
     def hand_pk_sub_clamp(self, destination):
@@ -996,7 +1112,9 @@ class Emitter:
 
     @by_hand("v_cvt_scalef32_pk_fp4_f32")
     def hand_cvt_fp4_f32(self, destination):
-        self.convert_fp4(destination, f"{self.get('S0', 'f')}, {self.get('S1', 'f')}", self.get("S2", "f"))
+        self.convert_fp4(
+            destination, f"{self.get('S0', 'f')}, {self.get('S1', 'f')}", self.get("S2", "f")
+        )
 
     @by_hand("v_cvt_scalef32_pk_fp4_f16", "v_cvt_scalef32_pk_fp4_bf16")
     def hand_cvt_fp4_16(self, destination):
@@ -1027,13 +1145,15 @@ class Emitter:
     @by_hand("v_div_scale_f64")
     def hand_div_scale(self, destination):
         d, c = self.fresh(), self.fresh()
-        self.line(f"{d}, {c} = div_scale_f64({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})")
+        self.line(
+            f"{d}, {c} = div_scale_f64({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})"
+        )
         self.outputs += [("D0", "f", 64, d), ("LANE:VCC", "B", 1, c)]
 
     @by_hand("v_div_fmas_f64")
     def hand_div_fmas(self, destination):
-        # The pseudo-code's 2^64 does not undo the 2^128 of v_div_scale_f64; this does: a large quotient
-        # is that of a denominator scaled up, a small one of a numerator scaled up.
+        # The pseudo-code's 2^64 does not undo the 2^128 of v_div_scale_f64; this does: a large
+        # quotient is that of a denominator scaled up, a small one of a numerator scaled up.
         mask = self.mask(VCC)
         p, q = self.fresh(), self.fresh()
         self.line(f"{q} = {self.get('S2', 'f', 64)}")
@@ -1042,7 +1162,9 @@ class Emitter:
 
     @by_hand("v_div_fixup_f64")
     def hand_div_fixup(self, destination):
-        self.result(f"div_fixup_f64({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})", "f", 64)
+        self.result(
+            f"div_fixup_f64({', '.join(self.get(n, 'f', 64) for n in ('S0', 'S1', 'S2'))})", "f", 64
+        )
 
     @by_hand("s_getpc_b64")
     def hand_getpc(self, destination):

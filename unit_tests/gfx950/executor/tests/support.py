@@ -38,11 +38,34 @@ def compiled(source, name, assembly=False):
     with open(path + (".s" if assembly else ".hip"), "w") as file:
         file.write(source if assembly else HIP_PRELUDE + source)
     if assembly:
-        command = [compiler(), "-x", "assembler", "-target", "amdgcn-amd-amdhsa", "-mcpu=gfx950", path + ".s", "-o",
-                   path]
+        command = [
+            compiler(),
+            "-x",
+            "assembler",
+            "-target",
+            "amdgcn-amd-amdhsa",
+            "-mcpu=gfx950",
+            path + ".s",
+            "-o",
+            path,
+        ]
     else:
-        command = [compiler(), "-x", "hip", "--offload-arch=gfx950", "-nogpuinc", "-nogpulib", "-O2", "-std=c++20",
-                   "--cuda-device-only", "--no-gpu-bundle-output", "-c", path + ".hip", "-o", path]
+        command = [
+            compiler(),
+            "-x",
+            "hip",
+            "--offload-arch=gfx950",
+            "-nogpuinc",
+            "-nogpulib",
+            "-O2",
+            "-std=c++20",
+            "--cuda-device-only",
+            "--no-gpu-bundle-output",
+            "-c",
+            path + ".hip",
+            "-o",
+            path,
+        ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return path
@@ -75,20 +98,28 @@ class Device:
     def buffer(self, name, values, initialized=True):
         octets = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
         address, self.at = self.at, self.at + (len(octets) + 4096 + 255) // 256 * 256
-        self.octets[address:address + len(octets)] = octets
-        self.buffers.append({"name": name, "address": BASE + address, "bytes": len(octets),
-                             "initialized": initialized})
+        self.octets[address : address + len(octets)] = octets
+        self.buffers.append(
+            {
+                "name": name,
+                "address": BASE + address,
+                "bytes": len(octets),
+                "initialized": initialized,
+            }
+        )
         return BASE + address
 
     def read(self, address, dtype, count):
         start = address - BASE
-        return self.octets[start:start + count * np.dtype(dtype).itemsize].view(dtype)
+        return self.octets[start : start + count * np.dtype(dtype).itemsize].view(dtype)
 
     def launch(self, name, groups, block, *arguments, lds=0):
         """Arguments: addresses (above 2^32) and 32-bit integers."""
         self.memory.set_buffers(self.buffers)
-        data = [struct.pack("<Q", value) if value >= 1 << 32 else struct.pack("<I", value % (1 << 32))
-                for value in arguments]
+        data = [
+            struct.pack("<Q", value) if value >= 1 << 32 else struct.pack("<I", value % (1 << 32))
+            for value in arguments
+        ]
         return self.machine.launch(name, [groups, 1, 1], [block, 1, 1], lds, data)
 
     def instructions(self, name):
@@ -101,8 +132,9 @@ class Alone:
     def __init__(self, texts, lds_bytes=0):
         kernels = "\n".join(f"{text}\ns_endpgm" for text in texts)
         source = KERNEL.replace("BODY", kernels)
-        self.code = code_object.CodeObject(compiled(source, f"alone{abs(hash(tuple(texts)))}", assembly=True),
-                                           machine.CODE_BASE)
+        self.code = code_object.CodeObject(
+            compiled(source, f"alone{abs(hash(tuple(texts)))}", assembly=True), machine.CODE_BASE
+        )
         kernel = self.code.kernels["alone"]
         octets = np.zeros(4096, np.uint8)
         self.machine = machine.Machine(machine.Memory(BASE, octets), [self.code])
@@ -111,12 +143,19 @@ class Alone:
         self.machine.lds_bytes = lds_bytes
         self.machine.conflicts = collections.defaultdict(lambda: [0, 0])
         ends = [one.index for one in self.program.instructions if one.name == "s_endpgm"]
-        self.firsts = [0] + [end + 1 for end in ends[:len(texts) - 1]]
+        self.firsts = [0] + [end + 1 for end in ends[: len(texts) - 1]]
         self.ends = ends
 
     def batch(self, waves=2):
-        batch = machine.Batch(self.machine, self.program, 1, waves, self.machine.lds_bytes, [64 * waves, 1, 1])
-        batch.start(0, [1, 1, 1], [64 * waves, 1, 1], machine.Region(0x600000000000, np.zeros(64, np.uint8), ""))
+        batch = machine.Batch(
+            self.machine, self.program, 1, waves, self.machine.lds_bytes, [64 * waves, 1, 1]
+        )
+        batch.start(
+            0,
+            [1, 1, 1],
+            [64 * waves, 1, 1],
+            machine.Region(0x600000000000, np.zeros(64, np.uint8), ""),
+        )
         batch.known[...] = machine.ALL
         batch.all_known[...] = True
         batch.origins = {}
@@ -134,7 +173,9 @@ class Alone:
         segment = translate.Segment.__new__(translate.Segment)
         segment.program, segment.first, segment.last = self.program, at, end
         with np.errstate(all="ignore"):
-            code = compile(translate.Emitter(self.program, segment, variant, False).source(), "alone", "exec")
+            code = compile(
+                translate.Emitter(self.program, segment, variant, False).source(), "alone", "exec"
+            )
             batch.names.update(self.program.constants)
             exec(code, batch.names)
             batch.names["run"]()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole kernels: right ones give the right results, and each kind of bug is caught, with the kernel, the
-place and the instruction named."""
+"""Whole kernels: right ones give the right results, and each kind of bug is caught, with the
+kernel, the place and the instruction named."""
 import struct
 
 import numpy as np
@@ -60,13 +60,10 @@ extern "C" __global__ void places(const int* from, int* to) {
   to[256 * group + thread] = sum;
 }
 extern "C" __global__ void tally(const unsigned* from, unsigned* largest, unsigned long long* sum) {
-  __shared__ unsigned most;
-  if (thread == 0) most = 0;
-  barrier();
-  __hip_atomic_fetch_max(&most, from[256 * group + thread], __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
-  barrier();
-  largest[256 * group + thread] = most;
-  __hip_atomic_fetch_add(sum, (unsigned long long)from[256 * group + thread], __ATOMIC_RELAXED,
+  __shared__ unsigned most; if (thread == 0) most = 0; barrier(); __hip_atomic_fetch_max(&most,
+  from[256 * group + thread], __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP); barrier();
+  largest[256 * group + thread] = most; __hip_atomic_fetch_add(sum, (unsigned long long)from[256 *
+  group + thread], __ATOMIC_RELAXED,
                          __HIP_MEMORY_SCOPE_AGENT);
 }
 __constant__ const int table[8] = {3, 1, 4, 1, 5, 9, 2, 6};
@@ -133,6 +130,7 @@ def test_waves_part_and_meet(path, together):
         while x != 1:
             x, count = (3 * x + 1 if x & 1 else x // 2), count + 1
         return count
+
     assert device.read(to, np.uint32, 2048).tolist() == [steps(int(x)) for x in values]
 
 
@@ -140,7 +138,9 @@ def test_waves_part_and_meet(path, together):
 def test_groups_with_different_numbers_of_barriers(path, together):
     device = Device(path, batch_waves=together)
     counts = np.array([3, 0, 7, 1, 2, 5], np.int32)
-    from_, to = device.buffer("counts", counts), device.buffer("to", np.zeros(6 * 256, np.int32), False)
+    from_, to = device.buffer("counts", counts), device.buffer(
+        "to", np.zeros(6 * 256, np.int32), False
+    )
     device.launch("rounds", 6, 256, from_, to)
     expected = np.zeros((6, 256), np.int64)
     for group, count in enumerate(counts):
@@ -148,7 +148,7 @@ def test_groups_with_different_numbers_of_barriers(path, together):
             line = np.arange(256)
             for wave in range(4):
                 for _ in range(wave):
-                    line[64 * wave:64 * wave + 64] = line[64 * wave:64 * wave + 64] * 5 + turn
+                    line[64 * wave : 64 * wave + 64] = line[64 * wave : 64 * wave + 64] * 5 + turn
             expected[group] += line[(np.arange(256) + 64 * turn + 1) % 256]
     assert (device.read(to, np.int32, 6 * 256) == expected.reshape(-1)).all()
 
@@ -177,7 +177,9 @@ def test_atomics(path):
     from_, largest = device.buffer("from", values), device.buffer("largest", 0 * values, False)
     total = device.buffer("sum", np.zeros(1, np.uint64))
     device.launch("tally", 4, 256, from_, largest, total)
-    assert (device.read(largest, np.uint32, 1024) == np.repeat(values.reshape(4, 256).max(axis=1), 256)).all()
+    assert (
+        device.read(largest, np.uint32, 1024) == np.repeat(values.reshape(4, 256).max(axis=1), 256)
+    ).all()
     assert int(device.read(total, np.uint64, 1)[0]) == int(values.astype(np.uint64).sum())
 
 
@@ -191,6 +193,7 @@ def test_constants_of_the_code_object(path):
 
 
 # ---------------------------------------------------------------- bugs
+
 
 def test_a_barrier_removed_is_a_race(path):
     with pytest.raises(ExecutionError) as caught:
@@ -214,8 +217,10 @@ def test_lds_read_before_it_is_written(path):
 
 def launch_add(path, n, counts, patches=(), initialized=True):
     device = Device(path, patches=patches)
-    places = [device.buffer(name, np.ones(count, np.float32), name == "c" or initialized)
-              for name, count in zip("abc", counts)]
+    places = [
+        device.buffer(name, np.ones(count, np.float32), name == "c" or initialized)
+        for name, count in zip("abc", counts)
+    ]
     device.launch("add", (n + 255) // 256, 256, *places, n)
     return device.read(places[2], np.float32, n)
 
@@ -293,16 +298,30 @@ def test_an_instruction_that_is_not_modelled(path):
         launch_add(path, 1000, (1000, 1000, 1000), [(offset, struct.pack("<I", 0x7E005300))])
 
 
-@pytest.mark.parametrize("kernel, before, message", [
-    ("reverse", "ds_write_b32", "used before s_waitcnt covers the load into it:\n *global_load_dword"),
-    ("reverse", "s_barrier", "a barrier before s_waitcnt covers a write to LDS:\n *ds_write_b32"),
-    ("reverse", "global_store_dword", "covers the load into it:\n *ds_read_b32"),
-    ("add", "v_cmp", "covers the load into it:\n *s_load_dword")])
+@pytest.mark.parametrize(
+    "kernel, before, message",
+    [
+        (
+            "reverse",
+            "ds_write_b32",
+            "used before s_waitcnt covers the load into it:\n *global_load_dword",
+        ),
+        (
+            "reverse",
+            "s_barrier",
+            "a barrier before s_waitcnt covers a write to LDS:\n *ds_write_b32",
+        ),
+        ("reverse", "global_store_dword", "covers the load into it:\n *ds_read_b32"),
+        ("add", "v_cmp", "covers the load into it:\n *s_load_dword"),
+    ],
+)
 def test_a_wait_removed(path, kernel, before, message):
     """Of the waits before an instruction the nearest."""
     listed = Device(path).instructions(kernel)
     index = next(one.index for one in listed if one.name.startswith(before))
-    wait = max((one for one in listed[:index] if one.name == "s_waitcnt"), key=lambda one: one.index)
+    wait = max(
+        (one for one in listed[:index] if one.name == "s_waitcnt"), key=lambda one: one.index
+    )
     patches = [(wait.offset, S_NOP)]
 
     def run():
@@ -310,6 +329,7 @@ def test_a_wait_removed(path, kernel, before, message):
             on_reverse(path, patches)
         else:
             launch_add(path, 1000, (1000, 1000, 1000), patches)
+
     with pytest.raises(ExecutionError, match=message):
         run()
 
@@ -318,7 +338,9 @@ def test_a_loop_without_an_end(path, monkeypatch):
     monkeypatch.setattr(machine, "MOST_SEGMENTS", 1000)
     listed = Device(path).instructions("collatz")
     branch = max((one for one in listed if one.kind == "branch"), key=lambda one: one.index)
-    device = Device(path, patches=[(branch.offset, bytes.fromhex("ffff82bf"))])  # s_branch to itself
+    device = Device(
+        path, patches=[(branch.offset, bytes.fromhex("ffff82bf"))]
+    )  # s_branch to itself
     values = np.full(256, 7, np.uint32)
     with pytest.raises(ExecutionError, match="and no end"):
         device.launch("collatz", 1, 256, device.buffer("from", values), device.buffer("to", values))

@@ -87,7 +87,9 @@ def round_to_float32(exact):
     """Bits of the nearest float32, ties to even."""
     sign = 1 if exact < 0 else 0
     size = abs(exact)
-    exponent = max(-126, math.floor(math.log2(size)) if size >= fractions.Fraction(1, 1 << 900) else -126)
+    exponent = max(
+        -126, math.floor(math.log2(size)) if size >= fractions.Fraction(1, 1 << 900) else -126
+    )
     while size >= fractions.Fraction(2) ** (exponent + 1):
         exponent += 1
     while exponent > -126 and size < fractions.Fraction(2) ** exponent:
@@ -141,6 +143,8 @@ VECTOR32 = {
     "v_ffbh_u32_e32 v10, v1": lambda a, b, c: high_zeros(a, 32),
     "v_bfrev_b32_e32 v10, v1": lambda a, b, c: int(f"{a:032b}"[::-1], 2),
     "v_perm_b32 v10, v1, v2, v3": perm,
+    "v_perm_b32 v10, v1, v2, s4": lambda a, b, c: perm(a, b, 0x0C070D02),
+    "v_perm_b32 v10, v1, v2, s5": lambda a, b, c: perm(a, b, 0x0B040908),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0x36": lambda a, b, c: bitop(0x36, a, b, c, 32),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0xec": lambda a, b, c: bitop(0xEC, a, b, c, 32),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0x7f": lambda a, b, c: bitop(0x7F, a, b, c, 32),
@@ -163,29 +167,48 @@ VECTOR32 = {
     "v_pk_lshrrev_b16 v10, v1, v2": lambda a, b, c: halves(lambda x, y: y >> (x & 15), a, b),
     "v_pk_lshrrev_b16 v10, 3, v2 op_sel_hi:[0,1]": lambda a, b, c: halves(lambda y: y >> 3, b),
     "v_pk_add_u16 v10, v1, -4 op_sel_hi:[1,0]": lambda a, b, c: halves(lambda x: x - 4, a),
-    "v_pk_add_u16 v10, v1, v2 op_sel:[1,0] op_sel_hi:[0,1]":
-        lambda a, b, c: halves(lambda x, y: x + y, a >> 16 | (a & M16) << 16, b),
-    "v_or_b32_sdwa v10, v1, v2 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:BYTE_3 src1_sel:DWORD":
-        lambda a, b, c: (a >> 24 | b & M16) << 16,
-    "v_mul_i32_i24_sdwa v10, sext(v1), sext(v2) dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:WORD_1":
-        lambda a, b, c: signed(a, 16) * signed(b >> 16, 16),
-    "v_sub_u32_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_1 src1_sel:DWORD":
-        lambda a, b, c: (a >> 8 & 255) - b,
-    "v_lshrrev_b32_sdwa v10, v1, v2 dst_sel:BYTE_1 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD":
-        lambda a, b, c: (b >> (a & 31) & 255) << 8,
-    "v_add_u16_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:WORD_1":
-        lambda a, b, c: (a & M16) + (b >> 16) & M16,
-    "v_add_u32_sdwa v10, v1, v2 dst_sel:BYTE_2 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_0 src1_sel:BYTE_2":
-        lambda a, b, c: ((a & 255) + (b >> 16 & 255) & 255) << 16 | 0x55AA1234 & 0xFF00FFFF,
-    "v_and_b32_sdwa v10, sext(v1), v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:DWORD":
-        lambda a, b, c: signed(a, 16) & b,
-    "v_bitop3_b16 v10, v1, v2, v3 bitop3:0xec":
-        lambda a, b, c: bitop(0xEC, a, b, c, 16) | 0x55AA0000,
+    "v_pk_add_u16 v10, v1, v2 op_sel:[1,0] op_sel_hi:[0,1]": lambda a, b, c: halves(
+        lambda x, y: x + y, a >> 16 | (a & M16) << 16, b
+    ),
+    "v_or_b32_sdwa v10, v1, v2 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:BYTE_3 src1_sel:DWORD": lambda a, b, c: (
+        a >> 24 | b & M16
+    )
+    << 16,
+    "v_mul_i32_i24_sdwa v10, sext(v1), sext(v2) dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:WORD_1": lambda a, b, c: signed(
+        a, 16
+    )
+    * signed(b >> 16, 16),
+    "v_sub_u32_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_1 src1_sel:DWORD": lambda a, b, c: (
+        a >> 8 & 255
+    )
+    - b,
+    "v_lshrrev_b32_sdwa v10, v1, v2 dst_sel:BYTE_1 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD": lambda a, b, c: (
+        b >> (a & 31) & 255
+    )
+    << 8,
+    "v_add_u16_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:WORD_1": lambda a, b, c: (
+        a & M16
+    )
+    + (b >> 16)
+    & M16,
+    "v_add_u32_sdwa v10, v1, v2 dst_sel:BYTE_2 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_0 src1_sel:BYTE_2": lambda a, b, c: (
+        (a & 255) + (b >> 16 & 255) & 255
+    )
+    << 16
+    | 0x55AA1234 & 0xFF00FFFF,
+    "v_and_b32_sdwa v10, sext(v1), v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:DWORD": lambda a, b, c: signed(
+        a, 16
+    )
+    & b,
+    "v_bitop3_b16 v10, v1, v2, v3 bitop3:0xec": lambda a, b, c: bitop(0xEC, a, b, c, 16)
+    | 0x55AA0000,
     "v_xor_b32_e32 v10, v1, v2": lambda a, b, c: a ^ b,
     "v_mov_b32_e32 v10, v1": lambda a, b, c: a,
     "v_mov_b32_e32 v10, 0x12345678": lambda a, b, c: 0x12345678,
     "v_mov_b32_e32 v10, 1.0": lambda a, b, c: 0x3F800000,
-    "v_cvt_f32_u32_e32 v10, v1": lambda a, b, c: round_to_float32(fractions.Fraction(a)) if a else 0,
+    "v_cvt_f32_u32_e32 v10, v1": lambda a, b, c: (
+        round_to_float32(fractions.Fraction(a)) if a else 0
+    ),
     "v_fma_f32 v10, v1, v2, v3": fma32,
     "v_fmac_f32_e32 v10, v1, v2": lambda a, b, c: fma32(a, b, 0x55AA1234),
     "v_fmamk_f32 v10, v1, 0x40490fdb, v3": lambda a, b, c: fma32(a, 0x40490FDB, c),
@@ -194,9 +217,12 @@ VECTOR32 = {
     "v_mul_f32_e32 v10, v1, v2": lambda a, b, c: exact32(lambda x, y: x * y, a, b),
     "v_rcp_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: 1 / x if x else 0, a),
     "v_rcp_iflag_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: 1 / x if x else 0, a),
-    "v_trunc_f32_e32 v10, v1": lambda a, b, c: exact32(lambda x: fractions.Fraction(math.trunc(x)), a),
-    "v_cvt_u32_f32_e32 v10, v1":
-        lambda a, b, c: None if math.isnan(to_float(a)) else int(max(0, min(to_float(a), M32))),
+    "v_trunc_f32_e32 v10, v1": lambda a, b, c: exact32(
+        lambda x: fractions.Fraction(math.trunc(x)), a
+    ),
+    "v_cvt_u32_f32_e32 v10, v1": lambda a, b, c: (
+        None if math.isnan(to_float(a)) else int(max(0, min(to_float(a), M32)))
+    ),
 }
 
 # v[2:3], v[4:5], v[6:7] and v1 an exponent; the old value of v[10:11] is 0.75.
@@ -228,10 +254,17 @@ CARRIES = {
 
 COMPARISONS = {
     f"v_cmp_{relation}_{kind}{bits}_e64 s[40:41], {{}}, {{}}": (kind, bits, function)
-    for kind in "ui" for bits in (16, 32, 64)
-    for relation, function in {"lt": lambda a, b: a < b, "eq": lambda a, b: a == b, "le": lambda a, b: a <= b,
-                               "gt": lambda a, b: a > b, "ne": lambda a, b: a != b,
-                               "ge": lambda a, b: a >= b}.items()}
+    for kind in "ui"
+    for bits in (16, 32, 64)
+    for relation, function in {
+        "lt": lambda a, b: a < b,
+        "eq": lambda a, b: a == b,
+        "le": lambda a, b: a <= b,
+        "gt": lambda a, b: a > b,
+        "ne": lambda a, b: a != b,
+        "ge": lambda a, b: a >= b,
+    }.items()
+}
 
 VECTOR64 = {
     "v_lshlrev_b64 v[10:11], v1, v[4:5]": lambda a, b, s: b << (s & 63),
@@ -239,8 +272,9 @@ VECTOR64 = {
     "v_ashrrev_i64 v[10:11], v1, v[4:5]": lambda a, b, s: signed(b, 64) >> (s & 63),
     "v_lshl_add_u64 v[10:11], v[2:3], 3, v[4:5]": lambda a, b, s: (a << 3) + b,
     "v_mad_u64_u32 v[10:11], s[40:41], v1, v2, v[4:5]": lambda a, b, s: s * (a & M32) + b,
-    "v_mad_i64_i32 v[10:11], s[40:41], v1, v2, v[4:5]":
-        lambda a, b, s: signed(s, 32) * signed(a, 32) + b,
+    "v_mad_i64_i32 v[10:11], s[40:41], v1, v2, v[4:5]": lambda a, b, s: signed(s, 32)
+    * signed(a, 32)
+    + b,
     "v_mov_b64_e32 v[10:11], v[2:3]": lambda a, b, s: a,
     "v_mov_b64_e32 v[10:11], -5": lambda a, b, s: -5,
 }
@@ -250,25 +284,49 @@ SCALAR = {
     "s_sub_u32 s10, s1, s2": lambda a, b, k: (a - b, b > a),
     "s_addc_u32 s10, s1, s2": lambda a, b, k: (a + b + k, a + b + k > M32),
     "s_subb_u32 s10, s1, s2": lambda a, b, k: (a - b - k, b + k > a),
-    "s_add_i32 s10, s1, s2": lambda a, b, k: (a + b, not -2**31 <= signed(a, 32) + signed(b, 32) < 2**31),
-    "s_sub_i32 s10, s1, s2": lambda a, b, k: (a - b, not -2**31 <= signed(a, 32) - signed(b, 32) < 2**31),
-    "s_addk_i32 s1, 0x8123": lambda a, b, k: (a - 0x7EDD, not -2**31 <= signed(a, 32) - 0x7EDD < 2**31),
+    "s_add_i32 s10, s1, s2": lambda a, b, k: (
+        a + b,
+        not -(2**31) <= signed(a, 32) + signed(b, 32) < 2**31,
+    ),
+    "s_sub_i32 s10, s1, s2": lambda a, b, k: (
+        a - b,
+        not -(2**31) <= signed(a, 32) - signed(b, 32) < 2**31,
+    ),
+    "s_addk_i32 s1, 0x8123": lambda a, b, k: (
+        a - 0x7EDD,
+        not -(2**31) <= signed(a, 32) - 0x7EDD < 2**31,
+    ),
     "s_mulk_i32 s1, 0x8123": lambda a, b, k: (a * -0x7EDD, k),
     "s_mul_i32 s10, s1, s2": lambda a, b, k: (a * b, k),
     "s_mul_hi_u32 s10, s1, s2": lambda a, b, k: (a * b >> 32, k),
     "s_mul_hi_i32 s10, s1, s2": lambda a, b, k: (signed(a, 32) * signed(b, 32) >> 32, k),
-    "s_min_i32 s10, s1, s2": lambda a, b, k: (min(a, b, key=lambda x: signed(x, 32)), signed(a, 32) < signed(b, 32)),
+    "s_min_i32 s10, s1, s2": lambda a, b, k: (
+        min(a, b, key=lambda x: signed(x, 32)),
+        signed(a, 32) < signed(b, 32),
+    ),
     "s_max_u32 s10, s1, s2": lambda a, b, k: (max(a, b), a >= b),
     "s_abs_i32 s10, s1": lambda a, b, k: (abs(signed(a, 32)), a != 0),
     "s_lshl_b32 s10, s1, s2": lambda a, b, k: (a << (b & 31), (a << (b & 31)) & M32 != 0),
-    "s_ashr_i32 s10, s1, s2": lambda a, b, k: (signed(a, 32) >> (b & 31), signed(a, 32) >> (b & 31) != 0),
-    "s_bfe_u32 s10, s1, 0x70005": lambda a, b, k: (field(a, 5, 7, 32, False), field(a, 5, 7, 32, False) != 0),
-    "s_bfe_i32 s10, s1, 0x70005": lambda a, b, k: (field(a, 5, 7, 32, True), field(a, 5, 7, 32, True) != 0),
+    "s_ashr_i32 s10, s1, s2": lambda a, b, k: (
+        signed(a, 32) >> (b & 31),
+        signed(a, 32) >> (b & 31) != 0,
+    ),
+    "s_bfe_u32 s10, s1, 0x70005": lambda a, b, k: (
+        field(a, 5, 7, 32, False),
+        field(a, 5, 7, 32, False) != 0,
+    ),
+    "s_bfe_i32 s10, s1, 0x70005": lambda a, b, k: (
+        field(a, 5, 7, 32, True),
+        field(a, 5, 7, 32, True) != 0,
+    ),
     "s_cselect_b32 s10, s1, s2": lambda a, b, k: (a if k else b, k),
     "s_brev_b32 s10, s1": lambda a, b, k: (int(f"{a:032b}"[::-1], 2), k),
     "s_pack_ll_b32_b16 s10, s1, s2": lambda a, b, k: (a & M16 | b << 16, k),
     "s_movk_i32 s10, 0x8001": lambda a, b, k: (-0x7FFF, k),
-    "s_max_i32 s10, s1, s2": lambda a, b, k: (max(a, b, key=lambda x: signed(x, 32)), signed(a, 32) >= signed(b, 32)),
+    "s_max_i32 s10, s1, s2": lambda a, b, k: (
+        max(a, b, key=lambda x: signed(x, 32)),
+        signed(a, 32) >= signed(b, 32),
+    ),
     "s_min_u32 s10, s1, s2": lambda a, b, k: (min(a, b), a < b),
     "s_lshr_b32 s10, s1, s2": lambda a, b, k: (a >> (b & 31), a >> (b & 31) != 0),
     "s_and_b32 s10, s1, s2": lambda a, b, k: (a & b, a & b != 0),
@@ -315,8 +373,31 @@ SCALAR64 = {
 }
 EXEC_MASK = 0xF0F0123456789ABC
 
-SPECIAL = [0, 1, 2, 3, 31, 32, 63, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000,
-           0xFFFFFFFF, 0xFFFFFFFE, 0x3F800000, 0xBF800001, 0x00800000, 0x00000005, 0x0C0D0B08]
+SPECIAL = [
+    0,
+    1,
+    2,
+    3,
+    31,
+    32,
+    63,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x10000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    0xFFFFFFFE,
+    0x3F800000,
+    0xBF800001,
+    0x00800000,
+    0x00000005,
+    0x0C0D0B08,
+]
 
 
 def numbers(count, seed, bits=32):
@@ -326,8 +407,15 @@ def numbers(count, seed, bits=32):
         value = 0
         for _ in range(bits // 32):
             kind = generator.random()
-            part = (generator.choice(SPECIAL) if kind < 0.4 else generator.getrandbits(32) if kind < 0.8
-                    else generator.getrandbits(32) >> generator.randrange(32))
+            part = (
+                generator.choice(SPECIAL)
+                if kind < 0.4
+                else (
+                    generator.getrandbits(32)
+                    if kind < 0.8
+                    else generator.getrandbits(32) >> generator.randrange(32)
+                )
+            )
             value = value << 32 | part
         result.append(value)
     return result
@@ -345,13 +433,20 @@ def test_vector32(masks):
         for i, values in enumerate((a, b, c)):
             batch.vectors[1 + i] = np.array(values, np.uint32).reshape(2, 64)
         batch.vectors[10] = 0x55AA1234
+        batch.scalars[:, 4], batch.scalars[:, 5] = 0x0C070D02, 0x0B040908
         alone.run(batch, which, masks)
         for lane in range(128):
             is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
             expected = definition(a[lane], b[lane], c[lane]) if is_on else 0x55AA1234
             if expected is not None:
                 found = int(batch.vectors[10].reshape(-1)[lane])
-                assert found == expected & M32, (text, hex(a[lane]), hex(b[lane]), hex(c[lane]), hex(found))
+                assert found == expected & M32, (
+                    text,
+                    hex(a[lane]),
+                    hex(b[lane]),
+                    hex(c[lane]),
+                    hex(found),
+                )
 
 
 @pytest.mark.parametrize("masks", [None, EXEC_PART], ids=["full", "part"])
@@ -369,7 +464,9 @@ def test_carries(masks):
         mask = batch.s64[40 if "s[40:41]" in text else 106]
         for lane in range(128):
             is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
-            result, carry = definition(a[lane], b[lane], vcc[lane // 64] >> lane % 64 & 1) if is_on else (7, 0)
+            result, carry = (
+                definition(a[lane], b[lane], vcc[lane // 64] >> lane % 64 & 1) if is_on else (7, 0)
+            )
             assert int(batch.vectors[10].reshape(-1)[lane]) == result & M32, text
             if carry is not None and "cndmask" not in text:
                 assert int(mask[lane // 64]) >> lane % 64 & 1 == carry, text
@@ -377,8 +474,10 @@ def test_carries(masks):
 
 @pytest.mark.parametrize("masks", [None, EXEC_PART], ids=["full", "part"])
 def test_comparisons(masks):
-    texts = [text.format(*(("v[2:3]", "v[4:5]") if bits == 64 else ("v2", "v4")))
-             for text, (kind, bits, function) in COMPARISONS.items()]
+    texts = [
+        text.format(*(("v[2:3]", "v[4:5]") if bits == 64 else ("v2", "v4")))
+        for text, (kind, bits, function) in COMPARISONS.items()
+    ]
     alone = Alone(texts)
     for which, (kind, bits, function) in enumerate(COMPARISONS.values()):
         batch = alone.batch()
@@ -386,12 +485,42 @@ def test_comparisons(masks):
         b = [x if i % 3 == 0 else y for i, (x, y) in enumerate(zip(a, b))]
         for i, values in ((2, a), (4, b)):
             values = np.array(values, np.uint64).reshape(2, 64)
-            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(32)
+            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(
+                32
+            )
         alone.run(batch, which, masks)
         for lane in range(128):
-            x, y = ((signed(v, bits) if kind == "i" else v & (1 << bits) - 1) for v in (a[lane], b[lane]))
+            x, y = (
+                (signed(v, bits) if kind == "i" else v & (1 << bits) - 1)
+                for v in (a[lane], b[lane])
+            )
             is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
-            assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == (function(x, y) if is_on else 0), texts[which]
+            assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == (
+                function(x, y) if is_on else 0
+            ), texts[which]
+
+
+@pytest.mark.parametrize("masks", [None, EXEC_PART], ids=["full", "part"])
+def test_comparisons_of_parts(masks):
+    alone = Alone(
+        [
+            "v_cmp_eq_u16_sdwa s[40:41], v2, v4 src0_sel:WORD_1 src1_sel:DWORD",
+            "v_cmp_ne_u16_sdwa vcc, v2, s6 src0_sel:BYTE_0 src1_sel:DWORD",
+        ]
+    )
+    for which in range(2):
+        batch = alone.batch()
+        a, b = numbers(128, which), numbers(128, which + 9)
+        b = [x >> 16 if i % 3 == 0 else y for i, (x, y) in enumerate(zip(a, b))]
+        batch.vectors[2] = np.array(a, np.uint32).reshape(2, 64)
+        batch.vectors[4] = np.array(b, np.uint32).reshape(2, 64)
+        batch.scalars[:, 6] = 0xABCD00FF
+        alone.run(batch, which, masks)
+        for lane in range(128):
+            is_on = masks is None or masks[lane // 64] >> lane % 64 & 1
+            expected = (a[lane] >> 16 == b[lane] & M16) if which == 0 else (a[lane] & 255 != 255)
+            found = int(batch.s64[(40, 106)[which]][lane // 64]) >> lane % 64 & 1
+            assert found == (expected and is_on)
 
 
 def test_vector64():
@@ -401,14 +530,27 @@ def test_vector64():
         a, b, s = numbers(128, which, 64), numbers(128, which + 50, 64), numbers(128, which + 99)
         for i, values in ((2, a), (4, b)):
             values = np.array(values, np.uint64).reshape(2, 64)
-            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(32)
+            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(
+                32
+            )
         batch.vectors[1] = np.array(s, np.uint32).reshape(2, 64)
         alone.run(batch, which)
         for lane in range(128):
-            found = int(batch.vectors[10].reshape(-1)[lane]) | int(batch.vectors[11].reshape(-1)[lane]) << 32
-            assert found == definition(a[lane], b[lane], s[lane]) & M64, (text, hex(a[lane]), hex(b[lane]), s[lane])
+            found = (
+                int(batch.vectors[10].reshape(-1)[lane])
+                | int(batch.vectors[11].reshape(-1)[lane]) << 32
+            )
+            assert found == definition(a[lane], b[lane], s[lane]) & M64, (
+                text,
+                hex(a[lane]),
+                hex(b[lane]),
+                s[lane],
+            )
             if "mad_u64" in text:
-                assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == definition(a[lane], b[lane], s[lane]) >> 64
+                assert (
+                    int(batch.s64[40][lane // 64]) >> lane % 64 & 1
+                    == definition(a[lane], b[lane], s[lane]) >> 64
+                )
             if "mad_i64" in text:
                 total = signed(s[lane], 32) * signed(a[lane], 32) + signed(b[lane], 64)
                 assert int(batch.s64[40][lane // 64]) >> lane % 64 & 1 == (total >> 64) & 1
@@ -445,7 +587,9 @@ def test_scalar64():
             alone.run(batch, which)
             result, scc = definition(a, b, n)
             if result == "exec":
-                assert int(batch.s64[10][0]) == EXEC_MASK and int(batch.exec64[1]) == scc & M64, text
+                assert (
+                    int(batch.s64[10][0]) == EXEC_MASK and int(batch.exec64[1]) == scc & M64
+                ), text
                 assert bool(batch.scc[0]) == (scc & M64 != 0), text
                 continue
             if result is not None:
@@ -459,13 +603,21 @@ def test_doubles():
     for which, (text, definition) in enumerate(DOUBLES.items()):
         batch = alone.batch()
         generator = random.Random(which)
-        values = [[generator.choice([1, -1]) * math.ldexp(generator.random() + 0.5, generator.randrange(-30, 30))
-                   for _ in range(128)] for _ in range(3)]
+        values = [
+            [
+                generator.choice([1, -1])
+                * math.ldexp(generator.random() + 0.5, generator.randrange(-30, 30))
+                for _ in range(128)
+            ]
+            for _ in range(3)
+        ]
         values[1] = [x if i % 5 == 0 else y for i, (x, y) in enumerate(zip(*values[:2]))]
         exponents = [generator.randrange(-200, 200) for _ in range(128)]
         for i, column in enumerate(values):
             bits = np.array(column).view(np.uint64).reshape(2, 64)
-            batch.vectors[2 + 2 * i], batch.vectors[3 + 2 * i] = bits & np.uint64(M32), bits >> np.uint64(32)
+            batch.vectors[2 + 2 * i], batch.vectors[3 + 2 * i] = bits & np.uint64(
+                M32
+            ), bits >> np.uint64(32)
         batch.vectors[1] = np.array(exponents, np.int32).view(np.uint32).reshape(2, 64)
         batch.vectors[10], batch.vectors[11] = 0, 0x3FE80000
         alone.run(batch, which)
@@ -481,8 +633,12 @@ def test_doubles():
 
 
 def test_relative_addressing():
-    alone = Alone(["s_set_gpr_idx_on s2, gpr_idx(SRC0)\nv_mov_b32_e32 v10, v3\nv_mov_b32_e32 v11, v4\n"
-                   "s_set_gpr_idx_off\nv_mov_b32_e32 v12, v3"])
+    alone = Alone(
+        [
+            "s_set_gpr_idx_on s2, gpr_idx(SRC0)\nv_mov_b32_e32 v10, v3\nv_mov_b32_e32 v11, v4\n"
+            "s_set_gpr_idx_off\nv_mov_b32_e32 v12, v3"
+        ]
+    )
     batch = alone.batch()
     batch.vectors[:32] = np.arange(32)[:, None, None] * 1000 + np.arange(128).reshape(2, 64)
     before = batch.vectors.copy()
@@ -495,19 +651,34 @@ def test_relative_addressing():
 
 
 def test_scalar_loads():
-    alone = Alone([f"s_load_dword{suffix} s[{first}:{first + count - 1}], s[2:3], {offset}" if count > 1 else
-                   f"s_load_dword s{first}, s[2:3], {offset}"
-                   for suffix, count, first, offset in (("", 1, 10, 0x10), ("x2", 2, 10, 0x20), ("x4", 4, 12, -8),
-                                                        ("x8", 8, 16, 0), ("x16", 16, 16, 0x40))])
+    alone = Alone(
+        [
+            (
+                f"s_load_dword{suffix} s[{first}:{first + count - 1}], s[2:3], {offset}"
+                if count > 1
+                else f"s_load_dword s{first}, s[2:3], {offset}"
+            )
+            for suffix, count, first, offset in (
+                ("", 1, 10, 0x10),
+                ("x2", 2, 10, 0x20),
+                ("x4", 4, 12, -8),
+                ("x8", 8, 16, 0),
+                ("x16", 16, 16, 0x40),
+            )
+        ]
+    )
     memory = alone.machine.memory
     memory.arena.octets[...] = np.random.default_rng(1).integers(0, 256, len(memory.arena.octets))
-    memory.set_buffers([{"name": "all", "address": memory.arena.base, "bytes": 4096, "initialized": True}])
+    memory.set_buffers(
+        [{"name": "all", "address": memory.arena.base, "bytes": 4096, "initialized": True}]
+    )
     words = memory.arena.octets.view(np.uint32)
-    for which, (count, first, offset) in enumerate(((1, 10, 0x10), (2, 10, 0x20), (4, 12, -8), (8, 16, 0),
-                                                    (16, 16, 0x40))):
+    for which, (count, first, offset) in enumerate(
+        ((1, 10, 0x10), (2, 10, 0x20), (4, 12, -8), (8, 16, 0), (16, 16, 0x40))
+    ):
         batch = alone.batch()
         batch.s64[2][...] = np.array([memory.arena.base + 1024, memory.arena.base + 512], np.uint64)
         alone.run(batch, which)
         for wave, base in ((0, 1024), (1, 512)):
             at = (base + offset) // 4
-            assert (batch.scalars[wave, first:first + count] == words[at:at + count]).all()
+            assert (batch.scalars[wave, first : first + count] == words[at : at + count]).all()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process: its protocol, its report, and that results do not depend on how groups are put together."""
+"""The process: its protocol, its report, and that results do not depend on how groups are put
+together."""
 import json
 import os
 import pathlib
@@ -43,9 +44,25 @@ class Process:
             file.truncate(size)
         root = pathlib.Path(__file__).resolve().parents[2]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "executor", "--arena", self.arena, "--base", hex(BASE), "--bytes", str(size),
-             "--code-object", path, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(root)})
+            [
+                sys.executable,
+                "-m",
+                "executor",
+                "--arena",
+                self.arena,
+                "--base",
+                hex(BASE),
+                "--bytes",
+                str(size),
+                "--code-object",
+                path,
+                *options,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
         self.kernels = json.loads(self.process.stdout.readline())["kernels"]
 
     def tell(self, message):
@@ -65,10 +82,18 @@ class Process:
 
 
 def launch(arguments, n, lds=256):
-    return {"kernel": "scale", "label": "a label", "grid": [3, 1, 1], "block": [64, 1, 1], "lds": lds,
-            "arguments": [argument.hex() for argument in arguments],
-            "buffers": [{"name": "from", "address": BASE + 4096, "bytes": 4 * n, "initialized": False},
-                        {"name": "to", "address": BASE + 8192, "bytes": 4 * n, "initialized": False}]}
+    return {
+        "kernel": "scale",
+        "label": "a label",
+        "grid": [3, 1, 1],
+        "block": [64, 1, 1],
+        "lds": lds,
+        "arguments": [argument.hex() for argument in arguments],
+        "buffers": [
+            {"name": "from", "address": BASE + 4096, "bytes": 4 * n, "initialized": False},
+            {"name": "to", "address": BASE + 8192, "bytes": 4 * n, "initialized": False},
+        ],
+    }
 
 
 def test_the_protocol_and_the_report(path, capsys):
@@ -77,8 +102,12 @@ def test_the_protocol_and_the_report(path, capsys):
     kernel = process.kernels["scale"]
     assert kernel["arguments"] == [[0, 8], [8, 8], [16, 4], [20, 4]] and kernel["lds_bytes"] == 0
     n = 150
-    arguments = [struct.pack("<Q", BASE + 4096), struct.pack("<Q", BASE + 8192), struct.pack("<f", 2.0),
-                 struct.pack("<i", n)]
+    arguments = [
+        struct.pack("<Q", BASE + 4096),
+        struct.pack("<Q", BASE + 8192),
+        struct.pack("<f", 2.0),
+        struct.pack("<i", n),
+    ]
     answer = process.ask(launch(arguments, n))
     assert not answer["ok"] and "read before they were written: in buffer from" in answer["message"]
     assert "a label" in answer["message"] and "kernel scale" in answer["message"]
@@ -112,11 +141,20 @@ def test_the_protocol_and_the_report(path, capsys):
 
 
 def test_a_patch_on_the_command_line(path):
-    barrier = next(one for one in Device(path).instructions("scale") if one.name == "v_mul_f32"
-                   or one.name.startswith(("v_fma", "v_pk_fma")) or "mul" in one.name)
+    barrier = next(
+        one
+        for one in Device(path).instructions("scale")
+        if one.name == "v_mul_f32"
+        or one.name.startswith(("v_fma", "v_pk_fma"))
+        or "mul" in one.name
+    )
     process = Process(path, "--patch", f"{barrier.offset:#x}=ffffffff")
-    arguments = [struct.pack("<Q", BASE + 4096), struct.pack("<Q", BASE + 8192), struct.pack("<f", 2.0),
-                 struct.pack("<i", 10)]
+    arguments = [
+        struct.pack("<Q", BASE + 4096),
+        struct.pack("<Q", BASE + 8192),
+        struct.pack("<f", 2.0),
+        struct.pack("<i", 10),
+    ]
     process.tell({"wrote": [BASE + 4096, 40]})
     answer = process.ask(launch(arguments, 10))
     assert not answer["ok"] and "unknown instruction" in answer["message"]
@@ -149,8 +187,14 @@ extern "C" __global__ void strided(const int* strides, int* to) {
 def test_bank_conflicts(stride, extra):
     """Of 64 lanes' dwords, `stride` apart, gcd(stride, 64) lie in one of the 64 banks."""
     device = Device(compiled(CONFLICTS, "conflicts"))
-    device.launch("strided", 1, 64, device.buffer("strides", np.array([stride], np.int32)),
-                  device.buffer("to", np.zeros(64, np.int32)), lds=64 * 64 * 4)
+    device.launch(
+        "strided",
+        1,
+        64,
+        device.buffer("strides", np.array([stride], np.int32)),
+        device.buffer("to", np.zeros(64, np.int32)),
+        lds=64 * 64 * 4,
+    )
     one = report.collect(device.machine)["kernels"]["strided"]
     assert one["conflict_cycles"] == {"ds_write_b32": extra, "ds_read_b32": extra}
 
