@@ -225,6 +225,56 @@ def test_formats_other_than_fp4_are_refused():
         alone.run(alone.batch(), 0)
 
 
+PRODUCT = """
+typedef int Eight __attribute__((ext_vector_type(8)));
+typedef float Four __attribute__((ext_vector_type(4)));
+extern "C" __global__ void product(const int* a, const int* b, const int* scales, float* c) {
+  Eight x = {}, y = {};
+  for (int i = 0; i < 4; ++i) {
+    x[i] = a[4 * thread + i];
+    y[i] = b[4 * thread + i];
+  }
+  const Four d = __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(
+      x, y, Four{}, 4, 4, 2, scales[thread], 1, scales[64 + thread]);
+  for (int i = 0; i < 4; ++i) c[16 * (4 * (thread / 16) + i) + thread % 16] = d[i];
+}
+"""
+
+
+def run_product(patches=()):
+    """C = A B^T of codes (16, 128) each, scales in bytes 2 and 1: (found, expected)."""
+    generator = np.random.default_rng(12)
+    codes = generator.integers(0, 16, (2, 16, 128))
+    scales = generator.integers(125, 130, (2, 16, 4, 4)).astype(np.uint8)  # the last: bytes
+    device = Device(compiled(PRODUCT, "product"), patches=patches)
+    places = []
+    for i in range(2):
+        octets = (codes[i, :, 0::2] | codes[i, :, 1::2] << 4).astype(np.uint8)
+        # Lane l: row l % 16, block l / 16.
+        places.append(device.buffer("ab"[i], octets.reshape(16, 4, 16).transpose(1, 0, 2)))
+    places.append(device.buffer("scales", scales.transpose(0, 2, 1, 3)))
+    places.append(device.buffer("c", np.zeros(256, np.float32), False))
+    device.launch("product", 1, 64, *places)
+    values = np.array(FP4)[codes].reshape(2, 16, 4, 32)
+    values = values * np.exp2(np.stack([scales[0, ..., 2], scales[1, ..., 1]]) - 127.0)[..., None]
+    expected = values[0].reshape(16, 128) @ values[1].reshape(16, 128).T
+    return device.read(places[3], np.float32, 256).reshape(16, 16), expected
+
+
+def test_a_product():
+    found, expected = run_product()
+    assert (found == expected).all()
+
+
+def test_a_wrong_scale_byte_gives_a_wrong_product():
+    listed = Device(compiled(PRODUCT, "product")).instructions("product")
+    one = next(one for one in listed if "mfma_scale" in one.name)
+    # op_sel's bits 11 and 12 of the first dword: of byte 2 it becomes byte 3.
+    raw = one.inst._raw ^ 1 << 11
+    found, expected = run_product([(one.offset, raw.to_bytes(16, "little"))])
+    assert (found != expected).any()
+
+
 # ---------------------------------------------------------------- conversions to FP4
 
 
