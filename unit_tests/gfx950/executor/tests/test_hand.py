@@ -563,15 +563,16 @@ def divisions():
     return compiled(DIVISIONS, "divisions")
 
 
-def run_divisions(path, name, columns, dtype, results):
-    device = Device(path)
+def run_divisions(path, name, columns, dtype, results, order="ascending"):
+    device = Device(path, order)
     places = [device.buffer(str(i), np.array(column, dtype)) for i, column in enumerate(columns)]
     to = device.buffer("to", np.zeros(results, dtype))
     device.launch(name, 1, len(columns[0]), *places, to)
     return device.read(to, dtype, results)
 
 
-def test_division_of_doubles(divisions):
+@pytest.mark.parametrize("order", matrix.ORDERS)
+def test_division_of_doubles(divisions, order):
     generator = random.Random(9)
     a, b = (
         [
@@ -582,7 +583,7 @@ def test_division_of_doubles(divisions):
         for _ in range(2)
     )
     a[:6], b[:6] = [1.0, 0.0, -0.0, 3.0, math.inf, 1e300], [3.0, 5.0, 7.0, math.inf, -2.0, 1e-5]
-    found = run_divisions(divisions, "doubles", (a, b), np.float64, 128)
+    found = run_divisions(divisions, "doubles", (a, b), np.float64, 128, order)
     assert found.tobytes() == (np.array(a) / np.array(b)).tobytes()
 
 
@@ -603,7 +604,8 @@ def test_fma_of_doubles(divisions):
         assert float(found[i]) == exact.numerator / exact.denominator
 
 
-def test_division_of_integers(divisions):
+@pytest.mark.parametrize("order", matrix.ORDERS)
+def test_division_of_integers(divisions, order):
     generator = random.Random(11)
     for name, dtype, bits in (("words", np.uint32, 32), ("longs", np.int64, 63)):
         a, b = (
@@ -614,10 +616,28 @@ def test_division_of_integers(divisions):
         if name == "longs":
             a = [-value if i % 3 == 0 else value for i, value in enumerate(a)]
             b = [-value if i % 5 == 0 else value for i, value in enumerate(b)]
-        found = run_divisions(divisions, name, (a, b), dtype, 256).reshape(128, 2)
+        found = run_divisions(divisions, name, (a, b), dtype, 256, order).reshape(128, 2)
         for i in range(128):
             quotient = abs(a[i]) // abs(b[i]) * (1 if (a[i] < 0) == (b[i] < 0) else -1)
             assert [int(x) for x in found[i]] == [quotient, a[i] - quotient * b[i]]
+
+
+def test_reciprocals():
+    values = np.array([3, -3, 4, 0, np.inf, 0.7], np.float32)
+    exact = numeric.reciprocal(values, "ascending")
+    assert exact.tobytes() == (np.float32(1) / values).tobytes()
+    for order, side in (("descending", -1), ("pairwise", 1)):
+        found = numeric.reciprocal(values, order)
+        assert found[[2, 3, 4]].tobytes() == exact[[2, 3, 4]].tobytes()
+        for value, one in zip(values, found):
+            if value and np.isfinite(value):
+                true = 1 / abs(fractions.Fraction(float(value)))
+                size = abs(fractions.Fraction(float(one)))
+                other = np.nextafter(abs(one), np.float32(0 if side > 0 else np.inf))
+                assert size == true or (size - true) * side > 0
+                assert size == true or (fractions.Fraction(float(other)) - true) * side < 0
+        ratio = numeric.reciprocal(np.array([3.0, -2.0]), order) * [3.0, -2.0] - 1
+        assert abs(ratio[0] - side * 2.0**-24) < 2.0**-50 and ratio[1] == 0
 
 
 def test_conversion_to_integers():
