@@ -371,7 +371,9 @@ TEST(SelfCheck, ChoosesTheAtom) {
     const auto q = to_storage<Space, RowMajor, RowMajor>({x});
     const auto c = fresh<Space, float>(1, 3, 3);
     KokkosMX::gemm(exec, q.matrix(), q.matrix(), c);
-    if constexpr (std::is_same_v<Space, Exec>) EXPECT_STREQ(KokkosMX::gemm_atom(exec), expected);
+    if constexpr (std::is_same_v<Space, Exec>) {
+      EXPECT_STREQ(KokkosMX::gemm_atom(exec), expected);
+    }
     return Outputs{output("C", c)};
   });
 }
