@@ -9,6 +9,7 @@ of them writing, are reported as a race, so the order cannot matter.
 import bisect
 import collections
 import functools
+import mmap
 import struct
 
 import numpy as np
@@ -22,6 +23,23 @@ CODE_BASE = 0x500000000000
 CODE_STEP = 0x10000000
 # Segments that a batch may run: a kernel that runs longer is taken to loop for ever.
 MOST_SEGMENTS = 5_000_000
+
+
+# In the place of lanes that are on: one access a wave.
+SCALAR = object()
+MAP_NORESERVE = 0x4000
+
+
+def as_columns(items, dtype, count):
+    """Items of raw bytes -> (..., count) numbers."""
+    return np.ascontiguousarray(items).view(np.uint8).view(dtype).reshape(items.shape + (count,))
+
+
+def sparse(count, dtype):
+    """Zeros, of which only what is used takes memory."""
+    size = count * np.dtype(dtype).itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return np.frombuffer(mmap.mmap(-1, size, flags), dtype)
 
 
 class ExecutionError(Exception):
@@ -56,9 +74,22 @@ class Memory:
     def __init__(self, base, octets):
         self.arena = Region(base, octets, "device memory")
         # A byte each: written. Meant for buffers that were not initialized as a whole.
-        self.known = Region(base, np.zeros(len(octets), np.uint8), "known")
+        self.known = Region(base, sparse(len(octets), np.uint8), "known")
         self.buffers, self.starts, self.told = {}, [], []
+        # Of each byte: the number of the workgroup that last wrote it, and of that which read it.
+        self.groups = {what: sparse(len(octets), np.int32) for what in ("writer", "reader")}
+        self.group_views = {}
         self.read_only = []
+
+    def numbers(self, what, size):
+        """Workgroups' numbers of `size` bytes, at any byte."""
+        found = self.group_views.get((what, size))
+        if found is None:
+            array = self.groups[what]
+            found = self.group_views[what, size] = np.ndarray(
+                len(array) - size + 1, f"V{4 * size}", array, strides=(4,)
+            )
+        return found
 
     def set_buffers(self, listed):
         """Buffers of this launch: name, address, bytes, initialized."""
@@ -268,6 +299,8 @@ class Batch:
             array[...] = 0
         self.dirty = False
         self.first_group, self.grid, self.block = first_group, grid, block
+        numbers = (self.machine.first_number + first_group + self.group_of).astype(np.int32)
+        self.group_numbers = np.broadcast_to(numbers[:, None], (self.waves, 64))
         at = 0
         if kernel.has_kernarg_pointer:
             self.set_scalar(0, kernarg.base & 0xFFFFFFFF)
@@ -608,70 +641,100 @@ class Batch:
 
     # ---------------------------------------------------------------- global memory
 
-    def locate(self, index, address, size, write, em):
-        """(region, offsets) of lanes' addresses, checked; address: uint64, of the lanes that are
-        on."""
+    def locate(self, index, address, size, write, em, atomic=False):
+        """(region, offsets) of the addresses of the lanes that are on, or with em SCALAR of the
+        active waves: uint64, checked and noted."""
         low, high = int(address.min()), int(address.max()) + size
         memory = self.machine.memory
         arena = memory.arena
-        if arena.base <= low and high <= arena.end:
-            found = memory.buffer(low)
-            if found is None or high > found[1] + found[2]:
-                starts = np.array(memory.starts, np.uint64)
-                ends = np.array(
-                    [
-                        memory.buffers[start][1] + memory.buffers[start][2]
-                        for start in memory.starts
-                    ],
-                    np.uint64,
-                )
-                which = np.searchsorted(starts, address, "right") - 1
-                outside = (which < 0) | (address + np.uint64(size) > ends[which])
-                if outside.any():
-                    self.outside(index, address, outside, size, write, em)
-                found = (None, None, None, False)
-            offsets = (address - np.uint64(arena.base)).view(np.int64)
-            if write:
-                if not found[3]:
-                    ones = np.frombuffer(b"\1" * size, memory.known.view(size).dtype)[0]
-                    memory.known.view(size)[offsets] = ones
-            elif not found[3]:
-                view = memory.known.view(size)[offsets]
-                octets = np.ascontiguousarray(view).view(np.uint8).reshape(view.shape + (size,))
-                unknown = ~octets.all(axis=-1)
-                if unknown.any():
-                    wave, lane = self.who(unknown, em)
-                    at = int(np.asarray(address)[unknown][0])
-                    raise ExecutionError(
-                        f"{size} bytes at {at:#x} are read before they were written: "
-                        f"{memory.describe(at)}",
-                        index,
-                        wave,
-                        lane,
-                    )
-            return arena, offsets
-        if not write:
+        if not write and not arena.base <= low < arena.end:
             for region in memory.read_only:
                 if region.base <= low and high <= region.end:
                     return region, (address - np.uint64(region.base)).view(np.int64)
-        outside = np.ones(address.shape, bool)
-        for region in memory.read_only:
-            outside &= (address < np.uint64(region.base)) | (address >= np.uint64(region.end))
-        starts = np.array(memory.starts, np.uint64)
-        ends = np.array(
-            [memory.buffers[s][1] + memory.buffers[s][2] for s in memory.starts], np.uint64
-        )
-        if len(starts):
+        found = memory.buffer(low)
+        is_whole = False
+        if found is not None and high <= found[1] + found[2]:
+            is_whole = found[3]
+        else:
+            starts = np.array([0] + memory.starts, np.uint64)
+            ends = np.array([0] + [sum(memory.buffers[s][1:3]) for s in memory.starts], np.uint64)
             which = np.searchsorted(starts, address, "right") - 1
-            outside &= (which < 0) | (address + np.uint64(size) > ends[which.clip(0)])
-        if outside.any():
-            self.outside(index, address, outside, size, write, em)
-        raise ExecutionError("one access reaches device memory and constants", index)
+            outside = address + np.uint64(size) > ends[which]
+            if outside.any():
+                self.outside(index, address, outside, size, write, em)
+        offsets = (address - np.uint64(arena.base)).view(np.int64)
+        if not atomic:
+            self.note_groups(index, offsets, size, write, em)
+        if is_whole:
+            return arena, offsets
+        known = memory.known.view(size)
+        if write:
+            known[offsets] = np.frombuffer(b"\1" * size, known.dtype)[0]
+            return arena, offsets
+        unknown = ~as_columns(known[offsets], np.uint8, size).all(axis=-1)
+        if unknown.any():
+            wave, lane = self.who(unknown, em)
+            at = int(np.asarray(address)[unknown][0])
+            raise ExecutionError(
+                f"{size} bytes at {at:#x} are read before they were written: "
+                f"{memory.describe(at)}",
+                index,
+                wave,
+                lane,
+            )
+        return arena, offsets
+
+    def note_groups(self, index, offsets, size, write, em):
+        """What one workgroup of a launch writes no other one may read or write."""
+        memory, first = self.machine.memory, self.machine.first_number
+        if em is None:
+            mine = self.group_numbers
+        elif em is SCALAR:
+            mine = self.group_numbers[self.active, 0]
+        else:
+            mine = self.group_numbers[em]
+        mine = np.broadcast_to(mine[..., None], mine.shape + (size,))
+        packed = np.ascontiguousarray(mine).view(f"V{4 * size}")[..., 0]
+        writers, readers = memory.numbers("writer", size), memory.numbers("reader", size)
+        found = as_columns(writers[offsets], np.int32, size)
+        conflict, verb = (found >= first) & (found != mine), "wrote"
+        before = as_columns(readers[offsets], np.int32, size)
+        shared = (before >= first) & (before != mine)
+        if write:
+            writers[offsets] = packed
+            if not conflict.any():
+                found, conflict, verb = before, shared, "read"
+            if not conflict.any() and self.groups > 1:
+                # By this very instruction.
+                found = as_columns(writers[offsets], np.int32, size)
+                conflict, verb = found != mine, "wrote"
+        else:
+            if shared.any():
+                several = np.where(shared, np.int32(self.machine.several), mine)
+                packed = several.view(f"V{4 * size}")[..., 0]
+            readers[offsets] = packed
+        if conflict.any():
+            lanes = conflict.any(axis=-1)
+            wave, lane = self.who(lanes, em)
+            number = int(found[conflict].flat[0])
+            other = f"workgroup {number - first}"
+            if number == self.machine.several:
+                other = "more than one workgroup"
+            at = int(offsets[lanes].flat[0]) + memory.arena.base
+            raise ExecutionError(
+                f"race: {'writes' if write else 'reads'} {size} bytes at {at:#x} of which {other} "
+                f"{verb} some in the same launch: {memory.describe(at)}",
+                index,
+                wave,
+                lane,
+            )
 
     def who(self, chosen, em):
         """(wave, lane) of the first chosen of the lanes that are on."""
         if em is None:
             wave, lane = np.argwhere(np.broadcast_to(chosen, (self.waves, 64)))[0]
+        elif em is SCALAR:
+            return int(np.flatnonzero(self.active)[np.flatnonzero(chosen)[0]]), None
         else:
             wave, lane = np.argwhere(em)[np.flatnonzero(chosen)[0]]
         return int(wave), int(lane)
@@ -750,8 +813,8 @@ class Batch:
             return
         if (where % np.uint64(size)).any():
             raise ExecutionError("an atomic operation at an address that is not aligned", index)
-        self.locate(index, where, size, False, em)
-        region, offsets = self.locate(index, where, size, True, em)
+        self.locate(index, where, size, False, em, atomic=True)
+        region, offsets = self.locate(index, where, size, True, em, atomic=True)
         data = self.take(registers, size, 0, em)
         words = region.octets[: region.size // size * size].view(f"uint{8 * size}")
         if region.base % size:
@@ -765,14 +828,8 @@ class Batch:
         if active is not None:
             where = where[active]
         size = 4 * count
-        try:
-            region, offsets = self.locate(index, np.ascontiguousarray(where), size, False, None)
-        except ExecutionError as error:
-            if error.wave is None or error.lane is None:
-                raise
-            raise ExecutionError(
-                error.message, index, int(np.flatnonzero(self.active)[0])
-            ) from None
+        where = np.ascontiguousarray(where)
+        region, offsets = self.locate(index, where, size, False, SCALAR)
         data = (
             np.ascontiguousarray(region.view(size)[offsets])
             .view(np.uint32)
@@ -1045,6 +1102,8 @@ class Machine:
     def __init__(self, memory, code_objects, order="ascending", batch_waves=32):
         self.memory, self.matrix, self.batch_waves = memory, order, batch_waves
         self.kernels, self.programs = {}, {}
+        # Workgroups' numbers, launch after launch; the last of a launch stands for several.
+        self.first_number, self.several = 1, 1
         for code in code_objects:
             memory.read_only.append(
                 Region(code.base, np.frombuffer(code.image, np.uint8), code.path)
@@ -1091,6 +1150,7 @@ class Machine:
         report.groups += groups
         report.waves += groups * waves
         before, bytes_before = report.kinds(program), dict(report.counts)
+        self.first_number, self.several = self.several + 1, self.several + 1 + groups
         together = max(1, self.batch_waves // waves)
         with np.errstate(all="ignore"):
             for first in range(0, groups, together):

@@ -12,9 +12,7 @@ not occur: the pseudo-code masks the amounts.
 """
 import re
 
-TYPES = set(
-    "u8 i8 u16 i16 f16 u24 i24 u32 i32 f32 u64 i64 f64 b8 b16 b32 b64 u1 b1 u4".split()
-)
+TYPES = set("u8 i8 u16 i16 f16 u24 i24 u32 i32 f32 u64 i64 f64 b8 b16 b32 b64 u1 b1 u4".split())
 DTYPES = {
     ("u", 8): "uint8",
     ("i", 8): "int8",

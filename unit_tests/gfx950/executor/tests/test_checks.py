@@ -77,6 +77,12 @@ extern "C" __global__ void ids(unsigned* to) {
   to[(i + 4 * (j + 3 * k)) * 105 + x + 5 * (y + 3 * z)] =
       x | y << 4 | z << 8 | i << 12 | j << 16 | k << 20;
 }
+extern "C" __global__ void neighbours(const int* from, int* to, int* beyond, int distance) {
+  const int i = 64 * group + thread;
+  to[i] = from[i + distance];
+  if (distance > 0) beyond[2 * i] = from[3 * group];
+}
+extern "C" __global__ void shifted(int* to) { to[60 * group + thread] = 1; }
 extern "C" __global__ void same_place(int* to) {
   __shared__ int place;
   place = thread / 64;
@@ -282,6 +288,52 @@ def test_what_the_host_and_launches_wrote_may_be_read(path):
     device.launch("add", 1, 256, *places, 256)
     device.launch("add", 1, 256, places[2], places[0], places[1], 256)
     assert (device.read(places[1], np.float32, 256) == 3).all()
+
+
+@pytest.mark.parametrize("together", [1, 32])
+@pytest.mark.parametrize(
+    "distance, message",
+    [(0, None), (1, "race: (reads|writes) 4 bytes at .* of which workgroup . (read|wrote) some")],
+)
+def test_workgroups_that_use_what_others_write(path, together, distance, message):
+    """In place: each group reads what the next one writes, or only its own."""
+    device = Device(path, batch_waves=together)
+    place = device.buffer("place", np.arange(257, dtype=np.int32))
+    other = device.buffer("other", np.zeros(1024, np.int32))
+
+    def run(to):
+        device.launch("neighbours", 4, 64, place, to, other, distance)
+
+    if message:
+        with pytest.raises(ExecutionError, match=message):
+            run(place)
+    else:
+        run(place)
+    run(device.buffer("elsewhere", np.zeros(256, np.int32)))  # and the next launch may read it all
+    run(device.buffer("third", np.zeros(256, np.int32)))
+
+
+@pytest.mark.parametrize("together", [1, 32])
+def test_workgroups_that_write_one_place(path, together):
+    device = Device(path, batch_waves=together)
+    from_ = device.buffer("from", np.zeros(256, np.int32))
+    with pytest.raises(ExecutionError, match="race: writes 4 bytes .*wrote some"):
+        # The output of the second group begins before the end of the first one's.
+        device.launch("shifted", 2, 64, from_)
+
+
+def test_a_scalar_load_past_the_end(path):
+    device = Device(path)
+    place = device.buffer("place", np.arange(70, dtype=np.int32)[:66])
+    other = device.buffer("other", np.zeros(4096, np.int32))
+    with pytest.raises(ExecutionError, match=r"past the end of buffer place") as caught:
+        device.launch("neighbours", 30, 1, place, other, other + 8192, 1)
+    assert "load_dword" in str(caught.value)
+    with pytest.raises(ExecutionError, match="below every buffer"):
+        device.launch("neighbours", 1, 64, BASE + 64, place, place, 0)
+    device.buffers.clear()
+    with pytest.raises(ExecutionError, match="below every buffer"):
+        device.launch("neighbours", 1, 64, place, place, place, 0)
 
 
 def test_arguments_must_be_those_of_the_kernel(path):
