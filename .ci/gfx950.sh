@@ -101,7 +101,7 @@ ascending-others Test_Products -*/large* KOKKOSMX_MATRIX=ascending $float
 descending Test_Products $some KOKKOSMX_MATRIX=descending $float
 pairwise Test_Products $some KOKKOSMX_MATRIX=pairwise $float
 short Test_Products $some KOKKOSMX_MATRIX=short $integer
-integer Test_Products Tiles/*.B*:Tiles/*.C*:Tiles/*.E*:SelfCheck.* KOKKOSMX_ATOM=mfma_i8 $integer
+integer Test_Products Tiles/*.Certified/*:Tiles/*.Epilogue/*:SelfCheck.* KOKKOSMX_ATOM=mfma_i8 $integer
 portable Test_Products Tiles/*/middle*:*Of.*:*Golden.*:SelfCheck.* KOKKOSMX_ATOM=portable KOKKOSMX_EXPECTED_ATOM=portable
 quantize Test_Rows Quantize*
 rows Test_Rows -Quantize*
