@@ -94,6 +94,7 @@ step_case() {
 # Then without them, and without any.
 cases() {
   local float=KOKKOSMX_EXPECTED_ATOM=mfma_scale_fp4 integer=KOKKOSMX_EXPECTED_ATOM=mfma_i8
+  local none='KOKKOSMX_ATOM=portable KOKKOSMX_EXPECTED_ATOM=portable'
   local some='Tiles/Products.Certified/*:Tiles/Products.EveryTier/*:SelfCheck.*'
   cat <<END
 ascending-large Test_Products */large* KOKKOSMX_MATRIX=ascending
@@ -102,7 +103,7 @@ descending Test_Products $some KOKKOSMX_MATRIX=descending $float
 pairwise Test_Products $some KOKKOSMX_MATRIX=pairwise $float
 short Test_Products $some KOKKOSMX_MATRIX=short $integer
 integer Test_Products Tiles/*.Certified/*:Tiles/*.Epilogue/*:SelfCheck.* KOKKOSMX_ATOM=mfma_i8 $integer
-portable Test_Products Tiles/*/middle*:*Of.*:*Golden.*:SelfCheck.* KOKKOSMX_ATOM=portable KOKKOSMX_EXPECTED_ATOM=portable
+portable Test_Products Tiles/*/middle*:*Of.*:*Golden.*:SelfCheck.* $none
 quantize Test_Rows Quantize*
 rows Test_Rows -Quantize*
 END
