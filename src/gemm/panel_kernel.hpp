@@ -95,6 +95,7 @@ struct PreparedX {
   std::uint8_t* scales;  ///< the same
   PanelState* states;
   unsigned char* elements;
+  unsigned char* dots;   ///< rows as the atom's dot has them; null where x has too many
   unsigned char* rough;  ///< as RoughBlock has it, of each batch
 };
 
@@ -124,6 +125,10 @@ struct PanelKernel {
   static std::size_t aligned_size(std::size_t bytes) { return (bytes + line - 1) / line * line; }
   std::int64_t x_panel_elements() const { return p.groups() * Atom::panel_group_elements; }
 
+  /// So few rows of x that the atom multiplies them without unpacking y.
+  static bool is_dot(const PanelProblem& p) { return p.x.rows <= Atom::most_dot_rows; }
+  std::int64_t x_dot_elements() const { return p.groups() * p.x.rows * group_size; }
+
   /// Hands out pieces of memory for all of x: take(bytes) returns an address.
   template <class Take>
   static PreparedX take_x(const PanelProblem& p, const PanelConfig& config, const Take& take) {
@@ -137,6 +142,10 @@ struct PanelKernel {
     x.states = static_cast<PanelState*>(take(panels * sizeof(PanelState)));
     x.elements =
         static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
+    if (is_dot(p)) {
+      x.dots = static_cast<unsigned char*>(
+          take(groups * static_cast<std::size_t>(p.x.rows) * group_size * sizeof(element)));
+    }
     x.rough = static_cast<unsigned char*>(
         take(static_cast<std::size_t>(p.x.batch) * rough_shared(p, config).bytes));
     return x;
@@ -260,14 +269,26 @@ struct PanelKernel {
     }
     PanelState& state = x.states[item];
     const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
-    auto* to = reinterpret_cast<element*>(x.elements) + item * x_panel_elements();
     const std::int64_t whole = p.blocks / group_blocks;
-    Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
+    unpack_x(view, state, item, 0, whole, x);
     if (whole == groups) return;
     PaddedGroup padded;
     pad_group(view, whole, padded);
-    Atom::unpack_x(padded.codes, padded.scales, state.base, 1,
-                   to + whole * Atom::panel_group_elements);
+    unpack_x({padded.codes, padded.scales}, state, item, whole, 1, x);
+  }
+  /// Groups of a panel of x, whose first one is `first`, to where elements of x belong.
+  void unpack_x(const PanelView& view, const PanelState& state, std::int64_t item,
+                std::int64_t first, std::int64_t count, const PreparedX& x) const {
+    Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(count),
+                   reinterpret_cast<element*>(x.elements) + item * x_panel_elements() +
+                       first * Atom::panel_group_elements);
+    if constexpr (Atom::most_dot_rows > 0) {
+      if (x.dots == nullptr) return;
+      Atom::unpack_dot(view.codes, view.scales, state.base, static_cast<int>(count),
+                       static_cast<int>(p.x.rows),
+                       reinterpret_cast<element*>(x.dots) + item * x_dot_elements() +
+                           first * p.x.rows * group_size);
+    }
   }
 
   /// The last group of a panel where it has fewer blocks than others: whatever lies in the padding
@@ -348,6 +369,18 @@ struct PanelKernel {
     const auto* x =
         reinterpret_cast<const element*>(place.x->elements) +
         (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
+    if constexpr (Atom::most_dot_rows > 0) {
+      if (place.x->dots != nullptr) {
+        const auto* rows = reinterpret_cast<const element*>(place.x->dots) +
+                           batch_of(p.x, place.batch) * x_dot_elements();
+        for (int i = 0; i < y_panels; ++i) {
+          const PanelView& view = place.y_views[first_panel + i];
+          Atom::dot(view.codes, view.scales, place.y_states[first_panel + i].base,
+                    static_cast<int>(groups), rows, static_cast<int>(p.x.rows), sums + i * sums_y);
+        }
+        return;
+      }
+    }
     if (groups == 0) {
       std::memset(sums, 0, static_cast<std::size_t>(y_panels * sums_y) * sizeof(*sums));
     }

@@ -21,6 +21,7 @@ struct Avx2GemmAtom {
   static constexpr const char* name = "avx2";
   static constexpr int block_y = 1;
   static constexpr int block_x = 1;
+  static constexpr int most_dot_rows = 0;
   using element = std::int16_t;
   static constexpr int panel_group_elements = panel_rows * group_size;
 

@@ -66,6 +66,22 @@ struct Int8Panels {
     return {_mm512_slli_epi16(kept, near ? 3 : 4), _mm512_maskz_set1_epi8(inside, near ? 7 : 15)};
   }
 
+  /// The same, row by row.
+  template <bool near>
+  struct RowShifts {
+    alignas(64) std::int32_t shift[panel_rows];
+    alignas(64) std::int32_t keep[panel_rows];
+    RowShifts() = default;
+    KOKKOSMX_AVX512_INLINE RowShifts(const std::uint8_t* scales, const PanelBase& base) {
+      const Shifts all = shifts<near>(scales, base);
+      _mm512_store_si512(shift, all.shift);
+      _mm512_store_si512(keep, all.keep);
+    }
+    KOKKOSMX_AVX512_INLINE Shifts operator[](int r) const {
+      return {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
+    }
+  };
+
   /// What a code stands for; only its low nibble counts.
   template <bool near, bool is_unsigned>
   struct Values {
@@ -86,34 +102,126 @@ struct Int8Panels {
     }
   };
 
+  /// Where unpacked rows go, in elements: row r of group g at g * group + r * row, its odd elements
+  /// `odd` after its even ones.
+  struct RowPlaces {
+    int rows;
+    std::int64_t group, row, odd;
+  };
+  static constexpr RowPlaces panel_places{panel_rows, panel_group_elements, 64, tile_bytes};
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
-                                                 int groups, element* to) {
+                                                 int groups, const RowPlaces& places, element* to) {
     if (base.near) {
-      unpack_rows<true>(codes, scales, base, groups, to);
+      unpack_rows<true>(codes, scales, base, groups, places, to);
     } else {
-      unpack_rows<false>(codes, scales, base, groups, to);
+      unpack_rows<false>(codes, scales, base, groups, places, to);
     }
   }
   template <bool near>
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
-                                                 int groups, element* to) {
+                                                 int groups, const RowPlaces& places, element* to) {
     const auto values = Values<near, false>::make();
     for (int g = 0; g < groups; ++g) {
-      const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
-      alignas(64) std::int32_t shift[panel_rows];
-      alignas(64) std::int32_t keep[panel_rows];
-      _mm512_store_si512(shift, all.shift);
-      _mm512_store_si512(keep, all.keep);
+      const RowShifts<near> row_shifts(scales + g * panel_group_scales, base);
       const std::uint8_t* from = codes + g * panel_group_bytes;
-      element* tile = to + g * panel_group_elements;
-      for (int r = 0; r < panel_rows; ++r) {
-        const Shifts row = {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
+      element* tile = to + g * places.group;
+      for (int r = 0; r < places.rows; ++r) {
+        const Shifts row = row_shifts[r];
         const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
-        _mm512_store_si512(tile + r * 64, values(code, row));
-        _mm512_store_si512(tile + tile_bytes + r * 64, values(_mm512_srli_epi16(code, 4), row));
+        _mm512_store_si512(tile + r * places.row, values(code, row));
+        _mm512_store_si512(tile + r * places.row + places.odd,
+                           values(_mm512_srli_epi16(code, 4), row));
       }
+    }
+  }
+
+  template <bool near>
+  KOKKOSMX_AVX512_INLINE static void dot_rows(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, const element* x,
+                                              int count, std::int32_t* sums) {
+    switch (count) {
+      case 1:
+        return dot_rows<near, 1>(codes, scales, base, groups, x, sums);
+      case 2:
+        return dot_rows<near, 2>(codes, scales, base, groups, x, sums);
+      case 3:
+        return dot_rows<near, 3>(codes, scales, base, groups, x, sums);
+      default:
+        return dot_rows<near, 4>(codes, scales, base, groups, x, sums);
+    }
+  }
+  /// The elements of the panel are never stored: 16 accumulators take rows of it by rows of x,
+  /// some groups of K after the other. VPDPBUSD takes the panel's elements 128 too large.
+  template <bool near, int count>
+  KOKKOSMX_AVX512_INLINE static void dot_rows(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, const element* x,
+                                              std::int32_t* sums) {
+    constexpr int rows = count == 1 ? 16 : count == 2 ? 8 : 4, chunk = 8;
+    alignas(64) std::int32_t total[count][panel_rows][16] = {};
+    __m512i of_x[count];
+    for (int i = 0; i < count; ++i) of_x[i] = _mm512_setzero_si512();
+    const auto values = Values<near, true>::make();
+    for (int first = 0; first < groups; first += chunk) {
+      const int end = first + chunk < groups ? first + chunk : groups;
+      RowShifts<near> shifts_of[chunk];
+      for (int g = first; g < end; ++g) {
+        shifts_of[g - first] = RowShifts<near>(scales + g * panel_group_scales, base);
+        for (int i = 0; i < count; ++i) {
+          const element* x_row = x + (g * count + i) * group_size;
+          const __m512i ones = _mm512_set1_epi8(1);
+          of_x[i] = x86::dot_add(of_x[i], ones, _mm512_load_si512(x_row));
+          of_x[i] = x86::dot_add(of_x[i], ones, _mm512_load_si512(x_row + 64));
+        }
+      }
+      for (int first_row = 0; first_row < panel_rows; first_row += rows) {
+        __m512i sum[rows][count];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+          for (int i = 0; i < count; ++i) {
+            sum[r][i] = _mm512_load_si512(total[i][first_row + r]);
+          }
+        }
+        for (int g = first; g < end; ++g) {
+          const std::uint8_t* from = codes + g * panel_group_bytes + first_row * group_bytes;
+          const element* x_rows = x + g * count * group_size;
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) {
+            const Shifts row = shifts_of[g - first][first_row + r];
+            const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+            const __m512i even = values(code, row), odd = values(_mm512_srli_epi16(code, 4), row);
+#pragma GCC unroll 4
+            for (int i = 0; i < count; ++i) {
+              const element* x_row = x_rows + i * group_size;
+              sum[r][i] = x86::dot_add(sum[r][i], even, _mm512_load_si512(x_row));
+              sum[r][i] = x86::dot_add(sum[r][i], odd, _mm512_load_si512(x_row + 64));
+            }
+          }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+          for (int i = 0; i < count; ++i) {
+            _mm512_store_si512(total[i][first_row + r], sum[r][i]);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      __m512i v[16];
+      for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(total[i][r]);
+      transpose(v);
+      for (int step = 8; step > 0; step /= 2) {
+        for (int r = 0; r < step; ++r) v[r] = _mm512_add_epi32(v[r], v[r + step]);
+      }
+      // Sums of x may leave int32 where the products' do not yet: unsigned, which wraps.
+      const auto excess = 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(of_x[i]));
+      alignas(64) std::int32_t column[16];
+      _mm512_store_si512(
+          column, _mm512_sub_epi32(v[0], _mm512_set1_epi32(static_cast<std::int32_t>(excess))));
+      for (int r = 0; r < panel_rows; ++r) sums[r * panel_rows + i] = column[r];
     }
   }
 
@@ -278,7 +386,22 @@ struct Int8Atom : Int8Panels {
   KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
-    unpack_rows(codes, scales, base, groups, to);
+    unpack_rows(codes, scales, base, groups, panel_places, to);
+  }
+  static constexpr int most_dot_rows = 4;
+  KOKKOSMX_AVX512_FUNCTION static void unpack_dot(const std::uint8_t* codes,
+                                                  const std::uint8_t* scales, const PanelBase& base,
+                                                  int groups, int count, element* to) {
+    unpack_rows(codes, scales, base, groups, {count, count * group_size, group_size, 64}, to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void dot(const std::uint8_t* codes, const std::uint8_t* scales,
+                                           const PanelBase& base, int groups, const element* x,
+                                           int count, std::int32_t* sums) {
+    if (base.near) {
+      dot_rows<true>(codes, scales, base, groups, x, count, sums);
+    } else {
+      dot_rows<false>(codes, scales, base, groups, x, count, sums);
+    }
   }
   KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
@@ -392,18 +515,17 @@ struct VnniGemmAtom : Int8Atom<true> {
       const element* x_tile = x + t * tile_bytes;
 #pragma GCC unroll 2
       for (int j = 0; j < 16; ++j) {
-        __m512i columns[x_panels];
-        for (int q = 0; q < x_panels; ++q) {
-          columns[q] = _mm512_load_si512(x_tile + q * stride_x + j * 64);
-        }
+        // Not an array: g++ 12 keeps one on the stack.
+        const element* column = x_tile + j * 64;
+        const __m512i column_0 = _mm512_load_si512(column);
+        const __m512i column_1 = _mm512_load_si512(column + (x_panels - 1) * stride_x);
 #pragma GCC unroll 8
         for (int r = 0; r < 8; ++r) {
           std::int32_t four;
           std::memcpy(&four, row_tile + r * 64 + 4 * j, sizeof(four));
           const __m512i row = _mm512_set1_epi32(four);
-          for (int q = 0; q < x_panels; ++q) {
-            sum[r][q] = x86::dot_add(sum[r][q], columns[q], row);
-          }
+          sum[r][0] = x86::dot_add(sum[r][0], column_0, row);
+          if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], column_1, row);
         }
       }
     }
