@@ -27,6 +27,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -127,7 +128,10 @@ struct PanelKernel {
 
   /// So few rows of x that the atom multiplies them without unpacking y.
   static bool is_dot(const PanelProblem& p) { return p.x.rows <= Atom::most_dot_rows; }
-  std::int64_t x_dot_elements() const { return p.groups() * p.x.rows * group_size; }
+  static int dot_rows(const PanelProblem& p) {
+    return static_cast<int>(std::bit_ceil(static_cast<std::uint64_t>(p.x.rows)));
+  }
+  std::int64_t x_dot_elements() const { return p.groups() * dot_rows(p) * group_size; }
 
   /// Hands out pieces of memory for all of x: take(bytes) returns an address.
   template <class Take>
@@ -144,7 +148,7 @@ struct PanelKernel {
         static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
     if (is_dot(p)) {
       x.dots = static_cast<unsigned char*>(
-          take(groups * static_cast<std::size_t>(p.x.rows) * group_size * sizeof(element)));
+          take(groups * static_cast<std::size_t>(dot_rows(p)) * group_size * sizeof(element)));
     }
     x.rough = static_cast<unsigned char*>(
         take(static_cast<std::size_t>(p.x.batch) * rough_shared(p, config).bytes));
@@ -284,10 +288,9 @@ struct PanelKernel {
                        first * Atom::panel_group_elements);
     if constexpr (Atom::most_dot_rows > 0) {
       if (x.dots == nullptr) return;
-      Atom::unpack_dot(view.codes, view.scales, state.base, static_cast<int>(count),
-                       static_cast<int>(p.x.rows),
+      Atom::unpack_dot(view.codes, view.scales, state.base, static_cast<int>(count), dot_rows(p),
                        reinterpret_cast<element*>(x.dots) + item * x_dot_elements() +
-                           first * p.x.rows * group_size);
+                           first * dot_rows(p) * group_size);
     }
   }
 
@@ -376,7 +379,7 @@ struct PanelKernel {
         for (int i = 0; i < y_panels; ++i) {
           const PanelView& view = place.y_views[first_panel + i];
           Atom::dot(view.codes, view.scales, place.y_states[first_panel + i].base,
-                    static_cast<int>(groups), rows, static_cast<int>(p.x.rows), sums + i * sums_y);
+                    static_cast<int>(groups), rows, dot_rows(p), sums + i * sums_y);
         }
         return;
       }

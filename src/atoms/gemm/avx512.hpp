@@ -146,10 +146,10 @@ struct Int8Panels {
         return dot_rows<near, 1>(codes, scales, base, groups, x, sums);
       case 2:
         return dot_rows<near, 2>(codes, scales, base, groups, x, sums);
-      case 3:
-        return dot_rows<near, 3>(codes, scales, base, groups, x, sums);
-      default:
+      case 4:
         return dot_rows<near, 4>(codes, scales, base, groups, x, sums);
+      default:
+        return dot_rows<near, 8>(codes, scales, base, groups, x, sums);
     }
   }
   /// The elements of the panel are never stored: 16 accumulators take rows of it by rows of x,
@@ -158,7 +158,7 @@ struct Int8Panels {
   KOKKOSMX_AVX512_INLINE static void dot_rows(const std::uint8_t* codes, const std::uint8_t* scales,
                                               const PanelBase& base, int groups, const element* x,
                                               std::int32_t* sums) {
-    constexpr int rows = count == 1 ? 16 : count == 2 ? 8 : 4, chunk = 8;
+    constexpr int rows = 16 / count, chunk = 8;
     alignas(64) std::int32_t total[count][panel_rows][16] = {};
     __m512i of_x[count];
     for (int i = 0; i < count; ++i) of_x[i] = _mm512_setzero_si512();
@@ -179,7 +179,7 @@ struct Int8Panels {
         __m512i sum[rows][count];
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int i = 0; i < count; ++i) {
             sum[r][i] = _mm512_load_si512(total[i][first_row + r]);
           }
@@ -192,7 +192,7 @@ struct Int8Panels {
             const Shifts row = shifts_of[g - first][first_row + r];
             const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
             const __m512i even = values(code, row), odd = values(_mm512_srli_epi16(code, 4), row);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < count; ++i) {
               const element* x_row = x_rows + i * group_size;
               sum[r][i] = x86::dot_add(sum[r][i], even, _mm512_load_si512(x_row));
@@ -202,7 +202,7 @@ struct Int8Panels {
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int i = 0; i < count; ++i) {
             _mm512_store_si512(total[i][first_row + r], sum[r][i]);
           }
@@ -388,7 +388,8 @@ struct Int8Atom : Int8Panels {
                                                 int groups, element* to) {
     unpack_rows(codes, scales, base, groups, panel_places, to);
   }
-  static constexpr int most_dot_rows = 4;
+  /// More rows are columns of vectors at no loss, or go to matrix units.
+  static constexpr int most_dot_rows = is_unsigned ? 8 : 4;
   KOKKOSMX_AVX512_FUNCTION static void unpack_dot(const std::uint8_t* codes,
                                                   const std::uint8_t* scales, const PanelBase& base,
                                                   int groups, int count, element* to) {

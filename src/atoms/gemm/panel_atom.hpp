@@ -111,11 +111,11 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   // groups, add): sums of panel p of y by panel q of x at sums + p * ... + q * ..., 256 of them in
   // 16 rows of y; overwritten, or added to. Overflow wraps.
   A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b);
-  // The rows of x, at most, for which it has dot: none where 0, else
+  // The rows of x, at most, for which it has dot, a power of two: none where 0, else
   // unpack_dot(codes, scales, base, groups, count, to): the first `count` rows of a panel, to
   // group_size elements each, a group's rows after one another, and
   // dot(codes, scales, base, groups, x, count, sums): the sums of a panel of y, in its codes, by
-  // `count` such rows: 16 rows of 16, of which `count` are written. Overflow wraps.
+  // `count` such rows, a power of two: 16 rows of 16, of which `count` are written. Overflow wraps.
   { A::most_dot_rows } -> std::convertible_to<int>;
   // Rounds each sum once to float32, then to the element.
   A::store(store);
