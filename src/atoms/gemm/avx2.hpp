@@ -68,7 +68,7 @@ struct Avx2GemmAtom {
   KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
   KOKKOSMX_AVX2_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
                                               int count, element* to) {
-    PanelLoops::gather_x(panel, positions, count, 0, to);
+    PanelLoops::gather_x(panel, positions, count, to);
   }
   KOKKOSMX_AVX2_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
                                                   const std::uint8_t* scales,

@@ -109,20 +109,21 @@ struct Int8Panels {
     std::int64_t group, row, odd;
   };
   static constexpr RowPlaces panel_places{panel_rows, panel_group_elements, 64, tile_bytes};
+  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
                                                  int groups, const RowPlaces& places, element* to) {
     if (base.near) {
-      unpack_rows<true>(codes, scales, base, groups, places, to);
+      unpack_rows<true, is_unsigned>(codes, scales, base, groups, places, to);
     } else {
-      unpack_rows<false>(codes, scales, base, groups, places, to);
+      unpack_rows<false, is_unsigned>(codes, scales, base, groups, places, to);
     }
   }
-  template <bool near>
+  template <bool near, bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
                                                  int groups, const RowPlaces& places, element* to) {
-    const auto values = Values<near, false>::make();
+    const auto values = Values<near, is_unsigned>::make();
     for (int g = 0; g < groups; ++g) {
       const RowShifts<near> row_shifts(scales + g * panel_group_scales, base);
       const std::uint8_t* from = codes + g * panel_group_bytes;
@@ -189,8 +190,11 @@ struct Int8Panels {
           const element* x_rows = x + g * count * group_size;
 #pragma GCC unroll 16
           for (int r = 0; r < rows; ++r) {
-            const Shifts row = shifts_of[g - first][first_row + r];
-            const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+            Shifts row = shifts_of[g - first][first_row + r];
+            if constexpr (!near) row.keep = _mm512_set1_epi8(15);
+            __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+            // g++ would load either twice, which costs more than to keep them.
+            __asm__("" : "+v"(code), "+v"(row.shift));
             const __m512i even = values(code, row), odd = values(_mm512_srli_epi16(code, 4), row);
 #pragma GCC unroll 8
             for (int i = 0; i < count; ++i) {
@@ -210,19 +214,36 @@ struct Int8Panels {
       }
     }
     for (int i = 0; i < count; ++i) {
-      __m512i v[16];
-      for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(total[i][r]);
-      transpose(v);
-      for (int step = 8; step > 0; step /= 2) {
-        for (int r = 0; r < step; ++r) v[r] = _mm512_add_epi32(v[r], v[r + step]);
-      }
       // Sums of x may leave int32 where the products' do not yet: unsigned, which wraps.
       const auto excess = 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(of_x[i]));
       alignas(64) std::int32_t column[16];
-      _mm512_store_si512(
-          column, _mm512_sub_epi32(v[0], _mm512_set1_epi32(static_cast<std::int32_t>(excess))));
+      _mm512_store_si512(column,
+                         _mm512_sub_epi32(sums_of_vectors(total[i]),
+                                          _mm512_set1_epi32(static_cast<std::int32_t>(excess))));
       for (int r = 0; r < panel_rows; ++r) sums[r * panel_rows + i] = column[r];
     }
+  }
+
+  /// Dword i: the sum of the 16 dwords of vector i.
+  KOKKOSMX_AVX512_INLINE static __m512i sums_of_vectors(const std::int32_t (&from)[16][16]) {
+    __m512i v[16];
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(from[i]);
+    // Each step adds pairs of vectors and of what they hold, in the order of a transposition.
+    for (int i = 0; i < 8; ++i) {
+      const __m512i a = v[2 * i], b = v[2 * i + 1];
+      v[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512i a = v[2 * i], b = v[2 * i + 1];
+      v[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    for (int count = 2; count > 0; count /= 2) {
+      for (int i = 0; i < count; ++i) {
+        const __m512i a = v[2 * i], b = v[2 * i + 1];
+        v[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+      }
+    }
+    return v[0];
   }
 
   /// Transposes 16 x 16 dwords.
@@ -252,23 +273,22 @@ struct Int8Panels {
     }
   }
 
-  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
                                                     const PanelBase& base, int groups,
                                                     element* to) {
     if (base.near) {
-      unpack_columns<true, is_unsigned>(codes, scales, base, groups, to);
+      unpack_columns<true>(codes, scales, base, groups, to);
     } else {
-      unpack_columns<false, is_unsigned>(codes, scales, base, groups, to);
+      unpack_columns<false>(codes, scales, base, groups, to);
     }
   }
-  template <bool near, bool is_unsigned>
+  template <bool near>
   KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
                                                     const PanelBase& base, int groups,
                                                     element* to) {
-    const auto values = Values<near, is_unsigned>::make();
+    const auto values = Values<near, false>::make();
     for (int g = 0; g < groups; ++g) {
       // A dword of a row's codes holds one j of all four blocks, as the row's dword of shifts does.
       const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
@@ -284,23 +304,22 @@ struct Int8Panels {
     }
   }
 
+  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void pack_rows(const std::int8_t* values, element* to) {
+    const __m512i offset = is_unsigned ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
     for (int r = 0; r < panel_rows; ++r) {
       const std::int8_t* row = values + r * group_size;
-      _mm512_store_si512(to + r * 64, _mm512_load_si512(row));
-      _mm512_store_si512(to + tile_bytes + r * 64, _mm512_load_si512(row + 64));
+      _mm512_store_si512(to + r * 64, _mm512_xor_si512(_mm512_load_si512(row), offset));
+      _mm512_store_si512(to + tile_bytes + r * 64,
+                         _mm512_xor_si512(_mm512_load_si512(row + 64), offset));
     }
   }
-  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void pack_columns(const std::int8_t* values, element* to) {
-    const __m512i offset = is_unsigned ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
     for (int tile = 0; tile < 2; ++tile) {
       __m512i v[16];
       for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(values + r * group_size + tile * 64);
       transpose(v);
-      for (int j = 0; j < 16; ++j) {
-        _mm512_store_si512(to + tile * tile_bytes + j * 64, _mm512_xor_si512(v[j], offset));
-      }
+      for (int j = 0; j < 16; ++j) _mm512_store_si512(to + tile * tile_bytes + j * 64, v[j]);
     }
   }
 
@@ -379,21 +398,22 @@ struct Int8Panels {
   }
 };
 
-/// The int8 atoms but for their products. is_unsigned: elements of x are 128 too large, since
+/// The int8 atoms but for their products. is_unsigned: elements of y are 128 too large, since
 /// VPDPBUSD takes one operand unsigned.
 template <bool is_unsigned>
 struct Int8Atom : Int8Panels {
   KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
-    unpack_rows(codes, scales, base, groups, panel_places, to);
+    unpack_rows<is_unsigned>(codes, scales, base, groups, panel_places, to);
   }
   /// More rows are columns of vectors at no loss, or go to matrix units.
   static constexpr int most_dot_rows = is_unsigned ? 8 : 4;
   KOKKOSMX_AVX512_FUNCTION static void unpack_dot(const std::uint8_t* codes,
                                                   const std::uint8_t* scales, const PanelBase& base,
                                                   int groups, int count, element* to) {
-    unpack_rows(codes, scales, base, groups, {count, count * group_size, group_size, 64}, to);
+    unpack_rows<false>(codes, scales, base, groups, {count, count * group_size, group_size, 64},
+                       to);
   }
   KOKKOSMX_AVX512_FUNCTION static void dot(const std::uint8_t* codes, const std::uint8_t* scales,
                                            const PanelBase& base, int groups, const element* x,
@@ -407,18 +427,18 @@ struct Int8Atom : Int8Panels {
   KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
-    unpack_columns<is_unsigned>(codes, scales, base, groups, to);
+    unpack_columns(codes, scales, base, groups, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void pack_y(const std::int8_t* values, element* to) {
-    pack_rows(values, to);
+    pack_rows<is_unsigned>(values, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void pack_x(const std::int8_t* values, element* to) {
-    pack_columns<is_unsigned>(values, to);
+    pack_columns(values, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
   KOKKOSMX_AVX512_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
                                                 int count, element* to) {
-    PanelLoops::gather_x(panel, positions, count, is_unsigned ? 0x80808080u : 0, to);
+    PanelLoops::gather_x(panel, positions, count, to);
   }
   KOKKOSMX_AVX512_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
@@ -466,53 +486,52 @@ struct VnniGemmAtom : Int8Atom<true> {
                                                 std::int64_t stride_y, const element* x,
                                                 std::int64_t stride_x, int y_panels, int x_panels,
                                                 int groups, bool add) {
-    for (int p = 0; p < y_panels; ++p) {
-      for (int half = 0; half < 2; ++half) {
-        const element* rows = y + p * stride_y + half * 8 * 64;
-        std::int32_t offset[8];
-        sums_of_rows(rows, groups, offset);
-        std::int32_t* to = sums + p * sums_y + half * 128;
-        int q = 0;
-        for (; q + 2 <= x_panels; q += 2) {
-          block<2>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
-        }
-        for (; q < x_panels; ++q) {
-          block<1>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+    for (int q = 0; q < x_panels; q += 2) {
+      const int pair = q + 2 <= x_panels ? 2 : 1;
+      alignas(64) std::int32_t offset[2][16];
+      for (int i = 0; i < pair; ++i) sums_of_columns(x + (q + i) * stride_x, groups, offset[i]);
+      for (int p = 0; p < y_panels; ++p) {
+        const element* rows = y + p * stride_y;
+        std::int32_t* to = sums + p * sums_y + q * sums_x;
+        if (pair == 2) {
+          block<8, 2>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+          block<8, 2>(to + 128, sums_x, rows + 8 * 64, x + q * stride_x, stride_x, offset, groups,
+                      add);
+        } else {
+          block<16, 1>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
         }
       }
     }
   }
 
  private:
-  /// -128 * the sum of each of 8 rows of y.
-  KOKKOSMX_AVX512_INLINE static void sums_of_rows(const element* rows, int groups,
-                                                  std::int32_t (&offset)[8]) {
+  /// -128 * the sum of each column of x: what the elements of y are too large gives.
+  KOKKOSMX_AVX512_INLINE static void sums_of_columns(const element* x, int groups,
+                                                     std::int32_t (&offset)[16]) {
     const __m512i ones = _mm512_set1_epi8(1);
-    for (int r = 0; r < 8; ++r) {
-      __m512i sum = _mm512_setzero_si512();
-      for (int g = 0; g < groups; ++g) {
-        const element* row = rows + g * panel_group_elements + r * 64;
-        sum = x86::dot_add(sum, ones, _mm512_load_si512(row));
-        sum = x86::dot_add(sum, ones, _mm512_load_si512(row + tile_bytes));
-      }
-      // Leaves int32 where the sums of products do not yet: unsigned, which wraps.
-      offset[r] = static_cast<std::int32_t>(
-          0u - 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum)));
+    __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+    for (int i = 0; i < groups * panel_group_elements; i += 128) {
+      even = x86::dot_add(even, ones, _mm512_load_si512(x + i));
+      odd = x86::dot_add(odd, ones, _mm512_load_si512(x + i + 64));
     }
+    // Leaves int32 where the sums of products do not yet, and wraps.
+    const __m512i sum = _mm512_slli_epi32(_mm512_add_epi32(even, odd), 7);
+    _mm512_store_si512(offset, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
   }
 
-  /// 8 rows of y by x_panels panels of x.
-  template <int x_panels>
+  /// Some rows of a panel of y by one or two panels of x, in 16 accumulators.
+  template <int rows, int x_panels>
   KOKKOSMX_AVX512_INLINE static void block(std::int32_t* sums, std::int64_t sums_x,
-                                           const element* rows, const element* x,
-                                           std::int64_t stride_x, const std::int32_t (&offset)[8],
-                                           int groups, bool add) {
-    __m512i sum[8][x_panels];
-    for (int r = 0; r < 8; ++r) {
-      for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_set1_epi32(offset[r]);
+                                           const element* y, const element* x,
+                                           std::int64_t stride_x,
+                                           const std::int32_t (&offset)[2][16], int groups,
+                                           bool add) {
+    __m512i sum[rows][x_panels];
+    for (int r = 0; r < rows; ++r) {
+      for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_load_si512(offset[q]);
     }
     for (int t = 0; t < 2 * groups; ++t) {
-      const element* row_tile = rows + t * tile_bytes;
+      const element* y_tile = y + t * tile_bytes;
       const element* x_tile = x + t * tile_bytes;
 #pragma GCC unroll 2
       for (int j = 0; j < 16; ++j) {
@@ -520,17 +539,17 @@ struct VnniGemmAtom : Int8Atom<true> {
         const element* column = x_tile + j * 64;
         const __m512i column_0 = _mm512_load_si512(column);
         const __m512i column_1 = _mm512_load_si512(column + (x_panels - 1) * stride_x);
-#pragma GCC unroll 8
-        for (int r = 0; r < 8; ++r) {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
           std::int32_t four;
-          std::memcpy(&four, row_tile + r * 64 + 4 * j, sizeof(four));
+          std::memcpy(&four, y_tile + r * 64 + 4 * j, sizeof(four));
           const __m512i row = _mm512_set1_epi32(four);
-          sum[r][0] = x86::dot_add(sum[r][0], column_0, row);
-          if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], column_1, row);
+          sum[r][0] = x86::dot_add(sum[r][0], row, column_0);
+          if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], row, column_1);
         }
       }
     }
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < x_panels; ++q) {
         std::int32_t* to = sums + q * sums_x + r * 16;
         _mm512_storeu_si512(to,
