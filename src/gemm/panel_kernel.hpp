@@ -40,12 +40,13 @@ using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t 
                                            std::uint8_t* scales, std::int64_t scales_stride,
                                            QuantizeRule rule);
 
-/// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix with
-/// summaries.
+/// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix; where
+/// that has no summaries, each panel's are made when it is loaded.
 struct PanelOperand {
   QuantizeRowFunction quantize;
   DenseMap dense;
   MatrixMap matrix;
+  bool has_summaries;
   std::int64_t batch, rows;
 
   std::int64_t panels() const { return (rows + panel_rows - 1) / panel_rows; }
@@ -301,7 +302,7 @@ struct PanelKernel {
     std::uint8_t scales[panel_group_scales];
   };
   void pad_group(const PanelView& view, std::int64_t group, PaddedGroup& padded) const {
-    const int tail = static_cast<int>(p.blocks - group * group_blocks);
+    const int tail = blocks_of(group);
     for (int i = 0; i < panel_group_bytes; ++i) {
       padded.codes[i] =
           i % group_blocks < tail ? view.codes[group * panel_group_bytes + i] : std::uint8_t{0};
@@ -768,36 +769,88 @@ struct PanelKernel {
                     static_cast<std::size_t>((panel_rows - rows) * group_blocks));
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      if (operand.quantize != nullptr) {
+    if (operand.quantize != nullptr) {
+      for (int r = 0; r < rows; ++r) {
         summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
                                         codes + r * group_bytes, panel_group_bytes,
                                         scales + r * group_blocks, panel_group_scales, p.rule);
-      } else {
-        if (!in_place) copy_row(operand.matrix, batch, first + r, r, codes, scales);
+      }
+    } else if (!in_place) {
+      copy_panel(operand.matrix, batch, first, rows, codes, scales);
+    }
+    const PanelView view =
+        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    if (operand.quantize == nullptr && operand.has_summaries) {
+      for (int r = 0; r < rows; ++r) {
         summaries[r] = *operand.matrix.summaries.at(batch, first + r);
       }
+    } else if (operand.quantize == nullptr) {
+      summarize(view, rows, summaries);
     }
     set_state(summaries, state);
-    return in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    return view;
   }
 
-  /// A row of a matrix in another layout to row r of a panel.
-  void copy_row(const MatrixMap& matrix, std::int64_t batch, std::int64_t row, int r,
-                std::uint8_t* codes, std::uint8_t* scales) const {
+  /// Rows of a matrix in another layout to a panel. Every layout has the 16 rows of a panel and the
+  /// 4 blocks of a group each at one stride.
+  void copy_panel(const MatrixMap& matrix, std::int64_t batch, std::int64_t first, int rows,
+                  std::uint8_t* codes, std::uint8_t* scales) const {
+    const CodesMap& from = matrix.codes;
     for (std::int64_t g = 0; g < p.groups(); ++g) {
-      std::uint8_t* to = codes + g * panel_group_bytes + r * group_bytes;
-      std::uint8_t* scale = scales + g * panel_group_scales + r * group_blocks;
-      for (int b = 0; b < group_blocks; ++b) {
-        const std::int64_t block = g * group_blocks + b;
-        std::uint8_t bytes[block_bytes] = {};
-        scale[b] = 0;
-        if (block < p.blocks) {
-          std::uint8_t local[block_bytes];
-          std::memcpy(bytes, matrix.codes.load(batch, row, block, local), block_bytes);
-          scale[b] = *matrix.scales.at(batch, row, block);
+      const std::int64_t block = g * group_blocks;
+      const int blocks = blocks_of(g);
+      const std::uint8_t* code = from.at(batch, first, block);
+      const std::uint8_t* scale = matrix.scales.at(batch, first, block);
+      for (int r = 0; r < rows; ++r) {
+        std::uint8_t bytes[group_blocks][block_bytes] = {};
+        for (int b = 0; b < blocks; ++b) {
+          const std::uint8_t* at = code + r * from.row + b * from.block_1;
+          if (from.byte == 1) {
+            std::memcpy(bytes[b], at, block_bytes);
+          } else {
+            for (int j = 0; j < block_bytes; ++j) bytes[b][j] = at[j * from.byte];
+          }
         }
-        for (int j = 0; j < block_bytes; ++j) to[group_blocks * j + b] = bytes[j];
+        std::uint8_t* to = codes + g * panel_group_bytes + r * group_bytes;
+        for (int j = 0; j < block_bytes; ++j) {
+          for (int b = 0; b < group_blocks; ++b) to[group_blocks * j + b] = bytes[b][j];
+        }
+        std::uint8_t* to_scale = scales + g * panel_group_scales + r * group_blocks;
+        for (int b = 0; b < group_blocks; ++b) {
+          to_scale[b] = b < blocks ? scale[r * matrix.scales.row_1 + b * matrix.scales.col_1]
+                                   : std::uint8_t{0};
+        }
+      }
+    }
+  }
+  /// The blocks of K in a group.
+  int blocks_of(std::int64_t group) const {
+    return static_cast<int>(std::min<std::int64_t>(group_blocks, p.blocks - group * group_blocks));
+  }
+
+  /// The summaries of a panel's rows, as QuantizeRowFunction has them.
+  void summarize(const PanelView& view, int rows, RowSummary (&summaries)[panel_rows]) const {
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      const int blocks = blocks_of(g);
+      for (int r = 0; r < rows; ++r) {
+        // Bytes of what is not zero, for each of four blocks.
+        std::uint32_t words[block_bytes], any = 0;
+        std::memcpy(words, view.codes + g * panel_group_bytes + r * group_bytes, sizeof(words));
+        for (const std::uint32_t word : words) any |= word;
+        std::uint8_t is_set[group_blocks];
+        any &= 0x77777777u;
+        std::memcpy(is_set, &any, sizeof(any));
+        const std::uint8_t* scale = view.scales + g * panel_group_scales + r * group_blocks;
+        RowSummary& row = summaries[r];
+        for (int b = 0; b < blocks; ++b) {
+          if (scale[b] == 255) {
+            row.has_nan = 1;
+          } else if (is_set[b] != 0) {
+            row.lo = row.n == 0 ? scale[b] : std::min(row.lo, scale[b]);
+            row.hi = std::max(row.hi, scale[b]);
+            row.n = 1;
+          }
+        }
       }
     }
   }
