@@ -193,6 +193,12 @@ struct Int8Panels {
             Shifts row = shifts_of[g - first][first_row + r];
             if constexpr (!near) row.keep = _mm512_set1_epi8(15);
             __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+            // Few rows at a time are read in strides, which caches do not foresee.
+            if constexpr (rows < panel_rows) {
+              _mm_prefetch(
+                  reinterpret_cast<const char*>(from) + r * group_bytes + chunk * panel_group_bytes,
+                  _MM_HINT_T0);
+            }
             // g++ would load either twice, which costs more than to keep them.
             __asm__("" : "+v"(code), "+v"(row.shift));
             const __m512i even = values(code, row), odd = values(_mm512_srli_epi16(code, 4), row);
