@@ -7,9 +7,8 @@
 #   .ci/device.sh DIR KOKKOS_INCLUDE GENERATED_INCLUDE [TARGET...]
 # Targets: gfx950 gfx942 sm_90a sm_80 (all of them where none is named).
 #
-# AMD's: clang 22 from Debian's security suite, HIP's headers and device libraries of its development
-# suites (unpacked into DIR, not installed). NVIDIA's: nvcc 13, or its wheels in DIR. Kokkos: overlays
-# of the wheel's headers in which the other execution space is switched on.
+# AMD's tools and overlays of the wheel's headers of Kokkos, in which another execution space is switched
+# on: hip.sh. NVIDIA's: nvcc 13, or its wheels in DIR.
 set -euo pipefail
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
@@ -20,29 +19,7 @@ cd "$(dirname "$0")/.."
 targets=("$@")
 [ $# -gt 0 ] || targets=(gfx950 gfx942 sm_90a sm_80)
 
-hip_tools() {
-  if ! command -v clang++-22 >/dev/null || ! command -v ld.lld-22 >/dev/null; then
-    [ "$(id -u)" = 0 ] || { echo "missing: apt install clang-22 lld-22 llvm-22" >&2; exit 1; }
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clang-22 lld-22 \
-      llvm-22 >/dev/null
-  fi
-  [ ! -e "$dir/complete" ] || return 0
-  local apt=$dir/apt options deb
-  rm -rf "$dir/root" "$apt"
-  mkdir -p "$apt"/{lists/partial,cache/archives/partial} "$dir/root"
-  : >"$apt/status"
-  awk '/^$/ { exit } /^Suites:/ { print "Suites: sid experimental"; next } { print }' \
-    /etc/apt/sources.list.d/debian.sources >"$apt/dev.sources"
-  options=(-o "Dir::Etc::sourcelist=$apt/dev.sources" -o Dir::Etc::sourceparts=-
-    -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache"
-    -o Acquire::Check-Valid-Until=false -o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)")
-  apt-get "${options[@]}" update -qq
-  (cd "$apt" && apt-get "${options[@]}" download -qq rocm-device-libs-22/experimental \
-    libamdhip64-dev/experimental)
-  for deb in "$apt"/*.deb; do dpkg-deb -x "$deb" "$dir/root"; done
-  touch "$dir/complete"
-}
+. .ci/hip.sh
 
 cuda_tools() {
   nvcc=$(command -v nvcc || true)
@@ -59,38 +36,18 @@ cuda_tools() {
   fi
 }
 
-# overlay SPACE FILE-OF-SPACE: the wheel's headers with Serial and a device in OpenMP's place.
-overlay() {
-  local to=$dir/kokkos-$1 name=$2 list part folder
-  rm -rf "$to"
-  cp -r "$kokkos" "$to"
-  sed -i -e "s|^#define KOKKOS_ENABLE_OPENMP|#define KOKKOS_ENABLE_SERIAL\n#define KOKKOS_ENABLE_$1|" \
-    -e 's|^#define KOKKOS_ENABLE_CXX17|#define KOKKOS_ENABLE_CXX20|' "$to/KokkosCore_config.h"
-  for list in Declare:decl Fwd:fwd; do
-    part=${list%%:*} folder=${list##*:}
-    sed -i "s|#include <$folder/Kokkos_${part}_OPENMP.hpp>|#include <$folder/Kokkos_${part}_SERIAL.hpp>\n#include <$folder/Kokkos_${part}_$1.hpp>|" \
-      "$to/KokkosCore_Config_${part}Backend.hpp"
-  done
-  sed -i "s|^#endif|#include <setup/Kokkos_Setup_$name.hpp>\n#endif|" \
-    "$to/KokkosCore_Config_SetupBackend.hpp"
-  sed -i "s|/\* #undef DESUL_ATOMICS_ENABLE_$1 \*/|#define DESUL_ATOMICS_ENABLE_$1|" \
-    "$to/desul/atomics/Config.hpp"
-}
-
 hip=0 cuda=0
 for target in "${targets[@]}"; do
   case $target in gfx*) hip=1 ;; sm_*) cuda=1 ;; *) echo "no target $target" >&2; exit 2 ;; esac
 done
 if [ $hip = 1 ]; then
   hip_tools
-  overlay HIP HIP
-  sed -i 's|^/\* #undef KOKKOS_ARCH_AMD_GFX942 \*/|#define KOKKOS_ARCH_AMD_GFX942|' \
-    "$dir/kokkos-HIP/KokkosCore_config.h"
+  hip_overlay SERIAL "$dir/kokkos-HIP"
 fi
 nvcc=
 if [ $cuda = 1 ]; then
   cuda_tools
-  overlay CUDA Cuda
+  overlay CUDA Cuda SERIAL "$dir/kokkos-CUDA"
   # This Kokkos is older than CUDA 13, whose calls take more; and host and device disagree on the
   # size of its newer View.
   sed -i -e 's|^/\* #undef KOKKOS_ARCH_HOPPER90 \*/|#define KOKKOS_ARCH_HOPPER90|' \
@@ -112,10 +69,7 @@ compile() {
   rm -f "$out.s" "$out.log"
   case $target in
     gfx*)
-      local hip=(clang++-22 -x hip "--offload-arch=$target" "--rocm-path=$dir/root/usr"
-        "--rocm-device-lib-path=$(dirname "$(find "$dir/root" -name ocml.bc | head -1)")"
-        -std=c++20 -O3 -ffp-contract=off -DKOKKOS_DEPENDENCE -Wall -Wextra -Werror
-        -Wno-deprecated-attributes -isystem "$dir/kokkos-HIP" -Iinclude -Isrc "-I$generated")
+      hip_compiler "$target" "$dir/kokkos-HIP" "$generated"
       "${hip[@]}" --cuda-device-only -S -Rpass-analysis=kernel-resource-usage "$source" \
         -o "$out.s" 2>"$out.log" || { cat "$out.log" >&2; return 1; }
       # The host's half, once.
@@ -135,7 +89,7 @@ compile() {
       ;;
   esac
 }
-export -f compile
+export -f compile hip_compiler
 export dir generated nvcc
 # The longest first, two at a time.
 for source in src/gemm/gemm.cpp src/quantize/quantize.cpp src/shuffle/prepare.cpp \

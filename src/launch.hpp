@@ -21,6 +21,7 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -74,6 +75,21 @@ KOKKOS_INLINE_FUNCTION void for_each(const Group& group, std::int64_t count, con
   for (std::int64_t i = group.rank(); i < count; i += group.size()) f(i);
 }
 
+/// Quotient and remainder of an item. To divide numbers of 64 bits takes devices a hundred
+/// instructions: their items have 32, which launch() sees to, and so have parts of their number.
+struct Divided {
+  std::int64_t quotient, remainder;
+};
+template <class Group>
+KOKKOS_INLINE_FUNCTION Divided divided(const Group&, std::int64_t item, std::int64_t by) {
+  if constexpr (Group::is_serial) {
+    return {item / by, item % by};
+  } else {
+    const auto x = static_cast<std::uint32_t>(item), y = static_cast<std::uint32_t>(by);
+    return {x / y, x % y};
+  }
+}
+
 template <class Body>
 struct HostLaunch {
   Body body;
@@ -93,6 +109,7 @@ inline constexpr int groups_together<Body> = Body::groups_together;
 
 /// Runs body for each item in [0, items), asynchronously on exec; neither allocates nor fences (the
 /// label is a string already, since making one would allocate).
+/// \throws std::invalid_argument for 2^32 items or more on devices, which no memory holds.
 template <class ExecSpace, int N, class Body>
 void launch(const std::string& label, const ExecSpace& exec, std::int64_t items, Threads<N>,
             const Body& body) {
@@ -103,6 +120,9 @@ void launch(const std::string& label, const ExecSpace& exec, std::int64_t items,
     Kokkos::parallel_for(label, Policy(exec, 0, items, Kokkos::ChunkSize(1)),
                          HostLaunch<Body>{body});
   } else {
+    if (items >> 32 != 0) {
+      throw std::invalid_argument(label + ": 2^32 groups of threads or more, which devices lack");
+    }
     constexpr std::int64_t most = std::int64_t{1} << 30;
     for (std::int64_t first = 0; first < items; first += most) {
       const std::int64_t left = items - first;

@@ -79,9 +79,10 @@ struct JudgeOutputs {
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
     const std::int64_t chunks_of_row = (out.cols + columns_each - 1) / columns_each;
-    const std::int64_t first = item % chunks_of_row * columns_each;
-    const std::int64_t row = item / chunks_of_row % out.rows;
-    const std::int64_t batch = item / chunks_of_row / out.rows;
+    const Divided in_row = divided(group, item, chunks_of_row);
+    const Divided in_batch = divided(group, in_row.quotient, out.rows);
+    const std::int64_t first = in_row.remainder * columns_each;
+    const std::int64_t batch = in_batch.quotient, row = in_batch.remainder;
     const std::int64_t count = out.cols - first < columns_each ? out.cols - first : columns_each;
     const RowSummary summary = *a.summaries.at(batch, row);
     for_each(group, count, [&](std::int64_t i) { judge(batch, row, first + i, summary); });

@@ -177,7 +177,7 @@ struct FragmentKernel {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-    const Place place = place_of(item);
+    const Place place = place_of(group, item);
     choose(group, scratch, place);
     const unsigned takers = scratch.takers;
     const unsigned mine = takers & passes;
@@ -195,13 +195,13 @@ struct FragmentKernel {
   // ---------------------------------------------------------------------------- which output goes
   // where
 
-  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t item) const {
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION Place place_of(const Group& group, std::int64_t item) const {
     Place place;
     unsigned row, col;
-    // A launch has at most 2^30 tiles of a batch: more would not fit any memory.
-    const unsigned tiles = static_cast<unsigned>(tiles_m * tiles_n);
-    place.batch = p.batch == 1 ? 0 : item / tiles;
-    order(static_cast<unsigned>(item - place.batch * tiles), static_cast<unsigned>(tiles_m),
+    const Divided in_batch = divided(group, item, tiles_m * tiles_n);
+    place.batch = in_batch.quotient;
+    order(static_cast<unsigned>(in_batch.remainder), static_cast<unsigned>(tiles_m),
           static_cast<unsigned>(tiles_n), row, col);
     place.row = std::int64_t{row} * Tile::m;
     place.col = std::int64_t{col} * Tile::n;

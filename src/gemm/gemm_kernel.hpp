@@ -94,7 +94,7 @@ struct GemmKernel {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-    const Place place = place_of(item);
+    const Place place = place_of(group, item);
     if (p.epilogue.skips_product()) {
       store_without_product(group, place);
       return;
@@ -139,12 +139,15 @@ struct GemmKernel {
     return (tiers >> static_cast<unsigned>(tier) & 1u) != 0;
   }
 
-  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t item) const {
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION Place place_of(const Group& group, std::int64_t item) const {
     const int tile_m = config.atoms_m * Atom::M, tile_n = config.atoms_n * Atom::N;
     Place place;
-    place.row = item % tiles_m * tile_m;
-    place.col = item / tiles_m % tiles_n * tile_n;
-    place.batch = item / (tiles_m * tiles_n);
+    const Divided in_column = divided(group, item, tiles_m);
+    const Divided in_batch = divided(group, in_column.quotient, tiles_n);
+    place.row = in_column.remainder * tile_m;
+    place.col = in_batch.remainder * tile_n;
+    place.batch = in_batch.quotient;
     place.rows = static_cast<int>(p.m - place.row < tile_m ? p.m - place.row : tile_m);
     place.cols = static_cast<int>(p.n - place.col < tile_n ? p.n - place.col : tile_n);
     place.atoms_m = (place.rows + Atom::M - 1) / Atom::M;
@@ -155,7 +158,8 @@ struct GemmKernel {
   template <class Group>
   KOKKOS_INLINE_FUNCTION void store_without_product(const Group& group, const Place& place) const {
     for_each(group, std::int64_t{1} * place.rows * place.cols, [&](std::int64_t i) {
-      p.epilogue(place.batch, place.row + i / place.cols, place.col + i % place.cols, 0u);
+      const int at = static_cast<int>(i);
+      p.epilogue(place.batch, place.row + at / place.cols, place.col + at % place.cols, 0u);
     });
     if (p.counts != nullptr && group.rank() == 0) {
       Kokkos::atomic_add(&p.counts[0], static_cast<std::uint64_t>(place.rows) *

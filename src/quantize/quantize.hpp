@@ -89,8 +89,8 @@ struct RowKernel {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-    const std::int64_t batch = item / items_per_batch;
-    const std::int64_t begin = item % items_per_batch * rows_per_item;
+    const Divided place = divided(group, item, items_per_batch);
+    const std::int64_t batch = place.quotient, begin = place.remainder * rows_per_item;
     if constexpr (Group::is_serial) {
       const std::int64_t end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
       for (std::int64_t row = begin; row < end; ++row) body(group, scratch, batch, row, true);

@@ -46,11 +46,12 @@ struct TilesOfItems {
     return {tiles, each, (tiles + each - 1) / each};
   }
   /// Calls f(batch, tile) for the tiles of an item.
-  template <class F>
-  KOKKOS_INLINE_FUNCTION void operator()(std::int64_t item, const F& f) const {
-    const std::int64_t first = item % items_per_batch * tiles_per_item;
+  template <class Group, class F>
+  KOKKOS_INLINE_FUNCTION void operator()(const Group& group, std::int64_t item, const F& f) const {
+    const Divided place = divided(group, item, items_per_batch);
+    const std::int64_t first = place.remainder * tiles_per_item;
     const std::int64_t end = first + tiles_per_item < tiles ? first + tiles_per_item : tiles;
-    for (std::int64_t tile = first; tile < end; ++tile) f(item / items_per_batch, tile);
+    for (std::int64_t tile = first; tile < end; ++tile) f(place.quotient, tile);
   }
 };
 
@@ -66,7 +67,7 @@ struct CopyCodes {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    tiles(item, [&](std::int64_t batch, std::int64_t tile) {
+    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
       const std::int64_t first = 16 * tile, groups = (to.blocks + 3) / 4, whole = blocks / 4;
       const std::int64_t height = to.rows - first < 16 ? to.rows - first : 16;
       const std::int64_t inside = rows - first < height ? rows - first : height;
@@ -99,8 +100,9 @@ struct CopyCodes {
           for (std::int64_t g = row < inside ? whole : 0; g < groups; ++g) move_rest(row, g);
         }
       } else {
-        for_each(group, groups * height, [&](std::int64_t i) {
-          const std::int64_t row = i % height, g = i / height;
+        for_each(group, 16 * groups, [&](std::int64_t i) {
+          const std::int64_t row = i % 16, g = i / 16;
+          if (row >= height) return;
           if (row < inside && g < whole) {
             move_down(row, g, 1);
           } else {
@@ -195,7 +197,7 @@ struct CopyScalesOfTile32x8 {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    tiles(item, [&](std::int64_t batch, std::int64_t tile) {
+    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
       const std::int64_t first = 32 * tile;
       std::uint8_t* const in_tile = tiled.at(batch, first, 0);
       std::uint8_t* const in_rows = first < rows ? plain.at(batch, first, 0) : nullptr;
@@ -323,7 +325,7 @@ struct CopyScales {
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
     const bool together = from.col_1 == 1 && to.col_1 == 1;
-    tiles(item, [&](std::int64_t batch, std::int64_t tile) {
+    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
       const std::int64_t first = 32 * tile;
       const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
       for_each(group, (to.cols + 3) / 4, [&](std::int64_t i) {
@@ -368,8 +370,8 @@ struct CopySummaries {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    const std::int64_t batch = item / groups;
-    const std::int64_t first = item % groups * height;
+    const Divided place = divided(group, item, groups);
+    const std::int64_t batch = place.quotient, first = place.remainder * height;
     for_each(group, rows - first < height ? rows - first : height,
              [&](std::int64_t i) { *to.at(batch, first + i) = *from.at(batch, first + i); });
   }
