@@ -110,6 +110,8 @@ END
 
 step_run() {
   local start=$SECONDS failed=0 name logs=() reports=()
+  (cd "$tests" && PYTHONDONTWRITEBYTECODE=1 "$out/venv/bin/python" -m pytest -q -p no:cacheprovider) ||
+    failed=1
   cases | xargs -P "$(nproc)" -L 1 .ci/gfx950.sh "${arguments[@]}" case || failed=1
   for name in $(cases | cut -d' ' -f1); do
     logs+=("$out/logs/$name.log")

@@ -3,9 +3,9 @@
 #define KOKKOSMX_UNIT_TESTS_GFX950_BOTH_HPP
 
 /// \file Both.hpp
-/// One and the same call on Kokkos::HIP, whose kernels the executor runs, and on the host's
-/// execution space: every bit of what they give is compared. How many outputs were compared, kernel
-/// by kernel, is printed when a program ends.
+/// One and the same call on the device, whose kernels the executor runs where there is none, and on
+/// the host's execution space: every bit of what they give is compared. How many outputs were
+/// compared, kernel by kernel, is printed when a program ends.
 
 #include <gtest/gtest.h>
 
@@ -28,7 +28,6 @@
 namespace KokkosMXTest {
 
 using Host = Kokkos::DefaultHostExecutionSpace;
-using Hip = Kokkos::HIP;
 using Bytes = std::vector<std::uint8_t>;
 
 // ------------------------------------------------------------------------------ memory
@@ -225,7 +224,7 @@ inline std::int64_t differences(const Output& is, const Output& expected, const 
 template <class Call>
 void same_on_both(const Call& call, const Outputs& golden = {}) {
   take_launched_kernels();
-  const Outputs is = call(Hip());
+  const Outputs is = call(Exec());
   std::set<std::string> kernels;
   for (const std::string& name : take_launched_kernels()) kernels.insert(readable(name));
   EXPECT_FALSE(kernels.empty()) << "nothing was launched";

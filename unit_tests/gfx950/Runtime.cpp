@@ -11,12 +11,7 @@
 ///   KOKKOSMX_MATRIX    ascending (default), descending or pairwise: how float matrix units add
 ///   KOKKOSMX_REPORT    where the executor writes what it counted; optional
 ///
-/// The executor reads and writes one JSON object a line:
-///   it first:  {"kernels": {NAME: {"arguments": [[offset, size], ...], ...}, ...}}
-///   a launch:  {"kernel": NAME, "label": ..., "grid": [x, y, z], "block": [x, y, z], "lds": bytes,
-///               "arguments": [HEX, ...], "buffers": [{"name", "address", "bytes", "initialized"}]}
-///   answered:  {"ok": true, "instructions": n} or {"ok": false, "message": ...}
-///   copies and fills: {"wrote": [address, bytes]}, without an answer
+/// What goes to and fro is in executor/README.md.
 
 #include "Runtime.hpp"
 

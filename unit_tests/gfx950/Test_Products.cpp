@@ -89,7 +89,9 @@ void product_on_both(Lying<CodesA, ScalesA, CodesB, ScalesB>, const std::vector<
         const auto input = [&](const auto& storage) {
           using Matrix = typename std::remove_cvref_t<decltype(storage)>::const_matrix_type;
           const auto q = storage.matrix();
-          return with_summaries ? Matrix(q) : Matrix({q.codes(), q.scales()});
+          const typename Matrix::codes_type codes(q.codes());
+          const typename Matrix::scales_type scales(q.scales());
+          return with_summaries ? Matrix(q) : Matrix(codes, scales);
         };
         KokkosMX::gemm(exec, input(qa), input(qb), c, options);
         exec.fence();
@@ -365,11 +367,11 @@ TEST(SelfCheck, ChoosesTheAtom) {
   if (expected == nullptr) GTEST_SKIP() << "KOKKOSMX_EXPECTED_ATOM names none";
   const HostMatrix x = make_data(Data::equal, 3, 32, 61);
   same_on_both([&](const auto& exec) {
-    using Exec = std::remove_cvref_t<decltype(exec)>;
-    const auto q = to_storage<Exec, RowMajor, RowMajor>({x});
-    const auto c = fresh<Exec, float>(1, 3, 3);
+    using Space = std::remove_cvref_t<decltype(exec)>;
+    const auto q = to_storage<Space, RowMajor, RowMajor>({x});
+    const auto c = fresh<Space, float>(1, 3, 3);
     KokkosMX::gemm(exec, q.matrix(), q.matrix(), c);
-    if constexpr (std::is_same_v<Exec, Hip>) {
+    if constexpr (std::is_same_v<Space, Exec>) {
       EXPECT_STREQ(KokkosMX::gemm_atom(exec), expected);
     }
     return Outputs{output("C", c)};

@@ -68,7 +68,7 @@ MUTATIONS = [
         "const int row = first + self.row;",
         "Test_Products",
         "Tiles/Products.Certified/middle1",
-        [r"FragmentKernel", r"\bglobal_load"],
+        [r"FragmentKernel", r"\bglobal_load", r"lane \d+"],
     ),
     (
         "the matrix unit takes the wrong byte of scales",
@@ -131,7 +131,11 @@ def check(tool, work, number):
         return f"{name}: NOT NOTICED by {test} ({seconds:.0f} s)", result.stdout
     if lacking:
         return f"{name}: noticed by {test}, which does not say {lacking}", result.stdout
-    return f"{name}: noticed by {test} ({seconds:.0f} s)", None
+    # Where, and what: of the executor's message, or of the comparison's.
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    told = [line for line in lines if re.match(r"at 0x|race:", line)]
+    told = told or [line for line in lines if "differ, the first" in line][:1]
+    return f"{name}: noticed by {test} ({seconds:.0f} s): {'; '.join(told[:2])}", None
 
 
 def main():

@@ -8,6 +8,7 @@ of them writing, are reported as a race, so the order cannot matter.
 """
 import bisect
 import collections
+import functools
 import struct
 
 import numpy as np
@@ -216,6 +217,7 @@ class Batch:
             "check_matrix",
         ):
             scope[name] = getattr(self, name)
+        scope["reciprocal"] = functools.partial(numeric.reciprocal, order=self.machine.matrix)
         signed, floats = scalars.view(np.int32), scalars.view(np.float32)
         pairs = scalars.view(np.uint64)
         scope.update(

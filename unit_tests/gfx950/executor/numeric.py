@@ -82,6 +82,29 @@ def fma(a, b, c):
     return result
 
 
+# The side from which reciprocals are taken: hardware's are within 1 unit in the last place of a
+# float32, 2^-24 of a float64.
+RECIPROCALS = {"ascending": 0, "descending": -1, "pairwise": 1, "short": 0}
+
+
+def reciprocal(value, order):
+    """1 / value, to nearest; or, where that is inexact, its neighbour of float32 nearer to zero or
+    farther from it, and of float64 what lies 2^-24 to that side."""
+    value = np.asarray(value)
+    result = value.dtype.type(1) / value
+    side = RECIPROCALS[order]
+    if not side:
+        return result
+    is_number = np.isfinite(result) & (result != 0)
+    if value.dtype == np.float32:
+        # Exact in float64.
+        excess = np.abs(result.astype(np.float64) * value) - 1
+        limit = np.copysign(np.float32(np.inf if side > 0 else 0), result)
+        return np.where(is_number & (excess * side < 0), np.nextafter(result, limit), result)
+    is_power = np.abs(np.frexp(value)[0]) == 0.5
+    return np.where(is_number & ~is_power, result * (1 + side * 2.0**-24), result)
+
+
 def _fill(value):
     value = np.array(value)
     shift = 1

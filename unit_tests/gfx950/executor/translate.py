@@ -1132,11 +1132,11 @@ class Emitter:
 
     @by_hand("v_rcp_f32", "v_rcp_iflag_f32")
     def hand_rcp_f32(self, destination):
-        self.result(f"{self.constant('f', 32, 1.0)} / {self.get('S0', 'f')}", "f")
+        self.result(f"reciprocal({self.get('S0', 'f')})", "f")
 
     @by_hand("v_rcp_f64")
     def hand_rcp_f64(self, destination):
-        self.result(f"{self.constant('f', 64, 1.0)} / {self.get('S0', 'f', 64)}", "f", 64)
+        self.result(f"reciprocal({self.get('S0', 'f', 64)})", "f", 64)
 
     @by_hand("v_ldexp_f64")
     def hand_ldexp(self, destination):

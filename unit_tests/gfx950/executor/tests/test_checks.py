@@ -70,6 +70,13 @@ __constant__ const int table[8] = {3, 1, 4, 1, 5, 9, 2, 6};
 extern "C" __global__ void constants(const int* from, int* to) {
   to[thread] = table[from[thread] & 7] + table[group];
 }
+extern "C" __global__ void ids(unsigned* to) {
+  // Blocks of 5 x 3 x 7 threads, 4 x 3 x 2 of them.
+  const unsigned x = thread, y = __builtin_amdgcn_workitem_id_y(), z = __builtin_amdgcn_workitem_id_z();
+  const unsigned i = group, j = __builtin_amdgcn_workgroup_id_y(), k = __builtin_amdgcn_workgroup_id_z();
+  to[(i + 4 * (j + 3 * k)) * 105 + x + 5 * (y + 3 * z)] =
+      x | y << 4 | z << 8 | i << 12 | j << 16 | k << 20;
+}
 extern "C" __global__ void same_place(int* to) {
   __shared__ int place;
   place = thread / 64;
@@ -190,6 +197,18 @@ def test_constants_of_the_code_object(path):
     device.launch("constants", 1, 256, from_, to)
     table = np.array([3, 1, 4, 1, 5, 9, 2, 6])
     assert (device.read(to, np.int32, 256) == table[values & 7] + 3).all()
+
+
+@pytest.mark.parametrize("together", [2, 32])
+def test_ids_in_three_dimensions_and_waves_in_part(path, together):
+    device = Device(path, batch_waves=together)
+    to = device.buffer("to", np.zeros(24 * 105, np.uint32), False)
+    device.memory.set_buffers(device.buffers)
+    device.machine.launch("ids", [4, 3, 2], [5, 3, 7], 0, [struct.pack("<Q", to)])
+    found = device.read(to, np.uint32, 24 * 105).reshape(2, 3, 4, 7, 3, 5)
+    k, j, i, z, y, x = np.indices(found.shape)
+    assert (found == (x | y << 4 | z << 8 | i << 12 | j << 16 | k << 20)).all()
+    assert int(device.memory.known.octets.sum()) == 4 * 24 * 105
 
 
 # ---------------------------------------------------------------- bugs

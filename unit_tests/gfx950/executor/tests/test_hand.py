@@ -225,6 +225,56 @@ def test_formats_other_than_fp4_are_refused():
         alone.run(alone.batch(), 0)
 
 
+PRODUCT = """
+typedef int Eight __attribute__((ext_vector_type(8)));
+typedef float Four __attribute__((ext_vector_type(4)));
+extern "C" __global__ void product(const int* a, const int* b, const int* scales, float* c) {
+  Eight x = {}, y = {};
+  for (int i = 0; i < 4; ++i) {
+    x[i] = a[4 * thread + i];
+    y[i] = b[4 * thread + i];
+  }
+  const Four d = __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(
+      x, y, Four{}, 4, 4, 2, scales[thread], 1, scales[64 + thread]);
+  for (int i = 0; i < 4; ++i) c[16 * (4 * (thread / 16) + i) + thread % 16] = d[i];
+}
+"""
+
+
+def run_product(patches=()):
+    """C = A B^T of codes (16, 128) each, scales in bytes 2 and 1: (found, expected)."""
+    generator = np.random.default_rng(12)
+    codes = generator.integers(0, 16, (2, 16, 128))
+    scales = generator.integers(125, 130, (2, 16, 4, 4)).astype(np.uint8)  # the last: bytes
+    device = Device(compiled(PRODUCT, "product"), patches=patches)
+    places = []
+    for i in range(2):
+        octets = (codes[i, :, 0::2] | codes[i, :, 1::2] << 4).astype(np.uint8)
+        # Lane l: row l % 16, block l / 16.
+        places.append(device.buffer("ab"[i], octets.reshape(16, 4, 16).transpose(1, 0, 2)))
+    places.append(device.buffer("scales", scales.transpose(0, 2, 1, 3)))
+    places.append(device.buffer("c", np.zeros(256, np.float32), False))
+    device.launch("product", 1, 64, *places)
+    values = np.array(FP4)[codes].reshape(2, 16, 4, 32)
+    values = values * np.exp2(np.stack([scales[0, ..., 2], scales[1, ..., 1]]) - 127.0)[..., None]
+    expected = values[0].reshape(16, 128) @ values[1].reshape(16, 128).T
+    return device.read(places[3], np.float32, 256).reshape(16, 16), expected
+
+
+def test_a_product():
+    found, expected = run_product()
+    assert (found == expected).all()
+
+
+def test_a_wrong_scale_byte_gives_a_wrong_product():
+    listed = Device(compiled(PRODUCT, "product")).instructions("product")
+    one = next(one for one in listed if "mfma_scale" in one.name)
+    # op_sel's bits 11 and 12 of the first dword: of byte 2 it becomes byte 3.
+    raw = one.inst._raw ^ 1 << 11
+    found, expected = run_product([(one.offset, raw.to_bytes(16, "little"))])
+    assert (found != expected).any()
+
+
 # ---------------------------------------------------------------- conversions to FP4
 
 
@@ -513,15 +563,16 @@ def divisions():
     return compiled(DIVISIONS, "divisions")
 
 
-def run_divisions(path, name, columns, dtype, results):
-    device = Device(path)
+def run_divisions(path, name, columns, dtype, results, order="ascending"):
+    device = Device(path, order)
     places = [device.buffer(str(i), np.array(column, dtype)) for i, column in enumerate(columns)]
     to = device.buffer("to", np.zeros(results, dtype))
     device.launch(name, 1, len(columns[0]), *places, to)
     return device.read(to, dtype, results)
 
 
-def test_division_of_doubles(divisions):
+@pytest.mark.parametrize("order", matrix.ORDERS)
+def test_division_of_doubles(divisions, order):
     generator = random.Random(9)
     a, b = (
         [
@@ -532,7 +583,7 @@ def test_division_of_doubles(divisions):
         for _ in range(2)
     )
     a[:6], b[:6] = [1.0, 0.0, -0.0, 3.0, math.inf, 1e300], [3.0, 5.0, 7.0, math.inf, -2.0, 1e-5]
-    found = run_divisions(divisions, "doubles", (a, b), np.float64, 128)
+    found = run_divisions(divisions, "doubles", (a, b), np.float64, 128, order)
     assert found.tobytes() == (np.array(a) / np.array(b)).tobytes()
 
 
@@ -553,7 +604,8 @@ def test_fma_of_doubles(divisions):
         assert float(found[i]) == exact.numerator / exact.denominator
 
 
-def test_division_of_integers(divisions):
+@pytest.mark.parametrize("order", matrix.ORDERS)
+def test_division_of_integers(divisions, order):
     generator = random.Random(11)
     for name, dtype, bits in (("words", np.uint32, 32), ("longs", np.int64, 63)):
         a, b = (
@@ -564,10 +616,28 @@ def test_division_of_integers(divisions):
         if name == "longs":
             a = [-value if i % 3 == 0 else value for i, value in enumerate(a)]
             b = [-value if i % 5 == 0 else value for i, value in enumerate(b)]
-        found = run_divisions(divisions, name, (a, b), dtype, 256).reshape(128, 2)
+        found = run_divisions(divisions, name, (a, b), dtype, 256, order).reshape(128, 2)
         for i in range(128):
             quotient = abs(a[i]) // abs(b[i]) * (1 if (a[i] < 0) == (b[i] < 0) else -1)
             assert [int(x) for x in found[i]] == [quotient, a[i] - quotient * b[i]]
+
+
+def test_reciprocals():
+    values = np.array([3, -3, 4, 0, np.inf, 0.7], np.float32)
+    exact = numeric.reciprocal(values, "ascending")
+    assert exact.tobytes() == (np.float32(1) / values).tobytes()
+    for order, side in (("descending", -1), ("pairwise", 1)):
+        found = numeric.reciprocal(values, order)
+        assert found[[2, 3, 4]].tobytes() == exact[[2, 3, 4]].tobytes()
+        for value, one in zip(values, found):
+            if value and np.isfinite(value):
+                true = 1 / abs(fractions.Fraction(float(value)))
+                size = abs(fractions.Fraction(float(one)))
+                other = np.nextafter(abs(one), np.float32(0 if side > 0 else np.inf))
+                assert size == true or (size - true) * side > 0
+                assert size == true or (fractions.Fraction(float(other)) - true) * side < 0
+        ratio = numeric.reciprocal(np.array([3.0, -2.0]), order) * [3.0, -2.0] - 1
+        assert abs(ratio[0] - side * 2.0**-24) < 2.0**-50 and ratio[1] == 0
 
 
 def test_conversion_to_integers():
