@@ -181,11 +181,12 @@ void run(const Exec& exec, benchmark::State& state, const Case& what, double pea
   const auto options = GemmOptions<Space>().minimum_tier(what.minimum_tier);
 
   const auto with = [&](const auto& b_matrix) {
-    std::size_t size = 0;
+    // Codes are multiplied once in any case, to count their outputs by tier.
+    std::size_t size = KokkosMX::gemm_workspace_size(exec, aq.matrix(), b_matrix, c);
     if (what.given == Given::dense) {
-      size = KokkosMX::quantize_gemm_workspace_size(exec, a, b, c);
+      size = std::max(size, KokkosMX::quantize_gemm_workspace_size(exec, a, b, c));
     } else if (what.given == Given::prepared) {
-      size = KokkosMX::quantize_gemm_workspace_size(exec, a, b_matrix, c);
+      size = std::max(size, KokkosMX::quantize_gemm_workspace_size(exec, a, b_matrix, c));
     }
     const Bytes memory("workspace", size);
     const KokkosMX::Workspace workspace(memory);

@@ -15,6 +15,7 @@
 #include "atoms/quantize/avx2.hpp"
 #include "atoms/quantize/avx512.hpp"
 #include "atoms/quantize/cuda.hpp"
+#include "atoms/quantize/hip.hpp"
 #include "atoms/quantize/portable.hpp"
 #include "launch.hpp"
 
@@ -49,6 +50,13 @@ struct AmxAtoms {
 struct CudaAtoms {
   using Gemm = PortableGemmAtom;
   using Quantize = CudaQuantizeAtom;
+};
+#endif
+
+#ifdef KOKKOS_ENABLE_HIP
+struct HipAtoms {
+  using Gemm = PortableGemmAtom;
+  using Quantize = HipQuantizeAtom;
 };
 #endif
 
@@ -137,6 +145,11 @@ void with_atoms(F&& f) {
 #ifdef KOKKOS_ENABLE_CUDA
   if constexpr (std::is_same_v<ExecSpace, Kokkos::Cuda>) {
     if (!portable_is_forced()) return f(CudaAtoms{});
+  }
+#endif
+#ifdef KOKKOS_ENABLE_HIP
+  if constexpr (std::is_same_v<ExecSpace, Kokkos::HIP>) {
+    if (!portable_is_forced()) return f(HipAtoms{});
   }
 #endif
   f(PortableAtoms{});

@@ -5,6 +5,9 @@
 // A group of a device's threads on a host: the bodies of launch.hpp, written for all threads of a
 // group at once, run here phase by phase, every thread in turn, in either order.
 
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
 #include <memory>
 #include <type_traits>
 
@@ -38,13 +41,20 @@ struct LockstepGroup {
   void barrier() const {}
 };
 
-// Runs a body for each item.
+// Runs a body for each item; several items at once, as devices do.
 template <class Body, bool Backwards = false>
 void run_in_lockstep(const Body& body, std::int64_t items) {
-  const auto scratch = std::make_unique<typename Body::Scratch>();
-  for (std::int64_t item = 0; item < items; ++item) {
-    body(LockstepGroup<Body::threads, Backwards>{}, *scratch, item);
-  }
+  using Host = Kokkos::DefaultHostExecutionSpace;
+  const Host host;
+  Kokkos::parallel_for(
+      "KokkosMXTest: in lockstep",
+      Kokkos::RangePolicy<Host, Kokkos::Schedule<Kokkos::Dynamic>, Kokkos::IndexType<std::int64_t>>(
+          host, 0, items, Kokkos::ChunkSize(1)),
+      [&](std::int64_t item) {
+        thread_local const auto scratch = std::make_unique<typename Body::Scratch>();
+        body(LockstepGroup<Body::threads, Backwards>{}, *scratch, item);
+      });
+  host.fence("KokkosMXTest: in lockstep");
 }
 
 }  // namespace KokkosMXTest

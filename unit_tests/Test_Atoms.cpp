@@ -488,6 +488,58 @@ TEST(PanelAtoms, MultiplyIsTheIntegerSum) {
   });
 }
 
+template <class Atom>
+void dot_rows(bool y_near, bool x_near, Stream& random) {
+  using element = typename Atom::element;
+  for (const int groups : {0, 1, 7, 8, 9, 17}) {
+    for (int count = 1; count <= Atom::most_dot_rows; count *= 2) {
+      PanelInput y(groups), x(groups);
+      fill(x, Fill::random, random);
+      fill(y, Fill::random, random);
+      x.set_near(x_near);
+      y.set_near(y_near);
+      for (int r = 0; r < 16; ++r) {
+        for (int b = 0; b < 4 * groups; ++b) {
+          const int distance = y.scale(r, b) - (100 + r);
+          // Rows are aligned to the least scale of what is not zero: other blocks may lie anywhere.
+          for (int j = 0; !y_near && (distance < 0 || distance > 3) && j < 16; ++j) {
+            y.byte(r, b, j) &= 0x88;
+          }
+        }
+      }
+      const auto used = static_cast<std::size_t>(groups) * count * 128;
+      Aligned<element> rows(used + 64, 77);
+      Atom::unpack_dot(x.codes(), x.scales(), x.base(), groups, count, rows.data());
+      for (std::size_t i = used; i < rows.size(); ++i) ASSERT_EQ(rows[i], 77) << i;
+      Aligned<std::int32_t> sums(256, 55);
+      Atom::dot(y.codes(), y.scales(), y.base(), groups, rows.data(), count, sums.data());
+      for (int r = 0; r < 16; ++r) {
+        for (int i = 0; i < 16; ++i) {
+          std::int64_t expected = 0;
+          for (int k = 0; k < 128 * groups; ++k) expected += y.value(r, k) * x.value(i, k);
+          ASSERT_EQ(sums[16 * r + i], i < count ? expected : 55)
+              << "row " << r << " by " << i << " of " << count << ", " << groups << " groups";
+        }
+      }
+    }
+  }
+}
+
+TEST(PanelAtoms, DotIsTheIntegerSum) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    if constexpr (Atom::most_dot_rows > 0) {
+      Stream random(7);
+      for (const bool y_near : {false, true}) {
+        for (const bool x_near : {false, true}) {
+          SCOPED_TRACE(testing::Message() << "near: y " << y_near << ", x " << x_near);
+          dot_rows<Atom>(y_near, x_near, random);
+        }
+      }
+    }
+  });
+}
+
 // The most groups that int32 is said to hold do not wrap, one more does; whatever an atom adds in
 // between must wrap too, and no more.
 TEST(PanelAtoms, MultiplyAtTheEdgeOfInt32) {

@@ -461,17 +461,11 @@ class PanelProduct {
   using Atom = typename Atoms::Gemm;
 
   PanelProduct(const ExecSpace& exec, const OperandRef& a, const OperandRef& b, const Call& call,
-               Pieces& pieces)
-      : a_(a), b_(b), call_(call) {
-    for (auto [operand, prepared] : {std::pair{&a, &call_.a}, std::pair{&b, &call_.b}}) {
-      if (!operand->is_dense && !operand->matrix.summaries.present) {
-        place_summaries(*prepared, pieces);
-      }
-    }
+               Pieces& pieces) {
     PanelProblem& problem = kernel_.p;
     problem.y_is_b = call.n > call.m;
-    problem.y = panel_operand(problem.y_is_b ? b : a, problem.y_is_b ? call_.b : call_.a);
-    problem.x = panel_operand(problem.y_is_b ? a : b, problem.y_is_b ? call_.a : call_.b);
+    problem.y = panel_operand(problem.y_is_b ? b : a, problem.y_is_b ? call.b : call.a);
+    problem.x = panel_operand(problem.y_is_b ? a : b, problem.y_is_b ? call.a : call.b);
     problem.batch = call.batch;
     problem.blocks = call.blocks;
     problem.sum_bits = bits_of_sum(call.blocks);
@@ -495,8 +489,6 @@ class PanelProduct {
     kernel.p.minimum_tier = product.minimum_tier;
     kernel.p.counts = product.counts;
     if (product.rule != nullptr) kernel.p.rule = *product.rule;
-    if (!a_.is_dense && !a_.matrix.summaries.present) launch_summarize(exec, call_.a.matrix);
-    if (!b_.is_dense && !b_.matrix.summaries.present) launch_summarize(exec, call_.b.matrix);
     static const std::string prepare_label = "KokkosMX::gemm: prepare";
     launch(prepare_label, exec, kernel.prepare_items(), threads<1>,
            PrepareX<PanelKernel<Atom>>{kernel});
@@ -514,14 +506,12 @@ class PanelProduct {
       });
     }
     result.matrix = prepared.matrix;
+    result.has_summaries = operand.matrix.summaries.present;
     result.batch = prepared.matrix.batch;
     result.rows = prepared.matrix.rows;
     return result;
   }
 
-  const OperandRef& a_;
-  const OperandRef& b_;
-  Call call_;
   PanelKernel<Atom> kernel_{};
 };
 

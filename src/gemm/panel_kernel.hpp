@@ -27,6 +27,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,12 +40,13 @@ using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t 
                                            std::uint8_t* scales, std::int64_t scales_stride,
                                            QuantizeRule rule);
 
-/// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix with
-/// summaries.
+/// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix; where
+/// that has no summaries, each panel's are made when it is loaded.
 struct PanelOperand {
   QuantizeRowFunction quantize;
   DenseMap dense;
   MatrixMap matrix;
+  bool has_summaries;
   std::int64_t batch, rows;
 
   std::int64_t panels() const { return (rows + panel_rows - 1) / panel_rows; }
@@ -95,6 +97,7 @@ struct PreparedX {
   std::uint8_t* scales;  ///< the same
   PanelState* states;
   unsigned char* elements;
+  unsigned char* dots;   ///< rows as the atom's dot has them; null where x has too many
   unsigned char* rough;  ///< as RoughBlock has it, of each batch
 };
 
@@ -124,6 +127,13 @@ struct PanelKernel {
   static std::size_t aligned_size(std::size_t bytes) { return (bytes + line - 1) / line * line; }
   std::int64_t x_panel_elements() const { return p.groups() * Atom::panel_group_elements; }
 
+  /// So few rows of x that the atom multiplies them without unpacking y.
+  static bool is_dot(const PanelProblem& p) { return p.x.rows <= Atom::most_dot_rows; }
+  static int dot_rows(const PanelProblem& p) {
+    return static_cast<int>(std::bit_ceil(static_cast<std::uint64_t>(p.x.rows)));
+  }
+  std::int64_t x_dot_elements() const { return p.groups() * dot_rows(p) * group_size; }
+
   /// Hands out pieces of memory for all of x: take(bytes) returns an address.
   template <class Take>
   static PreparedX take_x(const PanelProblem& p, const PanelConfig& config, const Take& take) {
@@ -137,6 +147,10 @@ struct PanelKernel {
     x.states = static_cast<PanelState*>(take(panels * sizeof(PanelState)));
     x.elements =
         static_cast<unsigned char*>(take(groups * Atom::panel_group_elements * sizeof(element)));
+    if (is_dot(p)) {
+      x.dots = static_cast<unsigned char*>(
+          take(groups * static_cast<std::size_t>(dot_rows(p)) * group_size * sizeof(element)));
+    }
     x.rough = static_cast<unsigned char*>(
         take(static_cast<std::size_t>(p.x.batch) * rough_shared(p, config).bytes));
     return x;
@@ -260,14 +274,25 @@ struct PanelKernel {
     }
     PanelState& state = x.states[item];
     const PanelView view = load_panel(p.x, batch, panel, codes, scales, state);
-    auto* to = reinterpret_cast<element*>(x.elements) + item * x_panel_elements();
     const std::int64_t whole = p.blocks / group_blocks;
-    Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(whole), to);
+    unpack_x(view, state, item, 0, whole, x);
     if (whole == groups) return;
     PaddedGroup padded;
     pad_group(view, whole, padded);
-    Atom::unpack_x(padded.codes, padded.scales, state.base, 1,
-                   to + whole * Atom::panel_group_elements);
+    unpack_x({padded.codes, padded.scales}, state, item, whole, 1, x);
+  }
+  /// Groups of a panel of x, whose first one is `first`, to where elements of x belong.
+  void unpack_x(const PanelView& view, const PanelState& state, std::int64_t item,
+                std::int64_t first, std::int64_t count, const PreparedX& x) const {
+    Atom::unpack_x(view.codes, view.scales, state.base, static_cast<int>(count),
+                   reinterpret_cast<element*>(x.elements) + item * x_panel_elements() +
+                       first * Atom::panel_group_elements);
+    if constexpr (Atom::most_dot_rows > 0) {
+      if (x.dots == nullptr) return;
+      Atom::unpack_dot(view.codes, view.scales, state.base, static_cast<int>(count), dot_rows(p),
+                       reinterpret_cast<element*>(x.dots) + item * x_dot_elements() +
+                           first * dot_rows(p) * group_size);
+    }
   }
 
   /// The last group of a panel where it has fewer blocks than others: whatever lies in the padding
@@ -277,7 +302,7 @@ struct PanelKernel {
     std::uint8_t scales[panel_group_scales];
   };
   void pad_group(const PanelView& view, std::int64_t group, PaddedGroup& padded) const {
-    const int tail = static_cast<int>(p.blocks - group * group_blocks);
+    const int tail = blocks_of(group);
     for (int i = 0; i < panel_group_bytes; ++i) {
       padded.codes[i] =
           i % group_blocks < tail ? view.codes[group * panel_group_bytes + i] : std::uint8_t{0};
@@ -348,6 +373,18 @@ struct PanelKernel {
     const auto* x =
         reinterpret_cast<const element*>(place.x->elements) +
         (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
+    if constexpr (Atom::most_dot_rows > 0) {
+      if (place.x->dots != nullptr) {
+        const auto* rows = reinterpret_cast<const element*>(place.x->dots) +
+                           batch_of(p.x, place.batch) * x_dot_elements();
+        for (int i = 0; i < y_panels; ++i) {
+          const PanelView& view = place.y_views[first_panel + i];
+          Atom::dot(view.codes, view.scales, place.y_states[first_panel + i].base,
+                    static_cast<int>(groups), rows, dot_rows(p), sums + i * sums_y);
+        }
+        return;
+      }
+    }
     if (groups == 0) {
       std::memset(sums, 0, static_cast<std::size_t>(y_panels * sums_y) * sizeof(*sums));
     }
@@ -732,36 +769,88 @@ struct PanelKernel {
                     static_cast<std::size_t>((panel_rows - rows) * group_blocks));
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      if (operand.quantize != nullptr) {
+    if (operand.quantize != nullptr) {
+      for (int r = 0; r < rows; ++r) {
         summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
                                         codes + r * group_bytes, panel_group_bytes,
                                         scales + r * group_blocks, panel_group_scales, p.rule);
-      } else {
-        if (!in_place) copy_row(operand.matrix, batch, first + r, r, codes, scales);
+      }
+    } else if (!in_place) {
+      copy_panel(operand.matrix, batch, first, rows, codes, scales);
+    }
+    const PanelView view =
+        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    if (operand.quantize == nullptr && operand.has_summaries) {
+      for (int r = 0; r < rows; ++r) {
         summaries[r] = *operand.matrix.summaries.at(batch, first + r);
       }
+    } else if (operand.quantize == nullptr) {
+      summarize(view, rows, summaries);
     }
     set_state(summaries, state);
-    return in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    return view;
   }
 
-  /// A row of a matrix in another layout to row r of a panel.
-  void copy_row(const MatrixMap& matrix, std::int64_t batch, std::int64_t row, int r,
-                std::uint8_t* codes, std::uint8_t* scales) const {
+  /// Rows of a matrix in another layout to a panel. Every layout has the 16 rows of a panel and the
+  /// 4 blocks of a group each at one stride.
+  void copy_panel(const MatrixMap& matrix, std::int64_t batch, std::int64_t first, int rows,
+                  std::uint8_t* codes, std::uint8_t* scales) const {
+    const CodesMap& from = matrix.codes;
     for (std::int64_t g = 0; g < p.groups(); ++g) {
-      std::uint8_t* to = codes + g * panel_group_bytes + r * group_bytes;
-      std::uint8_t* scale = scales + g * panel_group_scales + r * group_blocks;
-      for (int b = 0; b < group_blocks; ++b) {
-        const std::int64_t block = g * group_blocks + b;
-        std::uint8_t bytes[block_bytes] = {};
-        scale[b] = 0;
-        if (block < p.blocks) {
-          std::uint8_t local[block_bytes];
-          std::memcpy(bytes, matrix.codes.load(batch, row, block, local), block_bytes);
-          scale[b] = *matrix.scales.at(batch, row, block);
+      const std::int64_t block = g * group_blocks;
+      const int blocks = blocks_of(g);
+      const std::uint8_t* code = from.at(batch, first, block);
+      const std::uint8_t* scale = matrix.scales.at(batch, first, block);
+      for (int r = 0; r < rows; ++r) {
+        std::uint8_t bytes[group_blocks][block_bytes] = {};
+        for (int b = 0; b < blocks; ++b) {
+          const std::uint8_t* at = code + r * from.row + b * from.block_1;
+          if (from.byte == 1) {
+            std::memcpy(bytes[b], at, block_bytes);
+          } else {
+            for (int j = 0; j < block_bytes; ++j) bytes[b][j] = at[j * from.byte];
+          }
         }
-        for (int j = 0; j < block_bytes; ++j) to[group_blocks * j + b] = bytes[j];
+        std::uint8_t* to = codes + g * panel_group_bytes + r * group_bytes;
+        for (int j = 0; j < block_bytes; ++j) {
+          for (int b = 0; b < group_blocks; ++b) to[group_blocks * j + b] = bytes[b][j];
+        }
+        std::uint8_t* to_scale = scales + g * panel_group_scales + r * group_blocks;
+        for (int b = 0; b < group_blocks; ++b) {
+          to_scale[b] = b < blocks ? scale[r * matrix.scales.row_1 + b * matrix.scales.col_1]
+                                   : std::uint8_t{0};
+        }
+      }
+    }
+  }
+  /// The blocks of K in a group.
+  int blocks_of(std::int64_t group) const {
+    return static_cast<int>(std::min<std::int64_t>(group_blocks, p.blocks - group * group_blocks));
+  }
+
+  /// The summaries of a panel's rows, as QuantizeRowFunction has them.
+  void summarize(const PanelView& view, int rows, RowSummary (&summaries)[panel_rows]) const {
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      const int blocks = blocks_of(g);
+      for (int r = 0; r < rows; ++r) {
+        // Bytes of what is not zero, for each of four blocks.
+        std::uint32_t words[block_bytes], any = 0;
+        std::memcpy(words, view.codes + g * panel_group_bytes + r * group_bytes, sizeof(words));
+        for (const std::uint32_t word : words) any |= word;
+        std::uint8_t is_set[group_blocks];
+        any &= 0x77777777u;
+        std::memcpy(is_set, &any, sizeof(any));
+        const std::uint8_t* scale = view.scales + g * panel_group_scales + r * group_blocks;
+        RowSummary& row = summaries[r];
+        for (int b = 0; b < blocks; ++b) {
+          if (scale[b] == 255) {
+            row.has_nan = 1;
+          } else if (is_set[b] != 0) {
+            row.lo = row.n == 0 ? scale[b] : std::min(row.lo, scale[b]);
+            row.hi = std::max(row.hi, scale[b]);
+            row.n = 1;
+          }
+        }
       }
     }
   }

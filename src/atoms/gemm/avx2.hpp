@@ -21,6 +21,7 @@ struct Avx2GemmAtom {
   static constexpr const char* name = "avx2";
   static constexpr int block_y = 1;
   static constexpr int block_x = 1;
+  static constexpr int most_dot_rows = 0;
   using element = std::int16_t;
   static constexpr int panel_group_elements = panel_rows * group_size;
 
@@ -67,7 +68,7 @@ struct Avx2GemmAtom {
   KOKKOSMX_AVX2_FUNCTION static void store(const PanelStore& to) { PanelLoops::store(to); }
   KOKKOSMX_AVX2_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
                                               int count, element* to) {
-    PanelLoops::gather_x(panel, positions, count, 0, to);
+    PanelLoops::gather_x(panel, positions, count, to);
   }
   KOKKOSMX_AVX2_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
                                                   const std::uint8_t* scales,

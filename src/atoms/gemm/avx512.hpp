@@ -66,6 +66,22 @@ struct Int8Panels {
     return {_mm512_slli_epi16(kept, near ? 3 : 4), _mm512_maskz_set1_epi8(inside, near ? 7 : 15)};
   }
 
+  /// The same, row by row.
+  template <bool near>
+  struct RowShifts {
+    alignas(64) std::int32_t shift[panel_rows];
+    alignas(64) std::int32_t keep[panel_rows];
+    RowShifts() = default;
+    KOKKOSMX_AVX512_INLINE RowShifts(const std::uint8_t* scales, const PanelBase& base) {
+      const Shifts all = shifts<near>(scales, base);
+      _mm512_store_si512(shift, all.shift);
+      _mm512_store_si512(keep, all.keep);
+    }
+    KOKKOSMX_AVX512_INLINE Shifts operator[](int r) const {
+      return {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
+    }
+  };
+
   /// What a code stands for; only its low nibble counts.
   template <bool near, bool is_unsigned>
   struct Values {
@@ -86,35 +102,154 @@ struct Int8Panels {
     }
   };
 
+  /// Where unpacked rows go, in elements: row r of group g at g * group + r * row, its odd elements
+  /// `odd` after its even ones.
+  struct RowPlaces {
+    int rows;
+    std::int64_t group, row, odd;
+  };
+  static constexpr RowPlaces panel_places{panel_rows, panel_group_elements, 64, tile_bytes};
+  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
-                                                 int groups, element* to) {
+                                                 int groups, const RowPlaces& places, element* to) {
     if (base.near) {
-      unpack_rows<true>(codes, scales, base, groups, to);
+      unpack_rows<true, is_unsigned>(codes, scales, base, groups, places, to);
     } else {
-      unpack_rows<false>(codes, scales, base, groups, to);
+      unpack_rows<false, is_unsigned>(codes, scales, base, groups, places, to);
     }
   }
-  template <bool near>
+  template <bool near, bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_rows(const std::uint8_t* codes,
                                                  const std::uint8_t* scales, const PanelBase& base,
-                                                 int groups, element* to) {
-    const auto values = Values<near, false>::make();
+                                                 int groups, const RowPlaces& places, element* to) {
+    const auto values = Values<near, is_unsigned>::make();
     for (int g = 0; g < groups; ++g) {
-      const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
-      alignas(64) std::int32_t shift[panel_rows];
-      alignas(64) std::int32_t keep[panel_rows];
-      _mm512_store_si512(shift, all.shift);
-      _mm512_store_si512(keep, all.keep);
+      const RowShifts<near> row_shifts(scales + g * panel_group_scales, base);
       const std::uint8_t* from = codes + g * panel_group_bytes;
-      element* tile = to + g * panel_group_elements;
-      for (int r = 0; r < panel_rows; ++r) {
-        const Shifts row = {_mm512_set1_epi32(shift[r]), _mm512_set1_epi32(keep[r])};
+      element* tile = to + g * places.group;
+      for (int r = 0; r < places.rows; ++r) {
+        const Shifts row = row_shifts[r];
         const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
-        _mm512_store_si512(tile + r * 64, values(code, row));
-        _mm512_store_si512(tile + tile_bytes + r * 64, values(_mm512_srli_epi16(code, 4), row));
+        _mm512_store_si512(tile + r * places.row, values(code, row));
+        _mm512_store_si512(tile + r * places.row + places.odd,
+                           values(_mm512_srli_epi16(code, 4), row));
       }
     }
+  }
+
+  template <bool near>
+  KOKKOSMX_AVX512_INLINE static void dot_rows(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, const element* x,
+                                              int count, std::int32_t* sums) {
+    switch (count) {
+      case 1:
+        return dot_rows<near, 1>(codes, scales, base, groups, x, sums);
+      case 2:
+        return dot_rows<near, 2>(codes, scales, base, groups, x, sums);
+      case 4:
+        return dot_rows<near, 4>(codes, scales, base, groups, x, sums);
+      default:
+        return dot_rows<near, 8>(codes, scales, base, groups, x, sums);
+    }
+  }
+  /// The elements of the panel are never stored: 16 accumulators take rows of it by rows of x,
+  /// some groups of K after the other. VPDPBUSD takes the panel's elements 128 too large.
+  template <bool near, int count>
+  KOKKOSMX_AVX512_INLINE static void dot_rows(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              const PanelBase& base, int groups, const element* x,
+                                              std::int32_t* sums) {
+    constexpr int rows = 16 / count, chunk = 8;
+    alignas(64) std::int32_t total[count][panel_rows][16] = {};
+    __m512i of_x[count];
+    for (int i = 0; i < count; ++i) of_x[i] = _mm512_setzero_si512();
+    const auto values = Values<near, true>::make();
+    for (int first = 0; first < groups; first += chunk) {
+      const int end = first + chunk < groups ? first + chunk : groups;
+      RowShifts<near> shifts_of[chunk];
+      for (int g = first; g < end; ++g) {
+        shifts_of[g - first] = RowShifts<near>(scales + g * panel_group_scales, base);
+        for (int i = 0; i < count; ++i) {
+          const element* x_row = x + (g * count + i) * group_size;
+          const __m512i ones = _mm512_set1_epi8(1);
+          of_x[i] = x86::dot_add(of_x[i], ones, _mm512_load_si512(x_row));
+          of_x[i] = x86::dot_add(of_x[i], ones, _mm512_load_si512(x_row + 64));
+        }
+      }
+      for (int first_row = 0; first_row < panel_rows; first_row += rows) {
+        __m512i sum[rows][count];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+          for (int i = 0; i < count; ++i) {
+            sum[r][i] = _mm512_load_si512(total[i][first_row + r]);
+          }
+        }
+        for (int g = first; g < end; ++g) {
+          const std::uint8_t* from = codes + g * panel_group_bytes + first_row * group_bytes;
+          const element* x_rows = x + g * count * group_size;
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) {
+            Shifts row = shifts_of[g - first][first_row + r];
+            if constexpr (!near) row.keep = _mm512_set1_epi8(15);
+            __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+            // Few rows at a time are read in strides, which caches do not foresee.
+            if constexpr (rows < panel_rows) {
+              _mm_prefetch(
+                  reinterpret_cast<const char*>(from) + r * group_bytes + chunk * panel_group_bytes,
+                  _MM_HINT_T0);
+            }
+            // g++ would load either twice, which costs more than to keep them.
+            __asm__("" : "+v"(code), "+v"(row.shift));
+            const __m512i even = values(code, row), odd = values(_mm512_srli_epi16(code, 4), row);
+#pragma GCC unroll 8
+            for (int i = 0; i < count; ++i) {
+              const element* x_row = x_rows + i * group_size;
+              sum[r][i] = x86::dot_add(sum[r][i], even, _mm512_load_si512(x_row));
+              sum[r][i] = x86::dot_add(sum[r][i], odd, _mm512_load_si512(x_row + 64));
+            }
+          }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+          for (int i = 0; i < count; ++i) {
+            _mm512_store_si512(total[i][first_row + r], sum[r][i]);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      // Sums of x may leave int32 where the products' do not yet: unsigned, which wraps.
+      const auto excess = 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(of_x[i]));
+      alignas(64) std::int32_t column[16];
+      _mm512_store_si512(column,
+                         _mm512_sub_epi32(sums_of_vectors(total[i]),
+                                          _mm512_set1_epi32(static_cast<std::int32_t>(excess))));
+      for (int r = 0; r < panel_rows; ++r) sums[r * panel_rows + i] = column[r];
+    }
+  }
+
+  /// Dword i: the sum of the 16 dwords of vector i.
+  KOKKOSMX_AVX512_INLINE static __m512i sums_of_vectors(const std::int32_t (&from)[16][16]) {
+    __m512i v[16];
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(from[i]);
+    // Each step adds pairs of vectors and of what they hold, in the order of a transposition.
+    for (int i = 0; i < 8; ++i) {
+      const __m512i a = v[2 * i], b = v[2 * i + 1];
+      v[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512i a = v[2 * i], b = v[2 * i + 1];
+      v[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    for (int count = 2; count > 0; count /= 2) {
+      for (int i = 0; i < count; ++i) {
+        const __m512i a = v[2 * i], b = v[2 * i + 1];
+        v[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+      }
+    }
+    return v[0];
   }
 
   /// Transposes 16 x 16 dwords.
@@ -144,23 +279,22 @@ struct Int8Panels {
     }
   }
 
-  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
                                                     const PanelBase& base, int groups,
                                                     element* to) {
     if (base.near) {
-      unpack_columns<true, is_unsigned>(codes, scales, base, groups, to);
+      unpack_columns<true>(codes, scales, base, groups, to);
     } else {
-      unpack_columns<false, is_unsigned>(codes, scales, base, groups, to);
+      unpack_columns<false>(codes, scales, base, groups, to);
     }
   }
-  template <bool near, bool is_unsigned>
+  template <bool near>
   KOKKOSMX_AVX512_INLINE static void unpack_columns(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
                                                     const PanelBase& base, int groups,
                                                     element* to) {
-    const auto values = Values<near, is_unsigned>::make();
+    const auto values = Values<near, false>::make();
     for (int g = 0; g < groups; ++g) {
       // A dword of a row's codes holds one j of all four blocks, as the row's dword of shifts does.
       const Shifts all = shifts<near>(scales + g * panel_group_scales, base);
@@ -176,23 +310,22 @@ struct Int8Panels {
     }
   }
 
+  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void pack_rows(const std::int8_t* values, element* to) {
+    const __m512i offset = is_unsigned ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
     for (int r = 0; r < panel_rows; ++r) {
       const std::int8_t* row = values + r * group_size;
-      _mm512_store_si512(to + r * 64, _mm512_load_si512(row));
-      _mm512_store_si512(to + tile_bytes + r * 64, _mm512_load_si512(row + 64));
+      _mm512_store_si512(to + r * 64, _mm512_xor_si512(_mm512_load_si512(row), offset));
+      _mm512_store_si512(to + tile_bytes + r * 64,
+                         _mm512_xor_si512(_mm512_load_si512(row + 64), offset));
     }
   }
-  template <bool is_unsigned>
   KOKKOSMX_AVX512_INLINE static void pack_columns(const std::int8_t* values, element* to) {
-    const __m512i offset = is_unsigned ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
     for (int tile = 0; tile < 2; ++tile) {
       __m512i v[16];
       for (int r = 0; r < 16; ++r) v[r] = _mm512_load_si512(values + r * group_size + tile * 64);
       transpose(v);
-      for (int j = 0; j < 16; ++j) {
-        _mm512_store_si512(to + tile * tile_bytes + j * 64, _mm512_xor_si512(v[j], offset));
-      }
+      for (int j = 0; j < 16; ++j) _mm512_store_si512(to + tile * tile_bytes + j * 64, v[j]);
     }
   }
 
@@ -271,30 +404,47 @@ struct Int8Panels {
   }
 };
 
-/// The int8 atoms but for their products. is_unsigned: elements of x are 128 too large, since
+/// The int8 atoms but for their products. is_unsigned: elements of y are 128 too large, since
 /// VPDPBUSD takes one operand unsigned.
 template <bool is_unsigned>
 struct Int8Atom : Int8Panels {
   KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
-    unpack_rows(codes, scales, base, groups, to);
+    unpack_rows<is_unsigned>(codes, scales, base, groups, panel_places, to);
+  }
+  /// More rows are columns of vectors at no loss, or go to matrix units.
+  static constexpr int most_dot_rows = is_unsigned ? 8 : 4;
+  KOKKOSMX_AVX512_FUNCTION static void unpack_dot(const std::uint8_t* codes,
+                                                  const std::uint8_t* scales, const PanelBase& base,
+                                                  int groups, int count, element* to) {
+    unpack_rows<false>(codes, scales, base, groups, {count, count * group_size, group_size, 64},
+                       to);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void dot(const std::uint8_t* codes, const std::uint8_t* scales,
+                                           const PanelBase& base, int groups, const element* x,
+                                           int count, std::int32_t* sums) {
+    if (base.near) {
+      dot_rows<true>(codes, scales, base, groups, x, count, sums);
+    } else {
+      dot_rows<false>(codes, scales, base, groups, x, count, sums);
+    }
   }
   KOKKOSMX_AVX512_FUNCTION static void unpack_x(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
-    unpack_columns<is_unsigned>(codes, scales, base, groups, to);
+    unpack_columns(codes, scales, base, groups, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void pack_y(const std::int8_t* values, element* to) {
-    pack_rows(values, to);
+    pack_rows<is_unsigned>(values, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void pack_x(const std::int8_t* values, element* to) {
-    pack_columns<is_unsigned>(values, to);
+    pack_columns(values, to);
   }
   KOKKOSMX_AVX512_FUNCTION static void store(const PanelStore& to) { store_panels(to); }
   KOKKOSMX_AVX512_FUNCTION static void gather_x(const element* panel, const std::int32_t* positions,
                                                 int count, element* to) {
-    PanelLoops::gather_x(panel, positions, count, is_unsigned ? 0x80808080u : 0, to);
+    PanelLoops::gather_x(panel, positions, count, to);
   }
   KOKKOSMX_AVX512_FUNCTION static unsigned far_rows(const std::uint8_t* codes,
                                                     const std::uint8_t* scales,
@@ -342,72 +492,70 @@ struct VnniGemmAtom : Int8Atom<true> {
                                                 std::int64_t stride_y, const element* x,
                                                 std::int64_t stride_x, int y_panels, int x_panels,
                                                 int groups, bool add) {
-    for (int p = 0; p < y_panels; ++p) {
-      for (int half = 0; half < 2; ++half) {
-        const element* rows = y + p * stride_y + half * 8 * 64;
-        std::int32_t offset[8];
-        sums_of_rows(rows, groups, offset);
-        std::int32_t* to = sums + p * sums_y + half * 128;
-        int q = 0;
-        for (; q + 2 <= x_panels; q += 2) {
-          block<2>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
-        }
-        for (; q < x_panels; ++q) {
-          block<1>(to + q * sums_x, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+    for (int q = 0; q < x_panels; q += 2) {
+      const int pair = q + 2 <= x_panels ? 2 : 1;
+      alignas(64) std::int32_t offset[2][16];
+      for (int i = 0; i < pair; ++i) sums_of_columns(x + (q + i) * stride_x, groups, offset[i]);
+      for (int p = 0; p < y_panels; ++p) {
+        const element* rows = y + p * stride_y;
+        std::int32_t* to = sums + p * sums_y + q * sums_x;
+        if (pair == 2) {
+          block<8, 2>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+          block<8, 2>(to + 128, sums_x, rows + 8 * 64, x + q * stride_x, stride_x, offset, groups,
+                      add);
+        } else {
+          block<16, 1>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
         }
       }
     }
   }
 
  private:
-  /// -128 * the sum of each of 8 rows of y.
-  KOKKOSMX_AVX512_INLINE static void sums_of_rows(const element* rows, int groups,
-                                                  std::int32_t (&offset)[8]) {
+  /// -128 * the sum of each column of x: what the elements of y are too large gives.
+  KOKKOSMX_AVX512_INLINE static void sums_of_columns(const element* x, int groups,
+                                                     std::int32_t (&offset)[16]) {
     const __m512i ones = _mm512_set1_epi8(1);
-    for (int r = 0; r < 8; ++r) {
-      __m512i sum = _mm512_setzero_si512();
-      for (int g = 0; g < groups; ++g) {
-        const element* row = rows + g * panel_group_elements + r * 64;
-        sum = x86::dot_add(sum, ones, _mm512_load_si512(row));
-        sum = x86::dot_add(sum, ones, _mm512_load_si512(row + tile_bytes));
-      }
-      // Leaves int32 where the sums of products do not yet: unsigned, which wraps.
-      offset[r] = static_cast<std::int32_t>(
-          0u - 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum)));
+    __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+    for (int i = 0; i < groups * panel_group_elements; i += 128) {
+      even = x86::dot_add(even, ones, _mm512_load_si512(x + i));
+      odd = x86::dot_add(odd, ones, _mm512_load_si512(x + i + 64));
     }
+    // Leaves int32 where the sums of products do not yet, and wraps.
+    const __m512i sum = _mm512_slli_epi32(_mm512_add_epi32(even, odd), 7);
+    _mm512_store_si512(offset, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
   }
 
-  /// 8 rows of y by x_panels panels of x.
-  template <int x_panels>
+  /// Some rows of a panel of y by one or two panels of x, in 16 accumulators.
+  template <int rows, int x_panels>
   KOKKOSMX_AVX512_INLINE static void block(std::int32_t* sums, std::int64_t sums_x,
-                                           const element* rows, const element* x,
-                                           std::int64_t stride_x, const std::int32_t (&offset)[8],
-                                           int groups, bool add) {
-    __m512i sum[8][x_panels];
-    for (int r = 0; r < 8; ++r) {
-      for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_set1_epi32(offset[r]);
+                                           const element* y, const element* x,
+                                           std::int64_t stride_x,
+                                           const std::int32_t (&offset)[2][16], int groups,
+                                           bool add) {
+    __m512i sum[rows][x_panels];
+    for (int r = 0; r < rows; ++r) {
+      for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_load_si512(offset[q]);
     }
     for (int t = 0; t < 2 * groups; ++t) {
-      const element* row_tile = rows + t * tile_bytes;
+      const element* y_tile = y + t * tile_bytes;
       const element* x_tile = x + t * tile_bytes;
 #pragma GCC unroll 2
       for (int j = 0; j < 16; ++j) {
-        __m512i columns[x_panels];
-        for (int q = 0; q < x_panels; ++q) {
-          columns[q] = _mm512_load_si512(x_tile + q * stride_x + j * 64);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < 8; ++r) {
+        // Not an array: g++ 12 keeps one on the stack.
+        const element* column = x_tile + j * 64;
+        const __m512i column_0 = _mm512_load_si512(column);
+        const __m512i column_1 = _mm512_load_si512(column + (x_panels - 1) * stride_x);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
           std::int32_t four;
-          std::memcpy(&four, row_tile + r * 64 + 4 * j, sizeof(four));
+          std::memcpy(&four, y_tile + r * 64 + 4 * j, sizeof(four));
           const __m512i row = _mm512_set1_epi32(four);
-          for (int q = 0; q < x_panels; ++q) {
-            sum[r][q] = x86::dot_add(sum[r][q], columns[q], row);
-          }
+          sum[r][0] = x86::dot_add(sum[r][0], row, column_0);
+          if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], row, column_1);
         }
       }
     }
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < x_panels; ++q) {
         std::int32_t* to = sums + q * sums_x + r * 16;
         _mm512_storeu_si512(to,

@@ -111,6 +111,13 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   // groups, add): sums of panel p of y by panel q of x at sums + p * ... + q * ..., 256 of them in
   // 16 rows of y; overwritten, or added to. Overflow wraps.
   A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b);
+  // The rows of x, at most, for which it has dot, a power of two: none where 0, else
+  // unpack_dot(codes, scales, base, groups, count, to): the first `count` rows of a panel, to
+  // group_size elements each, a group's rows after one another, and
+  // dot(codes, scales, base, groups, x, count, sums): the sums of a panel of y, in its codes, by
+  // `count` such rows, a power of two: 16 rows of 16, of which `count` are written. Overflow wraps.
+  // Unless y's base is near, blocks that are left out have no nonzero codes.
+  { A::most_dot_rows } -> std::convertible_to<int>;
   // Rounds each sum once to float32, then to the element.
   A::store(store);
   // gather_x(panel, positions, count, to): elements of a panel of x at up to 128 positions, 128 *
@@ -160,23 +167,22 @@ struct PanelLoops {
     return sum == 0 ? 0u : sign | magnitude;
   }
 
-  /// x's elements are words of 4 bytes by 16 rows. zero: a word of zeros.
+  /// x's elements are words of 4 bytes by 16 rows.
   template <class T>
   KOKKOS_FORCEINLINE_FUNCTION static void gather_x(const T* panel, const std::int32_t* positions,
-                                                   int count, std::uint32_t zero, T* to) {
+                                                   int count, T* to) {
     constexpr int each = 4 / sizeof(T);
     constexpr int bits = 8 * sizeof(T);
     constexpr std::uint32_t one = (std::uint32_t{1} << bits) - 1;
     for (int word = 0; word < group_size / each; ++word) {
-      std::uint32_t out[panel_rows];
-      for (int r = 0; r < panel_rows; ++r) out[r] = zero;
+      std::uint32_t out[panel_rows] = {};
       for (int i = 0; i < each && each * word + i < count; ++i) {
         const std::int32_t position = positions[each * word + i];
         std::uint32_t from[panel_rows];
         std::memcpy(from, panel + std::int64_t{position / each} * panel_rows * each, sizeof(from));
         const int shift = position % each * bits;
         for (int r = 0; r < panel_rows; ++r) {
-          out[r] = (out[r] & ~(one << (i * bits))) | (from[r] >> shift & one) << (i * bits);
+          out[r] |= (from[r] >> shift & one) << (i * bits);
         }
       }
       std::memcpy(to + std::int64_t{word} * panel_rows * each, out, sizeof(out));

@@ -227,9 +227,36 @@ struct QuantizeLoops {
     return {static_cast<std::uint8_t>(scale), static_cast<std::uint32_t>(sum_of_squares)};
   }
 
+  /// Scales whose blocks have normal finite numbers only: 2^(scale - 128) is the least magnitude,
+  /// 1.5 * 2^(scale - 125) the largest.
+  static constexpr int least_normal_scale = 129 - Format::bias;
+  static constexpr int most_normal_scale = 125 + Format::bias;
+
   /// codes: 16 bytes; x: 32 elements, each the exact value rounded once. Any alignment.
   KOKKOS_FORCEINLINE_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
                                                      unsigned char* x) {
+    if (scale >= least_normal_scale && scale <= most_normal_scale) {
+      // 2^e (1 + m / 2) has exponent and mantissa of the code; 0.5 is not 0.75, and zero is zero.
+      constexpr int half = Format::mantissa - 1;
+      const auto exponent =
+          static_cast<bits>((scale - 128 + Format::bias) * (1 << Format::mantissa));
+      const auto number = [&](bits code) {
+        const bits magnitude = code & 7u;
+        const bits shifted = static_cast<bits>(magnitude - (magnitude == 1 ? 1 : 0)) << half;
+        const bits finite = static_cast<bits>(shifted + exponent);
+        return static_cast<bits>((magnitude == 0 ? bits{0} : finite) | static_cast<bits>(code & 8u)
+                                                                           << (sign_shift - 3));
+      };
+      bits out[block_size];
+      for (int i = 0; i < block_bytes; ++i) {
+        out[2 * i] = number(static_cast<bits>(codes[i] & 15u));
+        out[2 * i + 1] = number(static_cast<bits>(codes[i] >> 4));
+      }
+      for (int i = 0; i < block_size; ++i) {
+        store<bits>(x + i * static_cast<int>(sizeof(bits)), out[i]);
+      }
+      return;
+    }
     bits value[16];
     for (int c = 0; c < 8; ++c) {
       // float32 holds every finite product exactly, so the conversion is the only rounding.
