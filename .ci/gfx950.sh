@@ -106,6 +106,7 @@ integer Test_Products Tiles/*.Certified/*:Tiles/*.Epilogue/*:SelfCheck.* KOKKOSM
 portable Test_Products Tiles/*/middle*:*Of.*:*Golden.*:SelfCheck.* $none
 quantize Test_Rows Quantize*
 rows Test_Rows -Quantize*
+rows-portable Test_Rows * KOKKOSMX_ATOM=portable
 END
 }
 
