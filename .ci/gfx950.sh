@@ -105,6 +105,7 @@ integer Test_Products Tiles/*.B*:Tiles/*.C*:Tiles/*.E*:SelfCheck.* KOKKOSMX_ATOM
 portable Test_Products Tiles/*/middle*:*Of.*:*Golden.*:SelfCheck.* KOKKOSMX_ATOM=portable KOKKOSMX_EXPECTED_ATOM=portable
 quantize Test_Rows Quantize*
 rows Test_Rows -Quantize*
+portable-rows Test_Rows * KOKKOSMX_ATOM=portable
 END
 }
 
