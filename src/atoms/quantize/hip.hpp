@@ -109,7 +109,10 @@ struct HipQuantizeAtom : PortableQuantizeAtom {
         codes[i] = word;
         sum_of_squares = add_squares(word, sum_of_squares);
       }
-      std::memcpy(to, codes, sizeof(codes));
+      // By bytes, as the loops write them: so they stay in registers.
+      for (int i = 0; i < block_bytes; ++i) {
+        to[i] = static_cast<std::uint8_t>(codes[i / 4] >> (8 * (i % 4)));
+      }
       result = {static_cast<std::uint8_t>(scale), sum_of_squares};
       return true;
     }

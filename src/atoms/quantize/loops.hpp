@@ -141,6 +141,8 @@ struct QuantizeLoops {
     }
     const std::uint32_t sign_at = sign_from<Format>(to_even, scale);
     std::uint32_t sum_of_squares = 0;
+    // Bytes come in from above and move down: registers have no numbers that a loop could count.
+    std::uint32_t word[block_bytes / 4] = {};
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
 #pragma unroll 1
 #endif
@@ -156,7 +158,11 @@ struct QuantizeLoops {
         if (m >= sign_at && m <= Format::inf) code |= element >> (sign_shift - 3) & 8u;
         byte |= code << (4 * h);
       }
-      codes[i] = static_cast<std::uint8_t>(scale == 255 ? 0u : byte);
+      for (int w = 0; w < 3; ++w) word[w] = word[w] >> 8 | word[w + 1] << 24;
+      word[3] = word[3] >> 8 | byte << 24;
+    }
+    for (int i = 0; i < block_bytes; ++i) {
+      codes[i] = static_cast<std::uint8_t>(scale == 255 ? 0u : word[i / 4] >> (8 * (i % 4)));
     }
     return {static_cast<std::uint8_t>(scale), scale == 255 ? 0u : sum_of_squares};
   }

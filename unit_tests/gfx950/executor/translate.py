@@ -1028,6 +1028,12 @@ class Emitter:
     def hand_perm(self, destination):
         self.result(f"byte_permute({self.get('S0')}, {self.get('S1')}, {self.get('S2')})")
 
+    @by_hand("v_dot4_u32_u8")
+    def hand_dot4(self, destination):
+        x, y = self.get("S0"), self.get("S1")
+        terms = [f"({x} >> uint32({at}) & uint32(255)) * ({y} >> uint32({at}) & uint32(255))" for at in (0, 8, 16, 24)]
+        self.result(" + ".join(terms) + f" + {self.get('S2')}")
+
     @by_hand("v_bitop3_b32", "v_bitop3_b16")
     def hand_bitop3(self, destination):
         bits = int(self.one.name[-2:])

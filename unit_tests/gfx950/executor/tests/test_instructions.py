@@ -41,6 +41,10 @@ def bitop(table, a, b, c, bits):
     return result
 
 
+def dot4(a, b, c):
+    return sum((a >> at & 255) * (b >> at & 255) for at in (0, 8, 16, 24)) + c
+
+
 def perm(a, b, select):
     data = (a << 32 | b).to_bytes(8, "little")
     result = []
@@ -143,6 +147,7 @@ VECTOR32 = {
     "v_ffbh_u32_e32 v10, v1": lambda a, b, c: high_zeros(a, 32),
     "v_bfrev_b32_e32 v10, v1": lambda a, b, c: int(f"{a:032b}"[::-1], 2),
     "v_perm_b32 v10, v1, v2, v3": perm,
+    "v_dot4_u32_u8 v10, v1, v2, v3": dot4,
     "v_perm_b32 v10, v1, v2, s4": lambda a, b, c: perm(a, b, 0x0C070D02),
     "v_perm_b32 v10, v1, v2, s5": lambda a, b, c: perm(a, b, 0x0B040908),
     "v_bitop3_b32 v10, v1, v2, v3 bitop3:0x36": lambda a, b, c: bitop(0x36, a, b, c, 32),
