@@ -378,7 +378,9 @@ class Batch:
                 self.note_writes(segment.writes, variant)
             kind = segment.kind
             exec_changed = segment.changes_exec
-            if states is None:
+            if segment.is_plain and (state == 0 if states is None else not states.any()):
+                problem = None
+            elif states is None:
                 state, problem = waits.step(segment, state)
             else:
                 states, problem = self.step_waits(segment, states)

@@ -106,6 +106,8 @@ class Segment:
         self.end = program.instructions[last - 1]
         self.runs = 0
         self.kinds = collections.Counter(one.kind for one in program.instructions[first:last])
+        # Whether it leaves queues of outstanding accesses alone that are empty.
+        self.is_plain = not self.kinds.keys() & {"vmem", "lds", "smem"}
         self.reads = self.writes = None
         name = self.end.name
         self.kind = {"s_branch": "branch", "s_barrier": "barrier", "s_endpgm": "end"}.get(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the executor's tests share: compilers, one instruction alone, kernels of their own."""
+import atexit
 import collections
 import functools
 import os
@@ -21,7 +22,9 @@ BASE = 0x200000000000
 
 @functools.cache
 def folder():
-    return tempfile.mkdtemp(prefix="executor-tests-")
+    made = tempfile.mkdtemp(prefix="executor-tests-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 @functools.cache
