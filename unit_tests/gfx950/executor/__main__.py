@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executor's process: one JSON object a line on stdin and stdout (see README.md)."""
+
 import argparse
 import json
 import mmap

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads a gfx950 code object: ELF segments, relocations, kernel descriptors, metadata,
 instructions."""
+
 import struct
 
 from tinygrad.renderer.amd import decode_inst
@@ -169,11 +170,11 @@ class CodeObject:
                     value = base + dynamic[info >> 32][2] + addend
                 else:
                     raise BadCodeObject(
-                        f"{path}: relocation {info & 0xFFFFFFFF} of " f"{dynamic[info >> 32][0]}"
+                        f"{path}: relocation {info & 0xFFFFFFFF} of {dynamic[info >> 32][0]}"
                     )
                 struct.pack_into("<Q", self.image, place, value % (1 << 64))
         self.kernels = {}
-        for kind, _, offset, _, _, size, _, _ in segments:
+        for kind, _, offset, _, _, _size, _, _ in segments:
             if kind != 4:  # NOTE
                 continue
             namesize, descsize, note = struct.unpack_from("<III", elf, offset)

@@ -6,6 +6,7 @@ meet again at the lowest address that any of them has yet to execute. Between ba
 waves is not that of any hardware: two waves that touch the same LDS bytes between two barriers, one
 of them writing, are reported as a race, so the order cannot matter.
 """
+
 import bisect
 import collections
 import functools
@@ -678,8 +679,7 @@ class Batch:
             wave, lane = self.who(unknown, em)
             at = int(np.asarray(address)[unknown][0])
             raise ExecutionError(
-                f"{size} bytes at {at:#x} are read before they were written: "
-                f"{memory.describe(at)}",
+                f"{size} bytes at {at:#x} are read before they were written: {memory.describe(at)}",
                 index,
                 wave,
                 lane,

@@ -11,6 +11,7 @@ Float sums in ways that a unit might choose:
     pairwise     a tree over the products, then C: each rounded to float32
     short        as ascending, but rounded to 22 bits: a unit that nobody should trust with 24
 """
+
 import numpy as np
 
 ORDERS = ("ascending", "descending", "pairwise", "short")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What generated code calls: arithmetic that numpy lacks, or that is modelled by hand."""
+
 import fractions
 import math
 

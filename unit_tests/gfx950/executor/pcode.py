@@ -10,6 +10,7 @@ Values are numpy arrays of the type that the pseudo-code names: u32 is uint32, i
 on; u24 and i24 are held in 32 bits. Conditions are bool arrays. Shifts by more than the width do
 not occur: the pseudo-code masks the amounts.
 """
+
 import re
 
 TYPES = set("u8 i8 u16 i16 f16 u24 i24 u32 i32 f32 u64 i64 f64 b8 b16 b32 b64 u1 b1 u4".split())

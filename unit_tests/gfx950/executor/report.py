@@ -15,6 +15,7 @@ nothing else limits: an estimate, of the problems that the tests run, which are 
 that need no matrix unit. The last column is that of the launch with the largest share, without
 conflicts.
 """
+
 import collections
 import json
 import re

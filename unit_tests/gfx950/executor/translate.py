@@ -17,6 +17,7 @@ Variants: "full": all lanes of all waves are on; "part": all waves, some lanes; 
 Most instructions come from AMD's pseudo-code (pcode.py); those of HAND and the methods hand_* are
 modelled by hand and tested on their own (tests/test_instructions.py).
 """
+
 import collections
 import re
 
@@ -274,7 +275,7 @@ class Emitter:
             if bits == 16:
                 half = f"vl[{number}]"
                 return half if kind == "u" else f"{half}.view({DTYPES[kind, bits]})"
-            return f"{ {'u': 'v', 'i': 'vi', 'f': 'vf'}[kind]}[{number}]"
+            return f"{ {'u': 'v', 'i': 'vi', 'f': 'vf'}[kind] }[{number}]"
         if encoding < 128:
             return self.scalar(encoding, kind, bits)
         if 128 <= encoding <= 208:
@@ -481,7 +482,7 @@ class Emitter:
             return
         self.writes.add(VGPR + number)
         if bits == 32:
-            where = f"{ {'u': 'v', 'i': 'vi', 'f': 'vf'}[kind]}[{number}]"
+            where = f"{ {'u': 'v', 'i': 'vi', 'f': 'vf'}[kind] }[{number}]"
         else:
             where = f"v[{number}]"
             if kind != "u":
@@ -585,10 +586,8 @@ class Emitter:
             for i, field in enumerate(("ssrc0", "ssrc1")):
                 if hasattr(inst, field):
                     encoding = getattr(inst, field).offset
-                    self.sources[f"S{i}"] = (
-                        lambda kind, bits, half, encoding=encoding: self.encoded(
-                            encoding, kind, bits
-                        )
+                    self.sources[f"S{i}"] = lambda kind, bits, half, encoding=encoding: (
+                        self.encoded(encoding, kind, bits)
                     )
         if one.name in HAND:
             HAND[one.name](self, destination)
@@ -691,7 +690,7 @@ class Emitter:
                     high = f"(v[{destination - 256}] & {self.constant('u', 32, 0xFFFF0000)})"
                     code, kind, bits = f"({high} | {code})", "u", 32
                 self.put_vector(destination - 256, kind, bits, code)
-        for target, kind, bits, code in self.outputs:
+        for target, _kind, _bits, code in self.outputs:
             if target == "LANE:D0":
                 if form == "VOP3_SDST":
                     self.put_mask(destination, code)
@@ -1033,7 +1032,10 @@ class Emitter:
     @by_hand("v_dot4_u32_u8")
     def hand_dot4(self, destination):
         x, y = self.get("S0"), self.get("S1")
-        terms = [f"({x} >> uint32({at}) & uint32(255)) * ({y} >> uint32({at}) & uint32(255))" for at in (0, 8, 16, 24)]
+        terms = [
+            f"({x} >> uint32({at}) & uint32(255)) * ({y} >> uint32({at}) & uint32(255))"
+            for at in (0, 8, 16, 24)
+        ]
         self.result(" + ".join(terms) + f" + {self.get('S2')}")
 
     @by_hand("v_bitop3_b32", "v_bitop3_b16")

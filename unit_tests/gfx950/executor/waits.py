@@ -10,6 +10,7 @@ outstanding write to LDS, stops the run.
 Queues depend on nothing but the way that a wave took, so the step through a segment is computed
 once for each state of the queues.
 """
+
 # What counters can count; hardware waits when they are full.
 MOST_VECTOR, MOST_LDS = 63, 15
 

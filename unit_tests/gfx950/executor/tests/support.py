@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the executor's tests share: compilers, one instruction alone, kernels of their own."""
+
 import atexit
 import collections
 import functools

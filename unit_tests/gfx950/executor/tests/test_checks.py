@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole kernels: right ones give the right results, and each kind of bug is caught, with the
 kernel, the place and the instruction named."""
+
 import struct
 
 import numpy as np
@@ -151,8 +152,9 @@ def test_waves_part_and_meet(path, together):
 def test_groups_with_different_numbers_of_barriers(path, together):
     device = Device(path, batch_waves=together)
     counts = np.array([3, 0, 7, 1, 2, 5], np.int32)
-    from_, to = device.buffer("counts", counts), device.buffer(
-        "to", np.zeros(6 * 256, np.int32), False
+    from_, to = (
+        device.buffer("counts", counts),
+        device.buffer("to", np.zeros(6 * 256, np.int32), False),
     )
     device.launch("rounds", 6, 256, from_, to)
     expected = np.zeros((6, 256), np.int64)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is modelled by hand, against definitions of its own: matrix instructions, FP4 conversions,
 cross-lane operations, LDS, global memory, and the float steps of divisions."""
+
 import fractions
 import itertools
 import math
@@ -374,8 +375,9 @@ def test_cross_lane():
         ]
     )
     values = np.random.default_rng(6).integers(0, 1 << 32, (2, 64)).astype(np.uint32)
-    lanes, datum = np.array([5, 127 - 64 + 64], np.uint32), np.array(
-        [0xDEADBEEF, 0x12345678], np.uint32
+    lanes, datum = (
+        np.array([5, 127 - 64 + 64], np.uint32),
+        np.array([0xDEADBEEF, 0x12345678], np.uint32),
     )
     masks = [0xFF00000000000000, 0x0000000000000010]
     for which in range(7):
@@ -513,8 +515,9 @@ def test_global_memory(masks):
             places = 256 + (generator.integers(0, 5, (2, 64)) * 8)  # several lanes to one place
         address = (base + places).astype(np.uint64)
         batch.vectors[1] = places + 1000
-        batch.vectors[2], batch.vectors[3] = address & np.uint64(0xFFFFFFFF), address >> np.uint64(
-            32
+        batch.vectors[2], batch.vectors[3] = (
+            address & np.uint64(0xFFFFFFFF),
+            address >> np.uint64(32),
         )
         batch.s64[4][...] = np.uint64(base - 1000)
         batch.vectors[6:14] = generator.integers(0, 1 << 32, (8, 2, 64))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instructions one by one against definitions in Python's own integers and fractions, which share
 nothing with the executor: neither AMD's pseudo-code nor numpy."""
+
 import fractions
 import math
 import random
@@ -120,7 +121,7 @@ VECTOR32 = {
     "v_subrev_u32_e32 v10, v1, v2": lambda a, b, c: b - a,
     "v_add3_u32 v10, v1, v2, v3": lambda a, b, c: a + b + c,
     "v_lshl_add_u32 v10, v1, v2, v3": lambda a, b, c: (a << (b & 31)) + c,
-    "v_lshl_or_b32 v10, v1, v2, v3": lambda a, b, c: (a << (b & 31) | c),
+    "v_lshl_or_b32 v10, v1, v2, v3": lambda a, b, c: a << (b & 31) | c,
     "v_and_or_b32 v10, v1, v2, v3": lambda a, b, c: a & b | c,
     "v_or3_b32 v10, v1, v2, v3": lambda a, b, c: a | b | c,
     "v_xad_u32 v10, v1, v2, v3": lambda a, b, c: (a ^ b) + c,
@@ -176,37 +177,29 @@ VECTOR32 = {
         lambda x, y: x + y, a >> 16 | (a & M16) << 16, b
     ),
     "v_or_b32_sdwa v10, v1, v2 dst_sel:WORD_1 dst_unused:UNUSED_PAD src0_sel:BYTE_3 src1_sel:DWORD": lambda a, b, c: (
-        a >> 24 | b & M16
-    )
-    << 16,
-    "v_mul_i32_i24_sdwa v10, sext(v1), sext(v2) dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:WORD_1": lambda a, b, c: signed(
-        a, 16
-    )
-    * signed(b >> 16, 16),
+        (a >> 24 | b & M16) << 16
+    ),
+    "v_mul_i32_i24_sdwa v10, sext(v1), sext(v2) dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:WORD_1": lambda a, b, c: (
+        signed(a, 16) * signed(b >> 16, 16)
+    ),
     "v_sub_u32_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:BYTE_1 src1_sel:DWORD": lambda a, b, c: (
-        a >> 8 & 255
-    )
-    - b,
+        (a >> 8 & 255) - b
+    ),
     "v_lshrrev_b32_sdwa v10, v1, v2 dst_sel:BYTE_1 dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:DWORD": lambda a, b, c: (
-        b >> (a & 31) & 255
-    )
-    << 8,
+        (b >> (a & 31) & 255) << 8
+    ),
     "v_add_u16_sdwa v10, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:WORD_1": lambda a, b, c: (
-        a & M16
-    )
-    + (b >> 16)
-    & M16,
+        (a & M16) + (b >> 16) & M16
+    ),
     "v_add_u32_sdwa v10, v1, v2 dst_sel:BYTE_2 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_0 src1_sel:BYTE_2": lambda a, b, c: (
-        (a & 255) + (b >> 16 & 255) & 255
-    )
-    << 16
-    | 0x55AA1234 & 0xFF00FFFF,
-    "v_and_b32_sdwa v10, sext(v1), v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:DWORD": lambda a, b, c: signed(
-        a, 16
-    )
-    & b,
-    "v_bitop3_b16 v10, v1, v2, v3 bitop3:0xec": lambda a, b, c: bitop(0xEC, a, b, c, 16)
-    | 0x55AA0000,
+        ((a & 255) + (b >> 16 & 255) & 255) << 16 | 0x55AA1234 & 0xFF00FFFF
+    ),
+    "v_and_b32_sdwa v10, sext(v1), v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:DWORD": lambda a, b, c: (
+        signed(a, 16) & b
+    ),
+    "v_bitop3_b16 v10, v1, v2, v3 bitop3:0xec": lambda a, b, c: (
+        bitop(0xEC, a, b, c, 16) | 0x55AA0000
+    ),
     "v_xor_b32_e32 v10, v1, v2": lambda a, b, c: a ^ b,
     "v_mov_b32_e32 v10, v1": lambda a, b, c: a,
     "v_mov_b32_e32 v10, 0x12345678": lambda a, b, c: 0x12345678,
@@ -277,9 +270,9 @@ VECTOR64 = {
     "v_ashrrev_i64 v[10:11], v1, v[4:5]": lambda a, b, s: signed(b, 64) >> (s & 63),
     "v_lshl_add_u64 v[10:11], v[2:3], 3, v[4:5]": lambda a, b, s: (a << 3) + b,
     "v_mad_u64_u32 v[10:11], s[40:41], v1, v2, v[4:5]": lambda a, b, s: s * (a & M32) + b,
-    "v_mad_i64_i32 v[10:11], s[40:41], v1, v2, v[4:5]": lambda a, b, s: signed(s, 32)
-    * signed(a, 32)
-    + b,
+    "v_mad_i64_i32 v[10:11], s[40:41], v1, v2, v[4:5]": lambda a, b, s: (
+        signed(s, 32) * signed(a, 32) + b
+    ),
     "v_mov_b64_e32 v[10:11], v[2:3]": lambda a, b, s: a,
     "v_mov_b64_e32 v[10:11], -5": lambda a, b, s: -5,
 }
@@ -490,8 +483,9 @@ def test_comparisons(masks):
         b = [x if i % 3 == 0 else y for i, (x, y) in enumerate(zip(a, b))]
         for i, values in ((2, a), (4, b)):
             values = np.array(values, np.uint64).reshape(2, 64)
-            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(
-                32
+            batch.vectors[i], batch.vectors[i + 1] = (
+                values & np.uint64(M32),
+                values >> np.uint64(32),
             )
         alone.run(batch, which, masks)
         for lane in range(128):
@@ -535,8 +529,9 @@ def test_vector64():
         a, b, s = numbers(128, which, 64), numbers(128, which + 50, 64), numbers(128, which + 99)
         for i, values in ((2, a), (4, b)):
             values = np.array(values, np.uint64).reshape(2, 64)
-            batch.vectors[i], batch.vectors[i + 1] = values & np.uint64(M32), values >> np.uint64(
-                32
+            batch.vectors[i], batch.vectors[i + 1] = (
+                values & np.uint64(M32),
+                values >> np.uint64(32),
             )
         batch.vectors[1] = np.array(s, np.uint32).reshape(2, 64)
         alone.run(batch, which)
@@ -592,9 +587,9 @@ def test_scalar64():
             alone.run(batch, which)
             result, scc = definition(a, b, n)
             if result == "exec":
-                assert (
-                    int(batch.s64[10][0]) == EXEC_MASK and int(batch.exec64[1]) == scc & M64
-                ), text
+                assert int(batch.s64[10][0]) == EXEC_MASK and int(batch.exec64[1]) == scc & M64, (
+                    text
+                )
                 assert bool(batch.scc[0]) == (scc & M64 != 0), text
                 continue
             if result is not None:
@@ -620,9 +615,10 @@ def test_doubles():
         exponents = [generator.randrange(-200, 200) for _ in range(128)]
         for i, column in enumerate(values):
             bits = np.array(column).view(np.uint64).reshape(2, 64)
-            batch.vectors[2 + 2 * i], batch.vectors[3 + 2 * i] = bits & np.uint64(
-                M32
-            ), bits >> np.uint64(32)
+            batch.vectors[2 + 2 * i], batch.vectors[3 + 2 * i] = (
+                bits & np.uint64(M32),
+                bits >> np.uint64(32),
+            )
         batch.vectors[1] = np.array(exponents, np.int32).view(np.uint32).reshape(2, 64)
         batch.vectors[10], batch.vectors[11] = 0, 0x3FE80000
         alone.run(batch, which)

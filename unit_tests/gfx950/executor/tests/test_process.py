@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process: its protocol, its report, and that results do not depend on how groups are put
 together."""
+
 import json
 import os
 import pathlib
