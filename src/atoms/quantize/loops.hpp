@@ -141,8 +141,15 @@ struct QuantizeLoops {
     }
     const std::uint32_t sign_at = sign_from<Format>(to_even, scale);
     std::uint32_t sum_of_squares = 0;
-    // Bytes come in from above and move down: registers have no numbers that a loop could count.
-    std::uint32_t word[block_bytes / 4] = {};
+    // On HIP bytes come in from above and move down: registers have no numbers that a loop could
+    // count, and memory of a thread's own is slow there. On CUDA the words cost more than they
+    // save.
+#if defined(__HIP_DEVICE_COMPILE__)
+    constexpr bool by_words = true;
+#else
+    constexpr bool by_words = false;
+#endif
+    [[maybe_unused]] std::uint32_t word[block_bytes / 4] = {};
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
 #pragma unroll 1
 #endif
@@ -158,10 +165,14 @@ struct QuantizeLoops {
         if (m >= sign_at && m <= Format::inf) code |= element >> (sign_shift - 3) & 8u;
         byte |= code << (4 * h);
       }
-      for (int w = 0; w < 3; ++w) word[w] = word[w] >> 8 | word[w + 1] << 24;
-      word[3] = word[3] >> 8 | byte << 24;
+      if constexpr (by_words) {
+        for (int w = 0; w < 3; ++w) word[w] = word[w] >> 8 | word[w + 1] << 24;
+        word[3] = word[3] >> 8 | byte << 24;
+      } else {
+        codes[i] = static_cast<std::uint8_t>(scale == 255 ? 0u : byte);
+      }
     }
-    for (int i = 0; i < block_bytes; ++i) {
+    for (int i = 0; by_words && i < block_bytes; ++i) {
       codes[i] = static_cast<std::uint8_t>(scale == 255 ? 0u : word[i / 4] >> (8 * (i % 4)));
     }
     return {static_cast<std::uint8_t>(scale), scale == 255 ? 0u : sum_of_squares};
@@ -238,31 +249,36 @@ struct QuantizeLoops {
   static constexpr int least_normal_scale = 129 - Format::bias;
   static constexpr int most_normal_scale = 125 + Format::bias;
 
+  /// dequantize where the scale is a normal one: 2^e (1 + m / 2) has exponent and mantissa of the
+  /// code; 0.5 is not 0.75, and zero is zero.
+  KOKKOS_FORCEINLINE_FUNCTION static void dequantize_normal(const std::uint8_t* codes,
+                                                            std::uint8_t scale, unsigned char* x) {
+    constexpr int half = Format::mantissa - 1;
+    const auto exponent = static_cast<bits>((scale - 128 + Format::bias) * (1 << Format::mantissa));
+    const auto number = [&](bits code) {
+      const bits magnitude = code & 7u;
+      const bits shifted = static_cast<bits>(magnitude - (magnitude == 1 ? 1 : 0)) << half;
+      const bits finite = static_cast<bits>(shifted + exponent);
+      return static_cast<bits>((magnitude == 0 ? bits{0} : finite) | static_cast<bits>(code & 8u)
+                                                                         << (sign_shift - 3));
+    };
+    bits out[block_size];
+    for (int i = 0; i < block_bytes; ++i) {
+      out[2 * i] = number(static_cast<bits>(codes[i] & 15u));
+      out[2 * i + 1] = number(static_cast<bits>(codes[i] >> 4));
+    }
+    for (int i = 0; i < block_size; ++i) {
+      store<bits>(x + i * static_cast<int>(sizeof(bits)), out[i]);
+    }
+  }
+
   /// codes: 16 bytes; x: 32 elements, each the exact value rounded once. Any alignment.
   KOKKOS_FORCEINLINE_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
                                                      unsigned char* x) {
-    if (scale >= least_normal_scale && scale <= most_normal_scale) {
-      // 2^e (1 + m / 2) has exponent and mantissa of the code; 0.5 is not 0.75, and zero is zero.
-      constexpr int half = Format::mantissa - 1;
-      const auto exponent =
-          static_cast<bits>((scale - 128 + Format::bias) * (1 << Format::mantissa));
-      const auto number = [&](bits code) {
-        const bits magnitude = code & 7u;
-        const bits shifted = static_cast<bits>(magnitude - (magnitude == 1 ? 1 : 0)) << half;
-        const bits finite = static_cast<bits>(shifted + exponent);
-        return static_cast<bits>((magnitude == 0 ? bits{0} : finite) | static_cast<bits>(code & 8u)
-                                                                           << (sign_shift - 3));
-      };
-      bits out[block_size];
-      for (int i = 0; i < block_bytes; ++i) {
-        out[2 * i] = number(static_cast<bits>(codes[i] & 15u));
-        out[2 * i + 1] = number(static_cast<bits>(codes[i] >> 4));
-      }
-      for (int i = 0; i < block_size; ++i) {
-        store<bits>(x + i * static_cast<int>(sizeof(bits)), out[i]);
-      }
-      return;
-    }
+    // Vectors of hosts; a device's thread has fewer registers than a block has numbers.
+    KOKKOS_IF_ON_HOST((if (scale >= least_normal_scale && scale <= most_normal_scale) {
+      return dequantize_normal(codes, scale, x);
+    }))
     bits value[16];
     for (int c = 0; c < 8; ++c) {
       // float32 holds every finite product exactly, so the conversion is the only rounding.
