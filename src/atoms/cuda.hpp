@@ -56,6 +56,62 @@ __device__ inline void bulk_copy(void* to, const void* from, int bytes, std::uin
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
+/// The value of the lane whose number differs in these bits, of a warp all of which calls it.
+__device__ inline std::uint32_t from_lane_xor(std::uint32_t value, int bits) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, bits);
+}
+/// The value of a lane of the warp, all of which call it together.
+__device__ inline std::uint32_t from_lane(std::uint32_t value, int lane) {
+  return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
+/// A barrier of the block that also tells whether any thread said so.
+__device__ inline bool barrier_any(bool mine) { return __syncthreads_or(mine ? 1 : 0) != 0; }
+
+/// Blocks of a cluster run on neighbouring multiprocessors and write to one another's shared
+/// memory. A kernel that is launched without clusters has one block in each.
+__device__ inline int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+/// The barrier of all threads of a cluster, in two halves.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// The address of a place of this block's shared memory in that of another block.
+__device__ inline std::uint32_t cluster_address(const void* mine, int rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(mine)), "r"(rank));
+  return address;
+}
+__device__ inline void cluster_store(std::uint32_t address, std::uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ inline void cluster_store(std::uint32_t address, std::uint64_t value) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+}
+
+/// Copies 16 bytes, both aligned, from global to shared memory, past the first cache; zeros where
+/// is_there is not so. Waited for by copies_arrived.
+__device__ inline void copy_16(void* to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(is_there ? 16 : 0)
+               : "memory");
+}
+/// Ends a set of the thread's copies, and waits until no more than so many sets are under way.
+__device__ inline void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Left>
+__device__ inline void copies_arrived() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+/// Whether any lane of the warp says so.
+__device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
+
 /// A barrier of some of the block's threads.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

@@ -11,6 +11,13 @@
 #include <cstdint>
 #include <cstring>
 
+/// A function that CUDA's kernels call: what they rarely need shall not lie among what they repeat.
+#if defined(__CUDACC__)
+#define KOKKOSMX_APART_ON_CUDA __noinline__
+#else
+#define KOKKOSMX_APART_ON_CUDA
+#endif
+
 namespace KokkosMX::Impl {
 
 /// 16 bytes: a thread's load, the codes of a block.

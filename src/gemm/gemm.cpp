@@ -10,6 +10,7 @@
 #include "gemm_kernel.hpp"
 #include "gemm_select.hpp"
 #include "image_kernel.hpp"
+#include "slices.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -307,6 +308,55 @@ class ImageProduct {
 };
 #endif
 
+#ifdef KOKKOSMX_HAVE_WGMMA
+/// A product of few rows, by slices of K: one launch, and no memory of the workspace.
+template <class ExecSpace>
+class SliceProduct {
+ public:
+  SliceProduct(const OperandRef& a, const OperandRef& b, const Call& call)
+      : y_is_b_(call.n > call.m),
+        x_(side(y_is_b_ ? a : b, y_is_b_ ? call.a : call.b)),
+        y_(side(y_is_b_ ? b : a, y_is_b_ ? call.b : call.a)),
+        call_(call) {}
+
+  /// These kernels take bf16, and codes of which a block's or a group's bytes lie together.
+  static bool takes(const OperandRef& a, const OperandRef& b, const Call& call) {
+    const OperandRef& y = call.n > call.m ? b : a;
+    return prefers_slices(std::min(call.m, call.n), call.blocks, y.is_dense) &&
+           std::max(call.m, call.n) < (1 << 28) && call.batch < (1 << 16) && takes(a) && takes(b);
+  }
+
+  void run(const ExecSpace& exec, const Product& product) const {
+    const std::int64_t x_rows = y_is_b_ ? call_.m : call_.n, y_rows = y_is_b_ ? call_.n : call_.m;
+    launch_slices(exec, {x_, y_, y_is_b_, product.epilogue,
+                         product.rule == nullptr ? rules::reference : *product.rule,
+                         static_cast<int>(call_.batch), static_cast<int>(call_.blocks),
+                         static_cast<int>(x_rows), static_cast<int>(y_rows),
+                         bits_of_sum(call_.blocks), product.minimum_tier, product.counts});
+  }
+
+ private:
+  static bool takes(const OperandRef& operand) {
+    return !operand.is_dense || operand.dense.element == Element::bf16;
+  }
+  static SliceSide side(const OperandRef& operand, const Prepared& prepared) {
+    const DenseMap& dense = prepared.dense;
+    const CodesMap& codes = prepared.matrix.codes;
+    const auto lie_on_16 = [](const void* data, auto... strides) {
+      return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ((strides % 16 == 0) && ...);
+    };
+    return {prepared.matrix, dense, operand.is_dense,
+            operand.is_dense ? lie_on_16(dense.data, dense.batch, dense.row)
+                             : lie_on_16(codes.data, codes.batch, codes.row, codes.tile_of_16_rows,
+                                         codes.block_4, codes.byte == 1 ? codes.block_1 : 0)};
+  }
+
+  bool y_is_b_;
+  SliceSide x_, y_;
+  Call call_;
+};
+#endif
+
 #ifdef KOKKOS_ENABLE_HIP
 /// Memory of the workspace for codes and scales as fragment kernels read them: Tile16x16 and
 /// Tile32x8, each with its padding, which nobody looks at.
@@ -526,6 +576,10 @@ void with_product(const ExecSpace& exec, const OperandRef& a, const OperandRef& 
                          static_cast<double>(call.n / 16 + 1);
     if (device_atom(exec) == DeviceAtom::wgmma && call.blocks <= Int8Images::most_blocks &&
         tiles < 0x1p30) {
+      if (SliceProduct<ExecSpace>::takes(a, b, call)) {
+        f(SliceProduct<ExecSpace>(a, b, call));
+        return;
+      }
       with_image_atom(
           call.batch, call.m, call.n, exec.cuda_device_prop().multiProcessorCount,
           [&](auto atom) { f(ImageProduct<ExecSpace, decltype(atom)>(exec, a, b, call, pieces)); });

@@ -72,6 +72,43 @@ void with_image_atom(std::int64_t batch, std::int64_t m, std::int64_t n, std::in
   if (least > 16) return f(WgmmaInt8Atom<1, 32>{});
   f(WgmmaInt8Atom<1, 16>{});
 }
+
+/// Whether the slice kernel takes a product of so many rows on its smaller side: where making
+/// images of the other operand would take longer. Measured on an H200.
+inline bool prefers_slices(std::int64_t x_rows, std::int64_t blocks, bool y_is_dense) {
+  constexpr std::int64_t most_blocks = 256;  // of the slice kernel
+  return blocks > 0 && blocks <= most_blocks &&
+         (x_rows <= 16 || (x_rows <= 32 && y_is_dense && blocks <= 128));
+}
+
+/// How a product by slices is cut: see SliceGemm.
+struct SliceConfig {
+  int split, slice_groups, log_warps_k, turns;
+};
+
+/// For x_tiles tiles of x_tile rows of x, those of all batches, on a device with so many
+/// multiprocessors. Measured on an H200.
+inline SliceConfig slice_config(std::int64_t x_tiles, int x_tile, std::int64_t y_rows,
+                                std::int64_t blocks, std::int64_t units) {
+  const int groups = static_cast<int>((blocks + 3) / 4);
+  SliceConfig config{};
+  // As many blocks share K as can, but for a short one: what they hand out costs as much as 256 of
+  // K. A block makes at most 128 rows' groups of x: 8 by half a warp.
+  const int most_groups = std::min(8, 128 / x_tile);
+  const int wanted = x_tile > 16 ? 2 : 4;
+  config.split = groups <= wanted ? 1 : groups <= 4 ? 2 : std::min(8, groups);
+  config.split = std::max(config.split, (groups + most_groups - 1) / most_groups);
+  config.slice_groups = (groups + config.split - 1) / config.split;
+  config.split = (groups + config.slice_groups - 1) / config.slice_groups;
+  // A short slice is shared by warps, a group each.
+  while (groups <= 4 && (2 << config.log_warps_k) <= config.slice_groups) ++config.log_warps_k;
+  const std::int64_t y_tile = std::int64_t{16} << (3 - config.log_warps_k);
+  const std::int64_t tiles = (y_rows + y_tile - 1) / y_tile;
+  // x is made once for all tiles of a cluster, where there are more than the device holds at once.
+  const std::int64_t clusters = std::max<std::int64_t>(4 * units / (config.split * x_tiles), 1);
+  config.turns = static_cast<int>((tiles + clusters - 1) / clusters);
+  return config;
+}
 #endif
 
 /// How the panel kernel cuts its work.

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
@@ -85,7 +86,7 @@ struct RowKernel {
   RowBody body;
   std::int64_t rows, rows_per_item, items_per_batch;
   using Scratch = typename RowBody::Scratch;
-  static constexpr int groups_together = 6;
+  static constexpr int groups_together = RowBody::groups_together;
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
@@ -115,7 +116,8 @@ void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t b
                  std::int64_t rows, std::int64_t blocks, const RowBody& body) {
   const std::int64_t per_item = is_host_space_v<ExecSpace>
                                     ? rows_per_item(rows, blocks, concurrency_of(exec))
-                                    : rows_per_group(blocks);
+                                : RowBody::by_eights ? row_kernel_threads / 32  // a warp each
+                                                     : rows_per_group(blocks);
   const std::int64_t items = (rows + per_item - 1) / per_item;
   launch(label, exec, batch * items, threads<row_kernel_threads>,
          RowKernel<RowBody>{body, rows, per_item, items});
@@ -162,12 +164,47 @@ KOKKOS_INLINE_FUNCTION void place_chunk(const RowChunk& chunk, const MatrixMap& 
   }
 }
 
+/// Sums of squares of a row's blocks, none of them zeros, whose scales lie near the first one's:
+/// what merge() would add one by one, cheaper.
+struct BlockTally {
+  static constexpr int below = 8, most = 16;
+  int reference = -1;  ///< of the sum's unit
+  int lo = 255, hi = 0;
+  std::uint64_t n = 0;
+
+  /// False, with nothing added, for a scale that is too far: at most 2^15 blocks of 2^13 at 4^16.
+  /// The same for all threads that add parts of the same blocks.
+  KOKKOS_INLINE_FUNCTION bool add(int scale, std::uint32_t sum_of_squares) {
+    if (reference < 0) reference = scale - below;
+    const int shift = scale - reference;
+    if (static_cast<unsigned>(shift) > static_cast<unsigned>(most)) return false;
+    n += static_cast<std::uint64_t>(sum_of_squares) << (2 * shift);
+    lo = scale < lo ? scale : lo;
+    hi = scale > hi ? scale : hi;
+    return true;
+  }
+  KOKKOS_INLINE_FUNCTION RowSummary summary() const {
+    RowSummary all{};
+    if (n == 0) return all;
+    all.n = n >> (2 * (lo - reference));
+    all.lo = static_cast<std::uint8_t>(lo);
+    all.hi = static_cast<std::uint8_t>(hi);
+    return all;
+  }
+};
+
 template <class Atom, class Format>
 struct QuantizeRow {
   DenseMap x;
   MatrixMap q;
   QuantizeRule rule;
   using Scratch = SummaryScratch;
+  /// Quads share blocks, where they can.
+  static constexpr bool by_eights = std::is_same_v<Format, BF16Format> && requires {
+    typename Atom::Eight;
+  };
+  // They hold more numbers at a time.
+  static constexpr int groups_together = by_eights ? 4 : 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
   template <class Group>
@@ -182,18 +219,89 @@ struct QuantizeRow {
       if (sums) *q.summaries.at(batch, row) = all;
     } else {
       RowSummary part{};
-      for_each(group, is_row ? q.blocks : 0, [&](std::int64_t k) {
-        const BlockResult result =
-            q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
-              return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
-            });
-        *q.scales.at(batch, row, k) = result.scale;
-        merge(part, summary_of_block(result.scale, result.sum_of_squares));
-      });
+      bool done = false;
+      if constexpr (by_eights) {
+        if (is_row && Atom::template takes_eights<Format>(x.at(batch, row, 0))) {
+          if (rule.rounding() == Rounding::nearest_even) {
+            by_warp<true>(group, batch, row, part);
+          } else {
+            by_warp<false>(group, batch, row, part);
+          }
+          done = true;
+        }
+      }
+      if (!done) {
+        for_each(group, is_row ? q.blocks : 0,
+                 [&](std::int64_t k) { merge(part, by_block(batch, row, k)); });
+      }
       if (sums) {
         store_summary(group, scratch, part, is_row ? q.summaries.at(batch, row) : nullptr);
       }
     }
+  }
+
+  /// A block, by one thread. Where quads take most blocks, its code should not lie among theirs.
+  KOKKOSMX_APART_ON_CUDA KOKKOS_FUNCTION RowSummary by_block(std::int64_t batch, std::int64_t row,
+                                                             std::int64_t k) const {
+    const BlockResult result = q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
+      return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
+    });
+    *q.scales.at(batch, row, k) = result.scale;
+    return summary_of_block(result.scale, result.sum_of_squares);
+  }
+
+  /// A row by a warp, whose quads of lanes share blocks, eight numbers a lane: what the warp loads
+  /// and stores lies together.
+  template <bool ToEven, class Group>
+  KOKKOS_INLINE_FUNCTION void by_warp(const Group& group, std::int64_t batch, std::int64_t row,
+                                      RowSummary& part) const {
+    constexpr int ahead = 4;  // loads under way
+    constexpr int quads = 8;  // so a lane's blocks differ in the layouts' highest digits alone
+    const int quad = group.rank() / 4, eighth = group.rank() % 4;
+    const auto blocks = static_cast<std::int32_t>(q.blocks);
+    const unsigned char* from = x.at(batch, row, bytes * quad + bytes / 4 * eighth);
+    std::uint8_t* codes = q.codes.at(batch, row, quad) + 4 * eighth * q.codes.byte;
+    std::uint8_t* scales = q.scales.at(batch, row, quad);
+    const std::int64_t codes_step = quads / 4 * q.codes.block_4;
+    const bool by_words = q.codes.byte == 1 && reinterpret_cast<std::uintptr_t>(codes) % 4 == 0 &&
+                          q.codes.block_4 % 2 == 0;
+    const typename Atom::Eights atom(rule);
+    BlockTally tally;
+    for (std::int32_t first = 0; first < blocks;
+         first += ahead * quads) {  // as often by every lane
+      typename Atom::Eight eights[ahead] = {};
+      unrolled<ahead>([&](auto i) {
+        if (first + i * quads + quad < blocks) {
+          eights[i] = Atom::load_eight(from + i * quads * bytes);
+        }
+      });
+      from += ahead * quads * bytes;
+      unsigned rare = 0;  // bit i: for by_block
+      unrolled<ahead>([&](auto i) {
+        const auto result = Atom::template quantize_eight<ToEven>(eights[i], atom);
+        if (first + i * quads + quad < blocks) {
+          if (result.scale < 0 || !tally.add(result.scale, result.sum_of_squares)) {
+            rare |= 1u << i;
+          } else {
+            if (by_words) {
+              *reinterpret_cast<std::uint32_t*>(codes) = result.codes;
+            } else {
+              for (int j = 0; j < 4; ++j) {
+                codes[j * q.codes.byte] = static_cast<std::uint8_t>(result.codes >> (8 * j));
+              }
+            }
+            if (eighth == 0) *scales = static_cast<std::uint8_t>(result.scale);
+          }
+        }
+        codes += codes_step;
+        scales += q.scales.col_8;
+      });
+      if (eighth != 0) continue;
+      for (std::int32_t k = first + quad; rare != 0; rare >>= 1, k += quads) {
+        if ((rare & 1u) != 0) merge(part, by_block(batch, row, k));
+      }
+    }
+    merge(part, tally.summary());
   }
 
   template <bool Sums>
@@ -240,6 +348,8 @@ struct DequantizeRow {
   MatrixMap q;
   DenseMap x;
   struct Scratch {};
+  static constexpr bool by_eights = false;
+  static constexpr int groups_together = 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
   template <class Group>
@@ -257,6 +367,8 @@ template <class Atom>
 struct SummarizeRow {
   MatrixMap q;
   using Scratch = SummaryScratch;
+  static constexpr bool by_eights = false;
+  static constexpr int groups_together = 6;
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_GEMM_MMA_HPP
+#define KOKKOSMX_SRC_ATOMS_GEMM_MMA_HPP
+
+/// \file mma.hpp
+/// NVIDIA's warp-level int8 product, whose operands are registers (sm_80 and later): 16 rows of one
+/// operand by 8 of the other by 32 of K, mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.
+///
+/// Lane l is in quad g = l / 4 at place t = l % 4. It holds eight elements of K of rows g and g + 8
+/// of the first operand, and of row g of the second. Which eight of the 32 does not matter, where
+/// both operands agree: its first word is K = 4 t to 4 t + 3 to the instruction, its second
+/// 16 + 4 t to 16 + 4 t + 3.
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+struct MmaInt8Atom {
+  static constexpr int rows = 16, cols = 8, k = 32, lanes = 32;
+  static constexpr int values = 4;  // accumulators of a lane
+  /// An aligned code is m << shift with m up to 12 halves: 12 << 3 = 96 fits.
+  static constexpr int max_shift = 3;
+
+  /// The row of an operand that a lane holds, with `second` the one 8 below of the first operand.
+  KOKKOS_INLINE_FUNCTION static constexpr int operand_row(int lane, int second) {
+    return (lane >> 2) + 8 * second;
+  }
+  /// Which of the four parts of 32 elements of K.
+  KOKKOS_INLINE_FUNCTION static constexpr int operand_part(int lane) { return lane & 3; }
+  /// Where the instruction sees byte b (0..7) of a lane's part in K.
+  KOKKOS_INLINE_FUNCTION static constexpr int k_of(int lane, int b) {
+    return 16 * (b >> 2) + 4 * (lane & 3) + (b & 3);
+  }
+  /// Where accumulator v of a lane belongs in the 16 x 8 outputs.
+  KOKKOS_INLINE_FUNCTION static constexpr int row_of(int lane, int v) {
+    return (lane >> 2) + 8 * (v >> 1);
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int col_of(int lane, int v) {
+    return 2 * (lane & 3) + (v & 1);
+  }
+
+  /// A lane's part of a row: eight int8.
+  struct Part {
+    std::uint32_t word[2];
+  };
+
+#ifdef KOKKOS_ENABLE_CUDA
+  /// d += A * B^T by all lanes of a warp: a, below: the lane's parts of its rows g and g + 8 of A;
+  /// b: of its row of B.
+  __device__ static void multiply_add(std::int32_t (&d)[values], const Part& a, const Part& below,
+                                      const Part& b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a.word[0]), "r"(below.word[0]), "r"(a.word[1]), "r"(below.word[1]), "r"(b.word[0]),
+          "r"(b.word[1]));
+  }
+#endif
+};
+
+}  // namespace KokkosMX::Impl
+
+#endif

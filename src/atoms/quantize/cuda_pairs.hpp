@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef KOKKOSMX_SRC_ATOMS_QUANTIZE_CUDA_PAIRS_HPP
+#define KOKKOSMX_SRC_ATOMS_QUANTIZE_CUDA_PAIRS_HPP
+
+/// \file cuda_pairs.hpp
+/// NVIDIA GPUs: bf16 is rounded to e2m1 two numbers at a time, exactly.
+///
+/// With y = |x| 2^(127 - s), below 8, in f16, the bits of y 2^-14 are 512 times the code's
+/// magnitude and its fraction, zero and subnormals included, as f16 has its subnormals from 2^-14
+/// down. So both roundings are sums of integers. What is left has the value of the code, times
+/// 2^-14.
+///
+/// What depends on the rule is in numbers, not in branches: kernels hold this code many times, and
+/// must stay short.
+
+#include "../words.hpp"
+#include "loops.hpp"
+
+#include <KokkosMX/Types.hpp>
+
+#include <Kokkos_Core.hpp>
+
+#include <cstdint>
+
+namespace KokkosMX::Impl {
+
+#ifdef KOKKOS_ENABLE_CUDA
+
+class Bf16Pairs {
+ public:
+  __device__ explicit Bf16Pairs(QuantizeRule rule) : rule_(rule) {
+    const bool to_even = rule.rounding() == Rounding::nearest_even;
+    added_ = to_even ? to_even_added : ties_up_added;
+    last_bit_ = to_even ? 0x00010001u : 0u;
+    switch (rule.scale_mode()) {
+      case ScaleMode::floor:
+        scale_added_ = 0;
+        break;
+      case ScaleMode::even:
+        scale_added_ = 0x20;
+        break;
+      case ScaleMode::ceil:
+        scale_added_ = 0x7F;
+        break;
+      case ScaleMode::rceil:
+        scale_added_ = 0x3F;
+        break;
+    }
+  }
+  __device__ QuantizeRule rule() const { return rule_; }
+
+  /// Scales for which the rest is right: nothing that is not finite, nothing next to the ends of
+  /// the range, and no bf16 but zero loses its sign, whichever rounding.
+  static constexpr int least_scale = 20, most_scale = 140;
+  __device__ static bool takes(int scale) {
+    return static_cast<unsigned>(scale - least_scale) <=
+           static_cast<unsigned>(most_scale - least_scale);
+  }
+
+  /// The largest magnitude of eight numbers.
+  __device__ static std::uint32_t largest(const Words& x) {
+    std::uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) most = __vmaxu2(most, x.w[i] & 0x7FFF7FFFu);
+    return __vmaxu2(most, most >> 16) & 0xFFFFu;
+  }
+  /// The scale of a block whose largest magnitude is this, where takes() says so: scale_of, as the
+  /// sums of its 32 bits do not carry out of the last 16.
+  __device__ int scale(std::uint32_t largest_magnitude) const {
+    return static_cast<int>((largest_magnitude + scale_added_) >> 7) - 2;
+  }
+
+  /// Eight codes, the first in the low nibble. The rounding is known where this is compiled.
+  template <bool ToEven>
+  __device__ static std::uint32_t codes(const Words& x, int scale) {
+    std::uint32_t rounded[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      std::uint32_t sign = x.w[i];
+      if (!ToEven) sign &= (x.w[i] & 0x7FFF7FFFu) + 0x7FFF7FFFu;  // of zero there is none
+      rounded[i] = magnitudes(x.w[i], scale, ToEven ? to_even_added : ties_up_added,
+                              ToEven ? 0x00010001u : 0u) |
+                   (sign & 0x80008000u);
+    }
+    return __byte_perm(nibbles(rounded[0], rounded[1]), nibbles(rounded[2], rounded[3]), 0x6420);
+  }
+
+  /// Eight elements as int8 in halves, times 2^shift, which is 1 to 8, in two words; zeros where
+  /// is_in is not so.
+  __device__ void elements(const Words& x, int scale, int shift, bool is_in,
+                           std::uint32_t (&to)[2]) const {
+    // A multiply-add brings them as integers into the last byte of numbers whose last place counts
+    // 1/8.
+    const std::uint32_t factor =
+        is_in ? (0x6C00u + (static_cast<std::uint32_t>(shift) << 10)) * 0x10001u : 0u;
+    std::uint32_t number[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t rounded =
+          magnitudes(x.w[i], scale, added_, last_bit_) | (x.w[i] & 0x80008000u);
+      asm("fma.rn.f16x2 %0, %1, %2, %3;"
+          : "=r"(number[i])
+          : "r"(rounded), "r"(factor), "r"(0x5A005A00u));  // 192
+    }
+    to[0] = __byte_perm(number[0], number[1], 0x6420);
+    to[1] = __byte_perm(number[2], number[3], 0x6420);
+  }
+
+ private:
+  static constexpr std::uint32_t to_even_added = 0x00FF00FFu, ties_up_added = 0x01000100u;
+
+  /// The magnitudes of two codes, times 2^-14 in f16: in bits 9 to 11 of each half.
+  __device__ static std::uint32_t magnitudes(std::uint32_t x, int scale, std::uint32_t added,
+                                             std::uint32_t last_bit) {
+    // bf16's exponent and mantissa become f16's, 2^(scale - 127) becoming 1; what is below f16's
+    // range is far below the first midpoint.
+    const std::uint32_t base = static_cast<std::uint32_t>(scale - 15) * (0x80u * 0x10001u);
+    const std::uint32_t from_base = __vmaxu2(x & 0x7FFF7FFFu, base);
+    std::uint32_t y, u;
+    asm("mad.lo.u32 %0, %1, 8, %2;" : "=r"(y) : "r"(from_base), "r"(0u - base * 8u));
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(u) : "r"(y), "r"(0x04000400u));  // 2^-14
+    u = __vminu2(u, 0x0E000E00u);                                          // 6
+    return (u + added + (u >> 9 & last_bit)) & 0x0E000E00u;
+  }
+  /// Four codes: two in byte 0, two in byte 2.
+  __device__ static std::uint32_t nibbles(std::uint32_t low, std::uint32_t high) {
+    const std::uint32_t bytes = __byte_perm(low, high, 0x7531);
+    const std::uint32_t codes = (bytes >> 1 & 0x07070707u) | (bytes >> 4 & 0x08080808u);
+    return codes | codes >> 4;
+  }
+
+  QuantizeRule rule_;
+  std::uint32_t added_, last_bit_, scale_added_ = 0;
+};
+
+#endif
+
+}  // namespace KokkosMX::Impl
+
+#endif
