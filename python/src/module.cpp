@@ -423,7 +423,13 @@ later calls see what the arrays then hold.
 
   nb::class_<Prepared>(m, "Prepared", R"(An operand of many products, in memory of its own.
 
-Made by prepare(), in the layout that products read fastest on hosts. Never changes.)")
+Made by prepare(), in the layout that products read fastest on hosts. Never changes.
+
+>>> import numpy as np
+>>> w = kokkosmx.prepare(np.ones((3, 64), np.float32), **kokkosmx.rules.reference)
+>>> w.shape, w.unprepare()[0].shape
+((3, 64), (3, 32))
+)")
       .def_prop_ro(
           "shape",
           [](const Prepared& self) {
@@ -489,7 +495,15 @@ True
         return copy_codes("unshuffle_weight", codes, out, CodesKind::tile_16x16,
                           CodesKind::row_major);
       },
-      "codes"_a, nb::kw_only(), "out"_a = nb::none(), "The inverse of shuffle_weight.");
+      "codes"_a, nb::kw_only(), "out"_a = nb::none(),
+      R"(The inverse of shuffle_weight: codes (N, K/2) row-major again.
+
+>>> import numpy as np
+>>> shuffled = np.zeros((16, 32), np.uint8)
+>>> shuffled.reshape(2, 16, 16)[1] = 1  # each row's second 16 bytes
+>>> kokkosmx.unshuffle_weight(shuffled)[5, [0, 15, 16, 31]].tolist()
+[0, 0, 1, 1]
+)");
   m.def("shuffle_scale", &shuffle_scale, "scales"_a, nb::kw_only(), "out"_a = nb::none(),
         R"(Scales (rows, K/32) into MI355X's layout: aiter's shuffle_scale, padding 0.
 
@@ -502,11 +516,20 @@ Rows are padded to 256 and columns to 8; seen as (rows/32, 2, 16, cols/8, 2, 4) 
 >>> shuffled.shape, bool((kokkosmx.unshuffle_scale(shuffled, rows=40, cols=12) == scales).all())
 ((256, 16), True)
 )");
-  m.def(
-      "unshuffle_scale", &unshuffle_scale, "scales"_a, nb::kw_only(), "rows"_a = nb::none(),
-      "cols"_a = nb::none(), "out"_a = nb::none(),
-      "The inverse of shuffle_scale. rows and cols: the extents without padding; without them the "
-      "padding is kept.");
+  m.def("unshuffle_scale", &unshuffle_scale, "scales"_a, nb::kw_only(), "rows"_a = nb::none(),
+        "cols"_a = nb::none(), "out"_a = nb::none(),
+        R"(The inverse of shuffle_scale: scales (rows, K/32) row-major again.
+
+rows and cols: the extents without padding; without them the padding is kept.
+
+>>> import numpy as np
+>>> scales = np.arange(40 * 12, dtype=np.uint16).astype(np.uint8).reshape(40, 12)
+>>> shuffled = kokkosmx.shuffle_scale(scales)
+>>> kokkosmx.unshuffle_scale(shuffled).shape
+(256, 16)
+>>> bool((kokkosmx.unshuffle_scale(shuffled, rows=40, cols=12) == scales).all())
+True
+)");
   m.def("gemm", &gemm, "a"_a, "b"_a, nb::kw_only(), "dtype"_a = DType::float32,
         "out"_a = nb::none(), "alpha"_a = 1.0f, "beta"_a = 0.0f, "bias"_a = nb::none(),
         "minimum_tier"_a = Tier::automatic, "tier_counts"_a = nb::none(),
@@ -560,7 +583,11 @@ Matrix or a Prepared).
         call.run([&](auto& lane) { name = KokkosMX::gemm_atom(lane.exec()); });
         return name;
       },
-      "The name of the atom that products run: see README.md, and KOKKOSMX_ATOM.");
+      R"(The name of the atom that products run: see README.md, and KOKKOSMX_ATOM.
+
+>>> bool(kokkosmx.atom())
+True
+)");
   m.def(
       "concurrency",
       [] {
@@ -569,7 +596,11 @@ Matrix or a Prepared).
         call.run([&](auto& lane) { threads = lane.exec().concurrency(); });
         return threads;
       },
-      "How many threads calls use: OMP_NUM_THREADS, read at the first call.");
+      R"(How many threads calls use: OMP_NUM_THREADS, read at the first call.
+
+>>> kokkosmx.concurrency() >= 1
+True
+)");
   m.attr("execution_space") = DeviceExec::name();
   m.attr("version") = KOKKOSMX_VERSION_STRING;
   m.def("_stop", [] {
