@@ -34,7 +34,10 @@ OPS = {
     "unshuffle_weight": ((QB[0],), kokkosmx.unshuffle_weight(QB[0])),
     "shuffle_scale": ((QB[1],), kokkosmx.shuffle_scale(QB[1])),
     "unshuffle_scale": ((kokkosmx.shuffle_scale(QB[1]), 32, 4), QB[1]),
-    "gemm": ((*QA, *QB, torch.float32, BIAS, 2.0), kokkosmx.gemm(QA, QB, bias=BIAS, alpha=2.0)),
+    "gemm": (
+        (*QA, *QB, torch.bfloat16, BIAS, 2.0),
+        kokkosmx.gemm(QA, QB, dtype=kokkosmx.DType.bfloat16, bias=BIAS, alpha=2.0),
+    ),
     "quantize_gemm": ((A, B, *RULE), kokkosmx.reference.custom_kernel((A, B))),
     "custom_kernel": ((A, B), kokkosmx.reference.custom_kernel((A, B))),
 }
@@ -92,6 +95,14 @@ def test_shapes_of_meta_tensors():
         256,
         16,
     )
+
+
+@pytest.mark.parametrize("a_batch", [(), (1,), (3,)])
+@pytest.mark.parametrize("b_batch", [(), (1,), (3,)])
+def test_shapes_of_batches(a_batch, b_batch):
+    a, b = torch.ones(*a_batch, 4, 64), torch.ones(*b_batch, 5, 64)
+    real, meta = ops.custom_kernel(a, b), ops.custom_kernel(a.to("meta"), b.to("meta"))
+    assert real.shape == meta.shape and real.dtype == meta.dtype and (real == 64).all()
 
 
 def test_the_device_of_a_tensor_is_told():
