@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Python costs: custom_kernel on the six timed leaderboard shapes, beside C++ and PyTorch.
 
-    python perf_tests/PerfTest_Python.py [PerfTest_Leaderboard] [--seconds S]
+    python perf_tests/PerfTest_Python.py [PerfTest_Leaderboard] [--seconds S] [--rounds R]
 
-In one process and taking turns: kokkosmx.reference.custom_kernel, PyTorch's float32 matmul of the
-same shape, and the overhead of calls that have nothing to do. The leaderboard's program, C++, is
-run before and after, its times are the smaller ones of the two. Run it with OMP_NUM_THREADS and
-OMP_PROC_BIND=spread OMP_PLACES=threads, as the leaderboard is.
+In R rounds the leaderboard's program, C++, and a process of Python take turns; the latter measures
+kokkosmx.reference.custom_kernel, PyTorch's float32 matmul of the same shape, and the overhead of
+calls that have nothing to do. Each figure is the least of the rounds' medians, so that neighbours on
+a shared machine weigh on all alike. Set OMP_NUM_THREADS, OMP_PROC_BIND=spread and
+OMP_PLACES=threads, as for the leaderboard.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import subprocess
+import sys
 import time
-
-import torch
-
-import kokkosmx
-from kokkosmx import rules
 
 SHAPES = [
     (4, 2880, 512),
@@ -61,8 +59,13 @@ def leaderboard(program: str, seconds: float) -> dict:
     return times
 
 
-def overheads(seconds: float) -> None:
+def overheads(seconds: float) -> dict:
     """Calls without work: operands without rows, so that all that is left is Python's part."""
+    import torch
+
+    import kokkosmx
+    from kokkosmx import rules
+
     empty, some = torch.empty(0, 64), torch.zeros(64, 64)
     codes = torch.empty(0, 32, dtype=torch.uint8), torch.empty(0, 2, dtype=torch.uint8)
     out, array = torch.empty(0, 64), empty.numpy()
@@ -76,42 +79,80 @@ def overheads(seconds: float) -> None:
         "torch.empty((0, 64))": lambda: torch.empty((0, 64)),
         "an empty lambda": lambda: None,
     }
-    for name, median in zip(calls, medians(list(calls.values()), seconds)):
-        print(f"  {name:28s} {1e6 * median:7.2f} us")
+    return dict(zip(calls, medians(list(calls.values()), seconds)))
+
+
+def bell(rows: int, k: int, seed: int):
+    """The leaderboard's kind of numbers: sums of eight random bytes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(rows, k)
+    for _ in range(8):
+        x += torch.randint(0, 256, (rows, k), generator=generator)
+    return ((x - 1020) / 256).bfloat16()
+
+
+def measure(seconds: float) -> None:
+    """One round of Python, as a line of JSON. In a process of its own: an OpenMP runtime that binds
+    threads leaves this one on one core, and the programs that it would start as well."""
+    import torch
+
+    import kokkosmx
+
+    about = (
+        f"kokkosmx {kokkosmx.__version__}, atom {kokkosmx.atom()}, {kokkosmx.concurrency()} threads;"
+        f" torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    shapes = []
+    for m, n, k in SHAPES:
+        a, b = bell(m, k, 1), bell(n, k, 2)
+        x, y = a.float(), b.float()
+        shapes.append(
+            medians(
+                [
+                    lambda a=a, b=b: kokkosmx.reference.custom_kernel((a, b)),
+                    lambda x=x, y=y: x @ y.T,
+                ],
+                seconds,
+            )
+        )
+    print(json.dumps({"about": about, "overheads": overheads(seconds), "shapes": shapes}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("program", nargs="?", help="PerfTest_Leaderboard")
-    parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measured thing")
+    parser.add_argument("--seconds", type=float, default=0.2, help="a round's for each thing")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", action="store_true", help="one round of Python, as JSON")
     options = parser.parse_args()
-    print(
-        f"kokkosmx {kokkosmx.__version__}, atom {kokkosmx.atom()}, {kokkosmx.concurrency()} threads;"
-        f" torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    print("overhead of a call (no work):")
-    overheads(options.seconds)
+    if options.measure:
+        measure(options.seconds)
+        return
 
-    runs = [leaderboard(options.program, options.seconds)] if options.program else []
-    python = {}
-    for m, n, k in SHAPES:
-        a, b = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
-        x, y = a.float(), b.float()
-        python[m, n, k] = medians(
-            [lambda a=a, b=b: kokkosmx.reference.custom_kernel((a, b)), lambda x=x, y=y: x @ y.T],
-            options.seconds,
-        )
-    if options.program:
-        runs.append(leaderboard(options.program, options.seconds))
+    cpp, python = [], []
+    child = [sys.executable, __file__, "--measure", "--seconds", str(options.seconds)]
+    for _ in range(options.rounds):
+        if options.program:
+            cpp.append(leaderboard(options.program, options.seconds))
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+        python.append(json.loads(done.stdout))
+
+    print(python[0]["about"])
+    print("overhead of a call (no work):")
+    for name in python[0]["overheads"]:
+        print(f"  {name:28s} {1e6 * min(round_['overheads'][name] for round_ in python):7.2f} us")
     print(f"{'M':>5} {'N':>5} {'K':>5} {'Python us':>10} {'C++ us':>10} {'Py/C++':>7}", end="")
     print(f" {'torch f32 us':>13} {'torch/Py':>9}")
     ratios, to_torch = [], []
-    for shape, (ours, theirs) in python.items():
-        cpp = min(run[shape] for run in runs) if runs else math.nan
-        ratios.append(1e6 * ours / cpp)
+    for i, shape in enumerate(SHAPES):
+        ours, theirs = (min(round_["shapes"][i][j] for round_ in python) for j in (0, 1))
+        native = min((times[shape] for times in cpp), default=math.nan)
+        ratios.append(1e6 * ours / native)
         to_torch.append(theirs / ours)
         print("{:5d} {:5d} {:5d}".format(*shape), end=" ")
-        print(f"{1e6 * ours:10.1f} {cpp:10.1f} {ratios[-1]:7.3f}", end=" ")
+        print(f"{1e6 * ours:10.1f} {native:10.1f} {ratios[-1]:7.3f}", end=" ")
         print(f"{1e6 * theirs:13.1f} {to_torch[-1]:9.2f}")
     mean = [math.exp(statistics.fmean(map(math.log, r))) for r in (ratios, to_torch)]
     print(f"geometric means: Python/C++ {mean[0]:.3f}, torch float32/Python {mean[1]:.2f}")

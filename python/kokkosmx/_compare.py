@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from . import _core
 from ._core import DType, NonFinite, Rounding, ScaleMode, Verdict
@@ -30,7 +30,7 @@ class Difference:
 
     verdict: Verdict
     #: (row, column), or (batch, row, column).
-    index: tuple
+    index: Tuple[int, ...]
     #: What C holds, and what it should: as numbers and as bits of C's type.
     given: float
     exact: float
@@ -67,13 +67,13 @@ class Comparison:
     outputs: int
     certified: int
     #: Outputs of each verdict, and the largest distance in units in the last place.
-    counts: dict
-    most_ulps: dict
+    counts: Dict[Verdict, int]
+    most_ulps: Dict[Verdict, int]
     #: The first outputs of each verdict but equal.
-    differences: list
+    differences: List[Difference]
     dtype: str
     #: Known mistakes that give exactly C.
-    explanations: list = field(default_factory=list)
+    explanations: List[str] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
@@ -121,13 +121,15 @@ def _number(bits: int, dtype: str) -> float:
     return struct.unpack("<e", struct.pack("<H", bits))[0]
 
 
-def _mistakes(a: Any, b: Any, rule: dict) -> Iterator[tuple[str, Callable[[], tuple[Any, Any]]]]:
+def _mistakes(
+    a: Any, b: Any, rule: Dict[str, Any]
+) -> Iterator[Tuple[str, Callable[[], Tuple[Any, Any]]]]:
     """Known mistakes of kernels: what each is, and the operands that it amounts to."""
 
     def is_dense(x: Any) -> bool:
         return not isinstance(x, (tuple, _core.Matrix, _core.Prepared))
 
-    def plain(x: Any, other: Optional[dict] = None) -> tuple[Any, Any]:
+    def plain(x: Any, other: Optional[Dict[str, Any]] = None) -> Tuple[Any, Any]:
         if is_dense(x):
             return _core.quantize(x, **(other or rule))
         if isinstance(x, _core.Prepared):
@@ -135,6 +137,9 @@ def _mistakes(a: Any, b: Any, rule: dict) -> Iterator[tuple[str, Callable[[], tu
         if isinstance(x, _core.Matrix):
             return _core.prepare(x).unprepare()
         return x
+
+    def both(other: Dict[str, Any]) -> Tuple[Any, Any]:
+        return plain(a, other), plain(b, other)
 
     if is_dense(a) or is_dense(b):
         for rounding in (Rounding.ties_up, Rounding.nearest_even):
@@ -147,12 +152,9 @@ def _mistakes(a: Any, b: Any, rule: dict) -> Iterator[tuple[str, Callable[[], tu
                 if rounding == rule["rounding"] and mode == rule["mode"]:
                     continue
                 other = {"mode": mode, "rounding": rounding, "non_finite": NonFinite.ocp}
-                yield (
-                    f"quantizing with {mode}, {rounding}",
-                    lambda other=other: (plain(a, other), plain(b, other)),
-                )
+                yield f"quantizing with {mode}, {rounding}", functools.partial(both, other)
 
-    def without_last_block(x: Any) -> tuple[Any, Any]:
+    def without_last_block(x: Any) -> Tuple[Any, Any]:
         codes, scales = plain(x)
         return codes[..., :-16], scales[..., :-1]
 
@@ -161,7 +163,7 @@ def _mistakes(a: Any, b: Any, rule: dict) -> Iterator[tuple[str, Callable[[], tu
         lambda: (without_last_block(a), without_last_block(b)),
     )
 
-    def shuffled_again(x: Any) -> tuple[Any, Any]:
+    def shuffled_again(x: Any) -> Tuple[Any, Any]:
         codes, scales = plain(x)
         rows, cols = scales.shape[-2:]
         return codes, _core.shuffle_scale(scales)[..., :rows, :cols]
@@ -173,7 +175,7 @@ def _mistakes(a: Any, b: Any, rule: dict) -> Iterator[tuple[str, Callable[[], tu
         lambda: (shuffled_again(a), shuffled_again(b)),
     )
 
-    def nibbles_swapped(x: Any) -> tuple[Any, Any]:
+    def nibbles_swapped(x: Any) -> Tuple[Any, Any]:
         codes, scales = plain(x)
         return (codes >> 4) | (codes << 4), scales
 
@@ -226,12 +228,11 @@ def compare(
     from .rules import reference
 
     given = {"mode": mode, "rounding": rounding, "non_finite": non_finite}
-    rule: dict = dict(reference) if all(v is None for v in given.values()) else given
-    outputs, certified, ulps, samples, dtype = _core.compare_outputs(
+    rule: Dict[str, Any] = dict(reference) if all(v is None for v in given.values()) else given
+    outputs, certified, ulps, samples, dtype, batched = _core.compare_outputs(
         a, b, c, limit=limit, uint16_as=uint16_as, **rule
     )
     verdicts = list(_MEANING)
-    batched = len(c.shape) == 3
     result = Comparison(
         outputs=sum(outputs),
         certified=certified,
@@ -269,8 +270,8 @@ def compare(
             try:
                 x, y = operands()
                 counts, *_ = _core.compare_outputs(x, y, c, limit=0, uint16_as=uint16_as)
-            except (TypeError, ValueError):
-                continue  # a mistake that these shapes cannot have
+            except (AttributeError, NotImplementedError, TypeError, ValueError):
+                continue  # a mistake that these shapes cannot have, or arrays that cannot be cut
             if counts[0] == result.outputs:
                 result.explanations.append(text)
     return result

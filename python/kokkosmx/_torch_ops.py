@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.ops.kokkosmx: the package's functions as operations of PyTorch, with shape functions.
 
-Enums are integers here (int(ScaleMode.even), ...): schemas of PyTorch have no others.
+Enums are integers here (ScaleMode.even.value, ...): schemas of PyTorch have no others.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,11 @@ from ._core import DType, NonFinite, Rounding, ScaleMode
 
 # Annotations are read when the operations are registered: torch knows Optional and Tuple in all of
 # its versions.
-__all__: list[str] = []
+__all__: List[str] = []
+
+# What the library is built for; PyTorch calls AMD's devices by NVIDIA's name. Without a
+# registration PyTorch itself says what a tensor's device lacks.
+_DEVICES = ("cpu", "cuda") if _core.execution_space in ("Cuda", "HIP") else ("cpu",)
 
 _DTYPES = {
     torch.float32: DType.float32,
@@ -48,7 +52,7 @@ def _product_shape(a: Tensor, b: Tensor) -> list:
     return [*batch.shape[:-2], a.shape[-2], b.shape[-2]]
 
 
-@torch.library.custom_op("kokkosmx::quantize", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::quantize", mutates_args=(), device_types=_DEVICES)
 def quantize(x: Tensor, mode: int, rounding: int, non_finite: int) -> Tuple[Tensor, Tensor]:
     return _core.quantize(x, **_rule(mode, rounding, non_finite))
 
@@ -63,7 +67,7 @@ def _(x, mode, rounding, non_finite):
     )
 
 
-@torch.library.custom_op("kokkosmx::dequantize", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::dequantize", mutates_args=(), device_types=_DEVICES)
 def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return _core.dequantize((codes, scales), dtype=_dtype(dtype))
 
@@ -74,12 +78,12 @@ def _(codes, scales, dtype):
     return codes.new_empty([*rows, 2 * half], dtype=dtype)
 
 
-@torch.library.custom_op("kokkosmx::shuffle_weight", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::shuffle_weight", mutates_args=(), device_types=_DEVICES)
 def shuffle_weight(codes: Tensor) -> Tensor:
     return _core.shuffle_weight(codes)
 
 
-@torch.library.custom_op("kokkosmx::unshuffle_weight", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::unshuffle_weight", mutates_args=(), device_types=_DEVICES)
 def unshuffle_weight(codes: Tensor) -> Tensor:
     return _core.unshuffle_weight(codes)
 
@@ -90,7 +94,7 @@ def _(codes):
     return codes.new_empty(codes.shape)
 
 
-@torch.library.custom_op("kokkosmx::shuffle_scale", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::shuffle_scale", mutates_args=(), device_types=_DEVICES)
 def shuffle_scale(scales: Tensor) -> Tensor:
     return _core.shuffle_scale(scales)
 
@@ -101,7 +105,7 @@ def _(scales):
     return scales.new_empty([*batch, _rounded_up(rows, 256), _rounded_up(cols, 8)])
 
 
-@torch.library.custom_op("kokkosmx::unshuffle_scale", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::unshuffle_scale", mutates_args=(), device_types=_DEVICES)
 def unshuffle_scale(scales: Tensor, rows: int, cols: int) -> Tensor:
     return _core.unshuffle_scale(scales, rows=rows, cols=cols)
 
@@ -111,7 +115,7 @@ def _(scales, rows, cols):
     return scales.new_empty([*scales.shape[:-2], rows, cols])
 
 
-@torch.library.custom_op("kokkosmx::gemm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::gemm", mutates_args=(), device_types=_DEVICES)
 def gemm(
     a_codes: Tensor,
     a_scales: Tensor,
@@ -131,7 +135,7 @@ def _(a_codes, a_scales, b_codes, b_scales, dtype, bias=None, alpha=1.0):
     return a_codes.new_empty(_product_shape(a_codes, b_codes), dtype=dtype)
 
 
-@torch.library.custom_op("kokkosmx::quantize_gemm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::quantize_gemm", mutates_args=(), device_types=_DEVICES)
 def quantize_gemm(
     a: Tensor, b: Tensor, mode: int, rounding: int, non_finite: int, bias: Optional[Tensor] = None
 ) -> Tensor:
@@ -143,7 +147,7 @@ def _(a, b, mode, rounding, non_finite, bias=None):
     return a.new_empty(_product_shape(a, b))
 
 
-@torch.library.custom_op("kokkosmx::custom_kernel", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kokkosmx::custom_kernel", mutates_args=(), device_types=_DEVICES)
 def custom_kernel(a: Tensor, b: Tensor) -> Tensor:
     return _core.custom_kernel((a, b))
 

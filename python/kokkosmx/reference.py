@@ -76,7 +76,12 @@ def shuffle_weight(x: Any, layout: tuple[int, int] = (16, 16)) -> Any:
     >>> kokkosmx.reference.shuffle_weight(np.zeros((16, 32), np.uint8)).shape
     (16, 32)
     """
-    if tuple(layout) != (16, 16):
+    if not isinstance(layout, (tuple, list)):
+        raise TypeError(
+            "kokkosmx.reference.shuffle_weight: layout is a tuple, (16, 16), given a "
+            f"{type(layout).__name__}"
+        )
+    if list(map(str, layout)) != ["16", "16"]:
         raise ValueError(
             f"kokkosmx.reference.shuffle_weight: layout {layout!r}; MXFP4 has (16, 16)"
         )

@@ -83,8 +83,7 @@ def _measure(name: str, dtype: str, x: Any, uint16_as: Optional[DType]) -> Weigh
 
     rows, k = x.shape
     weight = Weight(name, dtype, rows, k, nbytes=x.nbytes)
-    bits = {} if uint16_as is None else {"uint16_as": uint16_as}
-    codes, scales = _core.quantize(x, **reference, **bits)
+    codes, scales = _core.quantize(x, **reference, uint16_as=uint16_as)
     weight.mxfp4_nbytes = codes.nbytes + scales.nbytes
     weight.spreads = _core.row_spreads((codes, scales))[0]
 
@@ -99,7 +98,11 @@ def _measure(name: str, dtype: str, x: Any, uint16_as: Optional[DType]) -> Weigh
             for begin in range(0, rows, step):
                 part = x[begin : begin + step]
                 q = _core.quantize(
-                    part, mode=mode, rounding=rounding, non_finite=NonFinite.ocp, **bits
+                    part,
+                    mode=mode,
+                    rounding=rounding,
+                    non_finite=NonFinite.ocp,
+                    uint16_as=uint16_as,
                 )
                 exact = _values(part, uint16_as).astype(numpy.float64)
                 error = _core.dequantize(q).astype(numpy.float64) - exact

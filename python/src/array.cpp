@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "array.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -71,9 +72,21 @@ std::string module_of(nb::handle type) {
   return name.substr(0, name.find('.'));
 }
 
-/// What an object that is no usable array says of itself.
-std::string foreign_text(nb::handle object) {
+}  // namespace
+
+std::string text_of(nb::handle object) {
   std::string text = string_of(nb::type_name(object.type()));
+  if (nb::isinstance<nb::tuple>(object) || nb::isinstance<nb::list>(object)) {
+    const std::size_t size = nb::len(object), shown = std::min<std::size_t>(size, 4);
+    for (std::size_t i = 0; i < shown; ++i) {
+      const nb::object item =
+          nb::steal(PySequence_GetItem(object.ptr(), static_cast<Py_ssize_t>(i)));
+      const bool nested = nb::isinstance<nb::tuple>(item) || nb::isinstance<nb::list>(item);
+      text +=
+          (i == 0 ? " (" : ", ") + (nested ? string_of(nb::type_name(item.type())) : text_of(item));
+    }
+    return text + (size == 0 ? " of nothing" : size > shown ? ", ...)" : ")");
+  }
   for (const char* name : {"dtype", "shape", "device"}) {
     PyObject* value = PyObject_GetAttrString(object.ptr(), name);
     if (value == nullptr) {
@@ -84,8 +97,6 @@ std::string foreign_text(nb::handle object) {
   }
   return text;
 }
-
-}  // namespace
 
 struct ArrayType {
   nb::object type;  // keeps the address from being another type's
@@ -176,7 +187,7 @@ Array::~Array() {
 void Array::set_rank(std::int64_t rank) {
   if (rank > most_ranks) {
     throw nb::value_error(("kokkosmx: " + std::string(name_) + ": " + std::to_string(rank) +
-                           " dimensions: " + foreign_text(object_))
+                           " dimensions: " + text_of(object_))
                               .c_str());
   }
   rank_ = static_cast<int>(rank);
@@ -291,7 +302,7 @@ void Array::take_dlpack() {
   const auto fail = [&](const std::string& why) {
     throw nb::type_error(("kokkosmx: " + std::string(name_) +
                           ": expected an array with DLPack or the buffer protocol, given a " +
-                          foreign_text(object_) + why)
+                          text_of(object_) + why)
                              .c_str());
   };
   if (PyObject_HasAttrString(object_.ptr(), "__dlpack__") == 0) fail("");

@@ -114,6 +114,9 @@ const char* name_of(DType dtype);
 std::int64_t size_of(DType dtype);
 std::string text_of(Device device);
 std::string text_of(const std::int64_t* extents, int rank);
+/// An object's type, and, as it says itself, its dtype, shape and device; for tuples and lists
+/// those of the first members.
+std::string text_of(nb::handle object);
 inline std::string text_of(const std::vector<std::int64_t>& extents) {
   return text_of(extents.data(), static_cast<int>(extents.size()));
 }

@@ -16,6 +16,7 @@ Operand Call::operand(nb::handle object, const char* name, const char* codes_nam
   };
   if (nb::isinstance<Prepared>(object)) {
     operand.prepared = nb::inst_ptr<Prepared>(object);
+    prepared_.at(prepared_count_++) = {name, operand.prepared};
     operand.ref.matrix = operand.prepared->storage.ref();
     operand.has_batch = operand.prepared->has_batch;
   } else if (nb::isinstance<Matrix>(object)) {
@@ -33,10 +34,18 @@ Operand Call::operand(nb::handle object, const char* name, const char* codes_nam
   } else {
     throw nb::type_error(("kokkosmx." + std::string(function_) + ": " + name +
                           ": expected a Matrix, a Prepared or a pair (codes, scales), given a " +
-                          nb::cast<std::string>(nb::str(nb::type_name(object.type()))))
+                          text_of(object))
                              .c_str());
   }
   return operand;
+}
+
+QuantizeRule Call::rule(ScaleMode mode, Rounding rounding, NonFinite non_finite) const {
+  try {
+    return {mode, rounding, non_finite};
+  } catch (const std::invalid_argument& error) {
+    fail(error.what());
+  }
 }
 
 Array& Call::result(nb::handle out, const char* name, const Array& like, DType dtype,
@@ -101,10 +110,17 @@ Device Call::place(std::optional<Device> also) const {
 
 std::string Call::arrays_text() const {
   std::string text;
-  for (std::size_t i = 0; i < count_; ++i) {
-    text += (i == 0 ? "; arrays: " : "; ") + std::string(arrays_[i]->name()) + " = " +
-            arrays_[i]->text();
+  const auto add = [&](const char* name, const std::string& what) {
+    text += (text.empty() ? "; arrays: " : "; ") + std::string(name) + " = " + what;
+  };
+  for (std::size_t i = 0; i < prepared_count_; ++i) {
+    const auto& [name, operand] = prepared_[i];
+    const MatrixRef& matrix = operand->storage.ref();
+    std::vector<std::int64_t> shape{matrix.codes.batch, matrix.rows, matrix.k};
+    if (!operand->has_batch) shape.erase(shape.begin());
+    add(name, "Prepared " + text_of(shape) + " on " + text_of(operand->device));
   }
+  for (std::size_t i = 0; i < count_; ++i) add(arrays_[i]->name(), arrays_[i]->text());
   return text;
 }
 

@@ -23,6 +23,10 @@
 
 namespace KokkosMXPython {
 
+using KokkosMX::NonFinite;
+using KokkosMX::QuantizeRule;
+using KokkosMX::Rounding;
+using KokkosMX::ScaleMode;
 using KokkosMX::Impl::BytesRef;
 using KokkosMX::Impl::CodesKind;
 using KokkosMX::Impl::DenseRef;
@@ -92,7 +96,10 @@ class Call {
   explicit Call(const char* function, std::optional<DType> uint16_as = {})
       : function_(function), uint16_as_(uint16_as) {
     if (uint16_as && size_of(*uint16_as) != 2) {
-      throw nb::value_error("kokkosmx: uint16_as is DType.bfloat16 or DType.float16");
+      throw nb::value_error((std::string("kokkosmx.") + function +
+                             ": uint16_as is DType.bfloat16 or DType.float16, given DType." +
+                             name_of(*uint16_as))
+                                .c_str());
     }
   }
 
@@ -105,6 +112,10 @@ class Call {
   /// An array that is written: out, checked, or a new one like `like`.
   Array& result(nb::handle out, const char* name, const Array& like, DType dtype,
                 const std::vector<std::int64_t>& shape);
+
+  /// After the arrays, so that the message has them. \throws nb::value_error where there is no such
+  /// rule.
+  QuantizeRule rule(ScaleMode mode, Rounding rounding, NonFinite non_finite) const;
 
   std::optional<DType> uint16_as() const { return uint16_as_; }
 
@@ -135,13 +146,19 @@ class Call {
  private:
   /// Where the arrays lie. \throws nb::value_error where not all lie on one device.
   Device place(std::optional<Device> also) const;
-  /// "; arrays: A = ...; B = ..."
+  /// "; arrays: A = ...; B = ...", prepared operands included.
   std::string arrays_text() const;
 
   const char* function_;
   std::optional<DType> uint16_as_;
   std::array<std::optional<Array>, 8> arrays_;
   std::size_t count_ = 0;
+  struct Told {
+    const char* name;
+    const Prepared* operand;
+  };
+  std::array<Told, 2> prepared_{};
+  std::size_t prepared_count_ = 0;
 };
 
 /// The codes and scales of two arrays.

@@ -21,11 +21,7 @@ namespace KokkosMXPython {
 
 namespace {
 
-using KokkosMX::NonFinite;
 using KokkosMX::OutputVerdict;
-using KokkosMX::QuantizeRule;
-using KokkosMX::Rounding;
-using KokkosMX::ScaleMode;
 using KokkosMX::Verdict;
 using KokkosMX::verdict_count;
 
@@ -103,7 +99,7 @@ nb::tuple compare_outputs(nb::handle a, nb::handle b, nb::handle c, std::optiona
   const bool dense = left.ref.is_dense || right.ref.is_dense;
   std::optional<QuantizeRule> rule;
   if (mode && rounding && non_finite) {
-    rule.emplace(*mode, *rounding, *non_finite);
+    rule = call.rule(*mode, *rounding, *non_finite);
   } else if (dense) {
     call.fail("a dense operand is quantized: name mode, rounding and non_finite");
   }
@@ -171,7 +167,8 @@ nb::tuple compare_outputs(nb::handle a, nb::handle b, nb::handle c, std::optiona
   std::vector<std::int64_t> ulps(tally.most_ulps.begin(), tally.most_ulps.end());
   std::vector<Sample> samples;
   for (const auto& kind : tally.samples) samples.insert(samples.end(), kind.begin(), kind.end());
-  return nb::make_tuple(outputs, tally.certified, ulps, samples, name_of(given.dtype()));
+  return nb::make_tuple(outputs, tally.certified, ulps, samples, name_of(given.dtype()),
+                        given.rank() == 3);
 }
 
 }  // namespace

@@ -23,10 +23,6 @@ namespace KokkosMXPython {
 namespace {
 
 using namespace nb::literals;
-using KokkosMX::NonFinite;
-using KokkosMX::QuantizeRule;
-using KokkosMX::Rounding;
-using KokkosMX::ScaleMode;
 using KokkosMX::Tier;
 
 using Shape = std::vector<std::int64_t>;
@@ -44,8 +40,9 @@ KokkosMX::ScalesShape scales_shape(ScalesKind kind, std::int64_t rows, std::int6
 std::pair<nb::object, nb::object> pair_of(nb::handle out, const char* function) {
   if (out.is_none()) return {nb::none(), nb::none()};
   if (!nb::isinstance<nb::tuple>(out) || nb::len(out) != 2) {
-    throw nb::type_error(
-        ("kokkosmx." + std::string(function) + ": out is a tuple (codes, scales)").c_str());
+    throw nb::type_error(("kokkosmx." + std::string(function) +
+                          ": out is a tuple (codes, scales), given a " + text_of(out))
+                             .c_str());
   }
   return {out[0], out[1]};
 }
@@ -54,10 +51,10 @@ nb::tuple quantize(nb::handle x, ScaleMode mode, Rounding rounding, NonFinite no
                    CodesKind codes_layout, ScalesKind scales_layout, nb::handle out,
                    std::optional<DType> uint16_as) {
   Call call("quantize", uint16_as);
-  const QuantizeRule rule(mode, rounding, non_finite);
   const auto [out_codes, out_scales] = pair_of(out, "quantize");
   const Array& input = call.array(x, "x");
   const DenseRef dense = input.dense();
+  const QuantizeRule rule = call.rule(mode, rounding, non_finite);
   if (dense.cols % KokkosMX::block_size != 0) call.fail("the last extent (K) is no multiple of 32");
   const bool batch = input.rank() == 3;
   const KokkosMX::ScalesShape padded = scales_shape(scales_layout, dense.rows, dense.cols);
@@ -120,10 +117,20 @@ nb::object unshuffle_scale(nb::handle scales, std::optional<std::int64_t> rows,
   Call call("unshuffle_scale");
   const Array& input = call.array(scales, "scales");
   const BytesRef source = input.bytes();
+  // Before a result of this shape is allocated.
+  const auto all_or_fewer = [&](std::optional<std::int64_t> given, std::int64_t there,
+                                const char* what) {
+    if (given && (*given < 0 || *given > there)) {
+      call.fail(std::string(what) + " is " + std::to_string(*given) + ", of " +
+                std::to_string(there));
+    }
+    return given.value_or(there);
+  };
+  const std::int64_t kept_rows = all_or_fewer(rows, source.rows, "rows");
+  const std::int64_t kept_cols = all_or_fewer(cols, source.cols, "cols");
   const Array& result =
       call.result(out, "out", input, DType::uint8,
-                  shape_of(input.rank() == 3, source.batch, rows.value_or(source.rows),
-                           cols.value_or(source.cols)));
+                  shape_of(input.rank() == 3, source.batch, kept_rows, kept_cols));
   const BytesRef target = result.bytes();
   call.run([&](auto& lane) {
     KokkosMX::Impl::copy_scales(lane.exec(), source, ScalesKind::tile_32x8, target,
@@ -211,9 +218,9 @@ nb::object quantize_gemm(nb::handle a, nb::handle b, ScaleMode mode, Rounding ro
                          float alpha, float beta, nb::handle bias, Tier minimum_tier,
                          nb::handle tier_counts, std::optional<DType> uint16_as) {
   Call call("quantize_gemm", uint16_as);
-  const QuantizeRule rule(mode, rounding, non_finite);
   const Operand left = call.operand(a, "A", "A codes", "A scales", true);
   const Operand right = call.operand(b, "B", "B codes", "B scales", true);
+  const QuantizeRule rule = call.rule(mode, rounding, non_finite);
   return product(call, left, right, dtype, out, {alpha, beta, bias, minimum_tier, tier_counts},
                  &rule);
 }
@@ -221,7 +228,11 @@ nb::object quantize_gemm(nb::handle a, nb::handle b, ScaleMode mode, Rounding ro
 nb::object custom_kernel(nb::sequence data) {
   Call call("reference.custom_kernel");
   const auto count = nb::len(data);
-  if (count < 2) throw nb::value_error("kokkosmx.reference.custom_kernel: expected (A, B, *rest)");
+  if (count < 2) {
+    throw nb::value_error(
+        ("kokkosmx.reference.custom_kernel: expected (A, B, *rest), given a " + text_of(data))
+            .c_str());
+  }
   const nb::object a = data[0], b = data[1];
   const Operand left = call.operand(a, "A", "A", "A", true);
   const Operand right = call.operand(b, "B", "B", "B", true);
@@ -237,7 +248,7 @@ Prepared prepare(nb::handle x, std::optional<ScaleMode> mode, std::optional<Roun
     if (!mode || !rounding || !non_finite) {
       call.fail("a dense operand is quantized: name its mode, rounding and non_finite");
     }
-    rule.emplace(*mode, *rounding, *non_finite);
+    rule = call.rule(*mode, *rounding, *non_finite);
     if (operand.k() % KokkosMX::block_size != 0) {
       call.fail("the last extent (K) is no multiple of 32");
     }
@@ -412,7 +423,13 @@ later calls see what the arrays then hold.
 
   nb::class_<Prepared>(m, "Prepared", R"(An operand of many products, in memory of its own.
 
-Made by prepare(), in the layout that products read fastest on hosts. Never changes.)")
+Made by prepare(), in the layout that products read fastest on hosts. Never changes.
+
+>>> import numpy as np
+>>> w = kokkosmx.prepare(np.ones((3, 64), np.float32), **kokkosmx.rules.reference)
+>>> w.shape, w.unprepare()[0].shape
+((3, 64), (3, 32))
+)")
       .def_prop_ro(
           "shape",
           [](const Prepared& self) {
@@ -478,7 +495,15 @@ True
         return copy_codes("unshuffle_weight", codes, out, CodesKind::tile_16x16,
                           CodesKind::row_major);
       },
-      "codes"_a, nb::kw_only(), "out"_a = nb::none(), "The inverse of shuffle_weight.");
+      "codes"_a, nb::kw_only(), "out"_a = nb::none(),
+      R"(The inverse of shuffle_weight: codes (N, K/2) row-major again.
+
+>>> import numpy as np
+>>> shuffled = np.zeros((16, 32), np.uint8)
+>>> shuffled.reshape(2, 16, 16)[1] = 1  # each row's second 16 bytes
+>>> kokkosmx.unshuffle_weight(shuffled)[5, [0, 15, 16, 31]].tolist()
+[0, 0, 1, 1]
+)");
   m.def("shuffle_scale", &shuffle_scale, "scales"_a, nb::kw_only(), "out"_a = nb::none(),
         R"(Scales (rows, K/32) into MI355X's layout: aiter's shuffle_scale, padding 0.
 
@@ -491,11 +516,20 @@ Rows are padded to 256 and columns to 8; seen as (rows/32, 2, 16, cols/8, 2, 4) 
 >>> shuffled.shape, bool((kokkosmx.unshuffle_scale(shuffled, rows=40, cols=12) == scales).all())
 ((256, 16), True)
 )");
-  m.def(
-      "unshuffle_scale", &unshuffle_scale, "scales"_a, nb::kw_only(), "rows"_a = nb::none(),
-      "cols"_a = nb::none(), "out"_a = nb::none(),
-      "The inverse of shuffle_scale. rows and cols: the extents without padding; without them the "
-      "padding is kept.");
+  m.def("unshuffle_scale", &unshuffle_scale, "scales"_a, nb::kw_only(), "rows"_a = nb::none(),
+        "cols"_a = nb::none(), "out"_a = nb::none(),
+        R"(The inverse of shuffle_scale: scales (rows, K/32) row-major again.
+
+rows and cols: the extents without padding; without them the padding is kept.
+
+>>> import numpy as np
+>>> scales = np.arange(40 * 12, dtype=np.uint16).astype(np.uint8).reshape(40, 12)
+>>> shuffled = kokkosmx.shuffle_scale(scales)
+>>> kokkosmx.unshuffle_scale(shuffled).shape
+(256, 16)
+>>> bool((kokkosmx.unshuffle_scale(shuffled, rows=40, cols=12) == scales).all())
+True
+)");
   m.def("gemm", &gemm, "a"_a, "b"_a, nb::kw_only(), "dtype"_a = DType::float32,
         "out"_a = nb::none(), "alpha"_a = 1.0f, "beta"_a = 0.0f, "bias"_a = nb::none(),
         "minimum_tier"_a = Tier::automatic, "tier_counts"_a = nb::none(),
@@ -549,7 +583,11 @@ Matrix or a Prepared).
         call.run([&](auto& lane) { name = KokkosMX::gemm_atom(lane.exec()); });
         return name;
       },
-      "The name of the atom that products run: see README.md, and KOKKOSMX_ATOM.");
+      R"(The name of the atom that products run: see README.md, and KOKKOSMX_ATOM.
+
+>>> bool(kokkosmx.atom())
+True
+)");
   m.def(
       "concurrency",
       [] {
@@ -558,7 +596,11 @@ Matrix or a Prepared).
         call.run([&](auto& lane) { threads = lane.exec().concurrency(); });
         return threads;
       },
-      "How many threads calls use: OMP_NUM_THREADS, read at the first call.");
+      R"(How many threads calls use: OMP_NUM_THREADS, read at the first call.
+
+>>> kokkosmx.concurrency() >= 1
+True
+)");
   m.attr("execution_space") = DeviceExec::name();
   m.attr("version") = KOKKOSMX_VERSION_STRING;
   m.def("_stop", [] {

@@ -46,14 +46,16 @@ class Golden:
     def __init__(self) -> None:
         with open(GOLDEN / "MANIFEST.csv", newline="") as file:
             self.entries = {row["file"][: -len(".bin")]: row for row in csv.DictReader(file)}
-        self.used: set = set()
+        #: The names that a test read, by (way, place) of the test.
+        self.used: dict = {}
+        self.reader: tuple = ()
 
     def __getitem__(self, name: str) -> Any:
         entry = self.entries[name]
         shape = [int(extent) for extent in entry["shape"].split("x")]
         array = numpy.fromfile(GOLDEN / entry["file"], dtype=entry["dtype"]).reshape(shape)
         assert crc32(array) == entry["crc32"], name
-        self.used.add(name)
+        self.used.setdefault(self.reader, set()).add(name)
         return array
 
     def __contains__(self, name: str) -> bool:
@@ -71,7 +73,8 @@ GOLDEN_ARRAYS = Golden()
 
 
 @pytest.fixture
-def golden() -> Golden:
+def golden(way: Any, place: Callable) -> Golden:
+    GOLDEN_ARRAYS.reader = (way.name, place.__name__)
     return GOLDEN_ARRAYS
 
 
@@ -200,11 +203,21 @@ def _unaligned(x: Any) -> Any:
     return view
 
 
+def _odd_address(x: Any) -> Any:
+    """No more aligned than a byte."""
+    memory = numpy.empty(x.nbytes + 1, numpy.uint8)
+    begin = 1 - memory.__array_interface__["data"][0] % 2
+    view = memory[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    assert view.__array_interface__["data"][0] % 2 == 1
+    return view
+
+
 def _every_other_row(x: Any) -> Any:
     return numpy.repeat(x, 2, axis=-2)[..., ::2, :]
 
 
-PLACEMENTS = [_plain, _strided, _unaligned, _every_other_row]
+PLACEMENTS = [_plain, _strided, _unaligned, _odd_address, _every_other_row]
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.name)

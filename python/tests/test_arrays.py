@@ -3,6 +3,7 @@
 
 import array
 import threading
+import time
 
 import numpy
 import pytest
@@ -44,15 +45,72 @@ def test_results_are_written_where_out_lies(way):
     assert (way.bits(out) == 0).all() and (first != 0).any()
 
 
-def test_inputs_are_read_where_they_lie():
-    """Memory that overlaps is refused by its addresses: so addresses are the caller's."""
+def test_inputs_are_read_where_they_lie(way):
+    """Memory that overlaps is refused by its addresses: so the addresses are the caller's."""
     memory = numpy.zeros(4096, numpy.uint8)
-    x = memory[:256].view(numpy.float32).reshape(2, 32)
-    with pytest.raises(ValueError, match="not to overlap x"):
-        kokkosmx.quantize(
-            x, out=(memory[100:132].reshape(2, 16), memory[300:302].reshape(2, 1)), **rules.rceil
-        )
-    # Of interleaved rows, too, which any copy would have torn apart.
+
+    def dense(begin):
+        return way.dense(memory[begin : begin + 256].view(numpy.uint16).reshape(4, 32))
+
+    def of_bytes(begin, cols):
+        return way.array(memory[begin : begin + 4 * cols].reshape(4, cols))
+
+    def floats(begin, *shape):
+        view = memory[begin : begin + 4 * int(numpy.prod(shape))].view(numpy.float32)
+        return way.array(view.reshape(shape))
+
+    calls = {
+        "quantize": lambda at: kokkosmx.quantize(
+            dense(0), out=(of_bytes(at, 16), of_bytes(1024, 1)), **rules.rceil, **way.keywords
+        ),
+        "quantize, scales": lambda at: kokkosmx.quantize(
+            dense(0), out=(of_bytes(1024, 16), of_bytes(at, 1)), **rules.rceil, **way.keywords
+        ),
+        "dequantize, codes": lambda at: kokkosmx.dequantize(
+            (of_bytes(192, 16), of_bytes(1024, 1)), out=floats(at, 4, 32)
+        ),
+        "dequantize, scales": lambda at: kokkosmx.dequantize(
+            (of_bytes(1024, 16), of_bytes(252, 1)), out=floats(at, 4, 32)
+        ),
+        "shuffle_scale": lambda at: kokkosmx.shuffle_scale(
+            of_bytes(252, 1), out=way.array(memory[at : at + 2048].reshape(256, 8))
+        ),
+        "gemm, A": lambda at: kokkosmx.gemm(
+            (of_bytes(192, 16), of_bytes(1024, 1)),
+            (of_bytes(1100, 16), of_bytes(1200, 1)),
+            out=floats(at, 4, 4),
+        ),
+        "gemm, scales of B": lambda at: kokkosmx.gemm(
+            (of_bytes(1024, 16), of_bytes(1100, 1)),
+            (of_bytes(1200, 16), of_bytes(252, 1)),
+            out=floats(at, 4, 4),
+        ),
+        "quantize_gemm, A": lambda at: kokkosmx.quantize_gemm(
+            dense(0), dense(1024), out=floats(at, 4, 4), **rules.rceil, **way.keywords
+        ),
+        "quantize_gemm, B": lambda at: kokkosmx.quantize_gemm(
+            dense(1024), dense(0), out=floats(at, 4, 4), **rules.rceil, **way.keywords
+        ),
+        "bias": lambda at: kokkosmx.quantize_gemm(
+            dense(1024),
+            dense(1280),
+            bias=floats(240, 4),
+            out=floats(at, 4, 4),
+            **rules.rceil,
+            **way.keywords,
+        ),
+    }
+    for name, call in calls.items():
+        # An input of each ends at byte 256: the last byte that is shared is refused ...
+        with pytest.raises(ValueError, match="not to overlap"):
+            call(252)
+            pytest.fail(name)
+        # ... and the first that is not, is not.
+        call(256)
+
+
+def test_interleaved_rows():
+    """A result between the rows of its input, which any copy would have torn apart."""
     wide = numpy.zeros((4, 256), numpy.uint8)
     x = wide[:, :128].view(numpy.float32)
     x[...] = numpy.arange(32)
@@ -122,7 +180,22 @@ class OnlyDLPack:
 def test_dlpack_alone():
     a, b = operands()
     c = kokkosmx.quantize_gemm(OnlyDLPack(a), OnlyDLPack(b), **rules.reference)
-    assert (numpy.from_dlpack(c) == kokkosmx.quantize_gemm(a, b, **rules.reference)).all()
+    expected = kokkosmx.quantize_gemm(a, b, **rules.reference)
+    assert (numpy.from_dlpack(c) == expected).all()
+    # A verdict needs no more, also where there is something to explain.
+    x, y = OnlyDLPack(a), OnlyDLPack(b)
+    assert kokkosmx.compare(x, y, OnlyDLPack(expected)).equal
+    expected[1, 2] += 1
+    verdict = kokkosmx.compare(x, y, OnlyDLPack(expected))
+    assert not verdict and [d.index for d in verdict.differences] == [(1, 2)]
+
+
+def test_buffers_alone_are_compared():
+    codes = memoryview(bytearray([0x22] * 32)).cast("B", (2, 16))
+    scales = memoryview(bytearray([127] * 2)).cast("B", (2, 1))
+    c = memoryview(array.array("f", [32.0, 32.0, 32.0, 31.0])).cast("B").cast("f", (2, 2))
+    verdict = kokkosmx.compare((codes, scales), (codes, scales), c)
+    assert not verdict and [d.index for d in verdict.differences] == [(1, 1)]
 
 
 @needs_torch
@@ -244,23 +317,29 @@ def test_threads():
 
 
 def test_the_gil_is_released():
-    """Another thread of Python runs while a call is under way."""
-    a = numpy.ones((256, 8192), numpy.float32)
-    b = numpy.ones((2048, 8192), numpy.float32)
-    turns, done = [0], threading.Event()
+    """Another thread of Python runs in the midst of a call."""
+    # Scales that lie anywhere: the slowest of tiers.
+    b = numpy.tile(numpy.exp2(numpy.linspace(-120, 120, 1024)).astype(numpy.float32), (256, 1))
+    turns, done = [], threading.Event()
 
     def count():
-        while not done.is_set():
-            turns[0] += 1
+        while not done.wait(0.0005):
+            turns.append(time.perf_counter())
 
     thread = threading.Thread(target=count)
     thread.start()
     try:
-        before = turns[0]
-        kokkosmx.quantize_gemm(a, b, **rules.reference)
-        during = turns[0] - before
+        # Long enough for many turns, whatever the machine.
+        spent, rows = 0.0, 256
+        while spent < 0.1:
+            x = numpy.resize(b, (rows, 1024))
+            begin = time.perf_counter()
+            kokkosmx.quantize_gemm(x, b, **rules.reference)
+            spent = time.perf_counter() - begin
+            rows *= 2
     finally:
         done.set()
         thread.join()
-    # With the GIL held there would be none but what fits between the lines above.
-    assert during > 1000
+    # When a call that has kept the GIL returns, others run at once: so the middle half counts.
+    midst = [t for t in turns if begin + spent / 4 < t < begin + 3 * spent / 4]
+    assert len(midst) >= 5

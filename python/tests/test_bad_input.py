@@ -3,6 +3,7 @@
 
 import os
 import random
+import re
 
 import numpy
 import pytest
@@ -151,6 +152,43 @@ CASES = {
         ValueError,
         ["(A, B, *rest)"],
     ),
+    "custom_kernel's members": (
+        lambda: kokkosmx.reference.custom_kernel((zeros(4, 64),)),
+        ValueError,
+        ["given a tuple (ndarray dtype float32 shape (4, 64)"],
+    ),
+    "no pair": (
+        lambda: kokkosmx.gemm((CODES, SCALES, CODES), (CODES, SCALES)),
+        TypeError,
+        ["A", "given a tuple (ndarray dtype uint8 shape (4, 32)"],
+    ),
+    "Prepared": (
+        lambda: kokkosmx.gemm(kokkosmx.prepare((CODES, SCALES)), (CODES[:, :16], SCALES[:, :1])),
+        ValueError,
+        ["same K", "A = Prepared (4, 64) on cpu", "B codes = numpy.uint8 (4, 16)"],
+    ),
+    "no such rule": (
+        lambda: kokkosmx.quantize(
+            zeros(4, 32), **{**rules.rceil, "non_finite": NonFinite.reference}
+        ),
+        ValueError,
+        ["NonFinite::reference exists only", "numpy.float32 (4, 32)", "cpu"],
+    ),
+    "rows below zero": (
+        lambda: kokkosmx.unshuffle_scale(zeros(256, 8, dtype=numpy.uint8), rows=-1),
+        ValueError,
+        ["rows is -1, of 256", "numpy.uint8 (256, 8)", "cpu"],
+    ),
+    "too many columns": (
+        lambda: kokkosmx.unshuffle_scale(zeros(256, 8, dtype=numpy.uint8), cols=1 << 40),
+        ValueError,
+        ["cols is 1099511627776, of 8", "numpy.uint8 (256, 8)", "cpu"],
+    ),
+    "type of a layout": (
+        lambda: kokkosmx.reference.shuffle_weight(CODES, layout=zeros(2)),
+        TypeError,
+        ["layout is a tuple", "ndarray"],
+    ),
     "layout": (
         lambda: kokkosmx.reference.shuffle_weight(CODES, layout=(32, 16)),
         ValueError,
@@ -261,6 +299,9 @@ class Fuzz:
 
     def __init__(self, seed):
         self.random = random.Random(seed)
+        self.results = dict.fromkeys(FUZZED, 0)
+        #: The public function called last, and what it was given.
+        self.name, self.arguments = "", []
         self.bytes = numpy.random.default_rng(seed).integers(0, 256, 1 << 16, dtype=numpy.uint8)
 
     def pick(self, *choices):
@@ -357,6 +398,18 @@ class Fuzz:
             1 << 70,
         )
 
+    def run(self, name, *arguments, **keywords):
+        """Calls a public function of this name."""
+        self.name, self.arguments = name, [*arguments, *keywords.values()]
+        if self.random.random() < 0.01:
+            keywords[self.pick("rows", "dtype", "no_such_keyword")] = self.junk()
+        function = kokkosmx
+        for part in name.split("."):
+            function = getattr(function, part)
+        result = function(*arguments, **keywords)
+        self.results[name] += 1
+        return result
+
     def pair(self):
         rows, blocks = self.extent(), self.pick(self.k // 32, self.k // 32, 0, 1, 3)
         codes = self.numpy_array("u1", [rows, 16 * blocks])
@@ -373,9 +426,9 @@ class Fuzz:
             }
             if layouts["scales_layout"] == ScalesLayout.tile32x8:
                 scales = self.numpy_array("u1", [-(-rows // 256) * 256, -(-blocks // 8) * 8])
-            return kokkosmx.Matrix(codes, scales, **layouts)
+            return self.run("Matrix", codes, scales, **layouts)
         if kind < 0.6:
-            return kokkosmx.prepare((codes, scales))
+            return self.run("prepare", (codes, scales))
         return codes, scales
 
     def operand(self):
@@ -400,12 +453,27 @@ class Fuzz:
                 given[name] = self.junk() if self.random.random() < 0.1 else make()
         return given
 
-    def epilogue(self):
+    def product_shape(self, a, b):
+        """That of the product of these, mostly."""
+        shapes = [
+            tuple(getattr(x[0] if isinstance(x, tuple) and x else x, "shape", ())) for x in (a, b)
+        ]
+        if self.random.random() < 0.1 or min(map(len, shapes)) < 2:
+            return [self.extent(), self.extent()]
+        batch = max(shapes[0][:-2], shapes[1][:-2], key=len)
+        return [*batch, shapes[0][-2], shapes[1][-2]]
+
+    def product(self, a, b):
+        dtype = self.pick("f4", "f4", "f2", "u2")
+        return self.numpy_array(dtype, self.product_shape(a, b))
+
+    def epilogue(self, a, b):
         return self.keywords(
-            out=self.dense,
+            out=lambda: self.product(a, b),
+            dtype=lambda: self.pick(*DType),
             alpha=lambda: self.pick(0.0, 1.0, -2.5, 1e38, float("inf")),
             beta=lambda: self.pick(0.0, 1.0),
-            bias=lambda: self.numpy_array("f4", [self.extent()]),
+            bias=lambda: self.numpy_array("f4", self.product_shape(a, b)[-1:]),
             minimum_tier=lambda: self.pick(*Tier),
             tier_counts=lambda: numpy.zeros(self.pick(4, 4, 3), numpy.uint64),
             uint16_as=lambda: self.pick(*DType),
@@ -419,78 +487,100 @@ class Fuzz:
         def dense():
             return square if square is not None else self.dense()
 
+        def layouts():
+            return self.keywords(
+                codes_layout=lambda: self.pick(*CodesLayout),
+                scales_layout=lambda: self.pick(*ScalesLayout),
+            )
+
         def quantize():
-            return kokkosmx.quantize(
+            self.run(
+                "quantize",
                 dense(),
                 **self.rule(),
+                **layouts(),
                 **self.keywords(
-                    codes_layout=lambda: self.pick(*CodesLayout),
-                    scales_layout=lambda: self.pick(*ScalesLayout),
                     out=lambda: (self.codes(), self.codes()),
                     uint16_as=lambda: self.pick(*DType),
                 ),
             )
 
         def dequantize():
-            return kokkosmx.dequantize(
-                self.pair(), **self.keywords(dtype=lambda: self.pick(*DType), out=self.dense)
+            keywords = self.keywords(
+                dtype=lambda: self.pick(*DType),
+                out=self.dense,
+                uint16_as=lambda: self.pick(*DType),
             )
+            self.run("dequantize", self.pair(), **keywords)
 
         def gemm():
             a = self.pair()
             b = a if r.random() < 0.5 else self.pair()
-            return kokkosmx.gemm(a, b, **self.epilogue())
+            self.run("gemm", a, b, **self.epilogue(a, b))
 
         def quantize_gemm():
-            return kokkosmx.quantize_gemm(
-                self.pick(dense, self.operand)(),
-                self.pick(dense, self.operand)(),
-                **self.rule(),
-                **self.epilogue(),
-            )
+            a, b = self.pick(dense, self.operand)(), self.pick(dense, self.operand)()
+            self.run("quantize_gemm", a, b, **self.rule(), **self.epilogue(a, b))
 
         def compare():
-            a = dense()
-            return kokkosmx.compare(
-                a,
-                dense(),
-                self.dense(),
-                **self.rule(),
-                **self.keywords(
-                    limit=lambda: self.pick(-3, 0, 2, 10**9), uint16_as=lambda: self.pick(*DType)
-                ),
+            a, b = (dense(), dense()) if r.random() < 0.7 else (self.pair(), self.operand())
+            keywords = self.keywords(
+                limit=lambda: self.pick(-3, 0, 2, 10**9),
+                explain=lambda: self.pick(True, False),
+                uint16_as=lambda: self.pick(*DType),
             )
+            rule = self.rule() if r.random() < 0.8 else {}
+            self.run("compare", a, b, self.product(a, b), **rule, **keywords)
 
         def shuffle():
             name = self.pick("shuffle_weight", "unshuffle_weight", "shuffle_scale")
-            return getattr(kokkosmx, name)(self.codes(), **self.keywords(out=self.codes))
+            codes = self.codes()
+            if r.random() < 0.4:
+                codes = self.numpy_array("u1", [self.pick(0, 16, 48), self.pick(32, 64)])
+            self.run(name, codes, **self.keywords(out=self.codes))
 
         def unshuffle_scale():
-            return kokkosmx.unshuffle_scale(
-                self.codes(),
-                **self.keywords(
-                    rows=lambda: self.pick(-1, 0, 3, 40, 1 << 40, 1 << 62),
-                    cols=lambda: self.pick(-1, 0, 3, 12, 1 << 62),
-                    out=self.codes,
-                ),
+            scales = self.codes()
+            if r.random() < 0.4:
+                scales = self.numpy_array("u1", [256, self.pick(8, 16)])
+            keywords = self.keywords(
+                rows=lambda: self.pick(-1, 0, 3, 40, 256, 1 << 40, 1 << 62),
+                cols=lambda: self.pick(-1, 0, 3, 8, 12, 1 << 62),
+                out=self.codes,
             )
+            self.run("unshuffle_scale", scales, **keywords)
 
         def reference():
             name = self.pick(*kokkosmx.reference.__all__)
-            argument = self.pick(self.codes, self.dense, lambda: (dense(), dense(), 1))()
-            return getattr(kokkosmx.reference, name)(argument)
+            right = {
+                "custom_kernel": lambda: (dense(), dense(), 1)[: self.pick(3, 3, 2, 1)],
+                "quantize_mxfp4": dense,
+            }.get(name, self.codes)
+            argument = (right if r.random() < 0.8 else self.pick(self.codes, dense, self.junk))()
+            layout = {}
+            if name == "shuffle_weight":
+                layout = self.keywords(layout=lambda: self.pick((16, 16), [16, 16], (32, 16)))
+            self.run("reference." + name, argument, **layout)
 
         def junk():
-            name = self.pick(
-                "quantize", "gemm", "prepare", "dequantize", "compare", "Matrix", "shuffle_scale"
-            )
-            return getattr(kokkosmx, name)(
-                *[self.pick(self.junk, self.dense, self.pair)() for _ in range(r.randrange(4))]
-            )
+            arguments = [
+                self.pick(self.junk, self.dense, self.pair)() for _ in range(r.randrange(4))
+            ]
+            self.run(self.pick(*FUZZED), *arguments)
 
         def prepare():
-            prepared = kokkosmx.prepare(self.operand(), **self.pick(dict, self.rule)())
-            return prepared.unprepare(**self.keywords(out=lambda: (self.codes(), self.codes())))
+            prepared = self.run("prepare", self.operand(), **self.pick(dict, self.rule)())
+            assert prepared.nbytes >= 0 and len(prepared.shape) in (2, 3)
+            keywords = self.keywords(out=lambda: (self.codes(), self.codes()))
+            self.run("Prepared.unprepare", prepared, **keywords)
+
+        def matrix():
+            codes, scales = self.codes(), self.codes()
+            if r.random() < 0.7:
+                codes = self.numpy_array("u1", [self.pick(0, 1, 16, 32), self.k // 2])
+                scales = self.numpy_array("u1", [len(codes), self.k // 32])
+            made = self.run("Matrix", codes, scales, **layouts())
+            assert made.codes is codes and made.scales is scales and len(made.shape) in (2, 3)
 
         return self.pick(
             quantize,
@@ -506,7 +596,23 @@ class Fuzz:
             reference,
             junk,
             prepare,
+            matrix,
         )()
+
+
+#: Every public function that takes arguments.
+FUZZED = [
+    *(
+        name
+        for name in kokkosmx.__all__
+        if callable(getattr(kokkosmx, name))
+        and name[0].islower()
+        and name not in ("atom", "concurrency", "register_torch_ops")
+    ),
+    *("reference." + name for name in kokkosmx.reference.__all__),
+    "Matrix",
+    "Prepared.unprepare",
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -514,16 +620,32 @@ def test_fuzz():
     """10,000 random combinations of arguments: a result, or a clear exception."""
     calls = int(os.environ.get("KOKKOSMX_FUZZ", "10000"))
     fuzz = Fuzz(20)
-    results, refused = 0, {}
+    refused = {name: 0 for name in FUZZED}
+    described = 0
     for number in range(calls):
         try:
             fuzz.call()
-            results += 1
-        except (TypeError, ValueError, MemoryError, OverflowError) as error:
-            kind = type(error).__name__
-            refused[kind] = refused.get(kind, 0) + 1
-            if isinstance(error, (TypeError, ValueError)) and not isinstance(error, UnicodeError):
-                assert len(str(error)) > 10, (number, error)
-    print(f"{calls} calls: {results} results, {refused}")
-    # Neither all right nor all wrong: both are tried.
-    assert results > calls // 8 and refused["ValueError"] > calls // 20
+            continue
+        except (TypeError, ValueError) as error:
+            refused[fuzz.name] += 1
+            text = str(error)
+        # What was wrong with an array is said with what all the arrays are, or, where an argument is
+        # no array at all, with what it is instead.
+        is_array = [hasattr(x, "dtype") and hasattr(x, "shape") for x in fuzz.arguments]
+        if any(is_array) and text.startswith("kokkosmx"):
+            shape_and_device = re.search(
+                r"\([\d, ]*\) (with strides .* )?on \w+|shape .* device", text
+            )
+            instead = re.search(
+                r"given |; MXFP4 has \(16, 16\)$|no out= to read|needs the package", text
+            )
+            assert shape_and_device or instead, (number, fuzz.name, text)
+            described += shape_and_device is not None
+        elif text.startswith("kokkosmx"):
+            assert len(text) > 40, (number, fuzz.name, text)
+    print(f"{calls} calls, {described} messages with shapes and devices")
+    for name in FUZZED:
+        print(f"{name}: {fuzz.results[name]} results, {refused[name]} refused")
+        # Neither all right nor all wrong: both are tried, of every public function.
+        assert fuzz.results[name] >= calls // 1000 and refused[name] >= calls // 1000, name
+    assert described > calls // 10

@@ -3,7 +3,7 @@
 
 import numpy
 import pytest
-from conftest import GOLDEN_ARRAYS, bell, crc32, leaderboard
+from conftest import GOLDEN_ARRAYS, PLACEMENTS, WAYS, bell, bf16_values, crc32, leaderboard
 
 import kokkosmx
 from kokkosmx import CodesLayout, DType, NonFinite, Rounding, ScaleMode, ScalesLayout, rules
@@ -35,6 +35,15 @@ def test_quantize(golden, way, place, name):
         assert differing(way.bits(scales), golden[f"quantize_{name}_seed_scales"]) == 0
 
 
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantize_float32(golden, way, place, name):
+    """The same numbers in a wider type: the same codes and scales."""
+    x = way.array(place(bf16_values(golden[f"quantize_{name}_input"])))
+    codes, scales = kokkosmx.quantize(x, **rules.reference)
+    assert differing(way.bits(codes), golden[f"quantize_{name}_seed_codes"]) == 0
+    assert differing(way.bits(scales), golden[f"quantize_{name}_seed_scales"]) == 0
+
+
 @pytest.mark.parametrize(
     "name", [n for n in QUANTIZED if f"quantize_{n}_seed_dequantized" in GOLDEN_ARRAYS]
 )
@@ -52,13 +61,13 @@ def test_dequantize(golden, way, place, name):
 
 
 @pytest.mark.parametrize("mode", [ScaleMode.floor, ScaleMode.ceil, ScaleMode.rceil, ScaleMode.even])
-def test_scales(golden, way, mode):
+def test_scales(golden, way, place, mode):
     # A block each: its largest magnitude is the array's number.
     amax = golden["scale_amax"].view(numpy.float32)
     x = numpy.zeros((len(amax), 32), numpy.float32)
     x[:, 7] = amax
     _, scales = kokkosmx.quantize(
-        way.array(x), mode=mode, rounding=Rounding.nearest_even, non_finite=NonFinite.ocp
+        way.array(place(x)), mode=mode, rounding=Rounding.nearest_even, non_finite=NonFinite.ocp
     )
     assert differing(way.bits(scales)[:, 0], golden[f"scale_{mode.name}"]) == 0
 
@@ -152,8 +161,11 @@ def test_leaderboard(way, row):
 
 
 def test_every_golden_array_was_read(request):
-    """The last of this file: what no test reads would prove nothing."""
+    """The last of this file: what no test reads, from each framework and place, proves nothing."""
     here = [item for item in request.session.items if item.module.__name__ == __name__]
     if len(here) < 100:
         pytest.skip("not all of this file's tests run")
-    assert set(GOLDEN_ARRAYS.entries) == GOLDEN_ARRAYS.used
+    every = set(GOLDEN_ARRAYS.entries)
+    for way in WAYS:
+        for place in PLACEMENTS:
+            assert GOLDEN_ARRAYS.used[way.name, place.__name__] == every, (way.name, place)
