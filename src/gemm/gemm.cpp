@@ -502,7 +502,7 @@ class PanelProduct {
     if (operand.is_dense) {
       result.dense = prepared.dense;
       with_format(operand.dense.element, [&](auto format) {
-        result.quantize = &Atoms::Quantize::template quantize_row<decltype(format), false>;
+        result.quantize = &Atoms::Quantize::template quantize_rows<decltype(format), false>;
       });
     }
     result.matrix = prepared.matrix;

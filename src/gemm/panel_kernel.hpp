@@ -18,6 +18,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../atoms/gemm/panel_atom.hpp"
+#include "../atoms/quantize/loops.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
@@ -34,16 +35,13 @@
 
 namespace KokkosMX::Impl {
 
-/// Quantizes a row: a quantize atom's quantize_row. Of the summary's n it says whether it is zero.
-using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t blocks,
-                                           std::uint8_t* codes, std::int64_t codes_stride,
-                                           std::uint8_t* scales, std::int64_t scales_stride,
-                                           QuantizeRule rule);
+/// Quantizes rows: a quantize atom's quantize_rows, without summaries.
+using QuantizeRowsFunction = bool (*)(const BlockRows& rows);
 
 /// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix; where
 /// that has no summaries, each panel's are made when it is loaded.
 struct PanelOperand {
-  QuantizeRowFunction quantize;
+  QuantizeRowsFunction quantize;
   DenseMap dense;
   MatrixMap matrix;
   bool has_summaries;
@@ -539,14 +537,14 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     if (p.counts != nullptr) {
       for_outputs(place, i, j, [&](int r, int c) {
-        ++counts[static_cast<int>(tier_of_output(y.row[r], x.row[c]))];
+        ++counts[static_cast<int>(tier_of_output(row_of(y, r), row_of(x, c)))];
       });
     }
     for (int r = 0; r < panel_rows; ++r) {
-      for (int c = 0; y.row[r].has_nan && c < panel_rows; ++c) {
+      for (int c = 0; row_of(y, r).has_nan && c < panel_rows; ++c) {
         products[r * panel_rows + c] = f32_nan;
       }
-      for (int c = 0; x.row[r].has_nan && c < panel_rows; ++c) {
+      for (int c = 0; row_of(x, r).has_nan && c < panel_rows; ++c) {
         products[c * panel_rows + r] = f32_nan;
       }
     }
@@ -594,15 +592,15 @@ struct PanelKernel {
     round_limbs(block, a, b, y, x, products);
     bool rest = false;
     for_outputs(place, i, j, [&](int r, int c) {
-      rest = rest || !RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c]);
+      rest = rest || !RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c));
     });
     if (!rest) {
       finish_products(place, i, j, products, counts);
       return false;
     }
     for_outputs(place, i, j, [&](int r, int c) {
-      if (!RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
-      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      if (!RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c))) return;
+      const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       put_in(place, i, j, r, c, tier == Tier::automatic ? f32_nan : products[r * panel_rows + c]);
       ++counts[static_cast<int>(tier)];
     });
@@ -640,8 +638,8 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     const std::int64_t* limbs = nullptr;
     for_outputs(place, i, j, [&](int r, int c) {
-      if (by_limbs && RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
-      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      if (by_limbs && RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c))) return;
+      const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
         if (limbs == nullptr) limbs = block.sum_by_blocks(a, b);
@@ -759,7 +757,6 @@ struct PanelKernel {
                        std::uint8_t* codes, std::uint8_t* scales, PanelState& state) const {
     const std::int64_t first = panel * panel_rows;
     const int rows = static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - first));
-    RowSummary summaries[panel_rows] = {};
     const bool in_place = operand.is_panels();
     if (!in_place && rows < panel_rows) {
       for (std::int64_t g = 0; g < p.groups(); ++g) {
@@ -769,25 +766,30 @@ struct PanelKernel {
                     static_cast<std::size_t>((panel_rows - rows) * group_blocks));
       }
     }
+    const PanelView view =
+        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
     if (operand.quantize != nullptr) {
-      for (int r = 0; r < rows; ++r) {
-        summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
-                                        codes + r * group_bytes, panel_group_bytes,
-                                        scales + r * group_blocks, panel_group_scales, p.rule);
+      const std::int64_t places = p.groups() * group_blocks;
+      const bool regular = operand.quantize(
+          {operand.dense.at(batch, first, 0), operand.dense.row, rows, p.blocks, p.rule, codes,
+           group_bytes, panel_group_bytes, 0, places, scales, group_blocks, 2 * panel_group_scales,
+           panel_group_scales, 1, places, nullptr, 0});
+      if (regular) {
+        Atom::state_of_scales(scales, static_cast<int>(p.groups()), state);
+        return view;
       }
     } else if (!in_place) {
       copy_panel(operand.matrix, batch, first, rows, codes, scales);
     }
-    const PanelView view =
-        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    RowSummary summaries[panel_rows] = {};
     if (operand.quantize == nullptr && operand.has_summaries) {
       for (int r = 0; r < rows; ++r) {
         summaries[r] = *operand.matrix.summaries.at(batch, first + r);
       }
-    } else if (operand.quantize == nullptr) {
+    } else {
       summarize(view, rows, summaries);
     }
-    set_state(summaries, state);
+    Atom::state_of_summaries(summaries, state);
     return view;
   }
 
@@ -828,7 +830,7 @@ struct PanelKernel {
     return static_cast<int>(std::min<std::int64_t>(group_blocks, p.blocks - group * group_blocks));
   }
 
-  /// The summaries of a panel's rows, as QuantizeRowFunction has them.
+  /// The summaries of a panel's rows; of n, only whether it is zero.
   void summarize(const PanelView& view, int rows, RowSummary (&summaries)[panel_rows]) const {
     for (std::int64_t g = 0; g < p.groups(); ++g) {
       const int blocks = blocks_of(g);
@@ -853,24 +855,6 @@ struct PanelKernel {
         }
       }
     }
-  }
-
-  static void set_state(const RowSummary (&summaries)[panel_rows], PanelState& state) {
-    state.aligned = true;
-    state.least_exponent = 1 << 10;
-    state.largest_exponent = -(1 << 10);
-    for (int r = 0; r < panel_rows; ++r) {
-      const RowSummary& s = summaries[r];
-      state.row[r] = {s.n, s.lo, s.hi - s.lo, s.has_nan != 0};
-      state.exponent[r] = s.n == 0 ? -1 : s.lo - 128;
-      state.least_exponent = std::min(state.least_exponent, state.exponent[r]);
-      state.largest_exponent = std::max(state.largest_exponent, state.exponent[r]);
-      state.aligned = state.aligned && state.row[r].spread < band_width && !state.row[r].has_nan;
-      const std::uint32_t base = s.lo * 0x01010101u;
-      std::memcpy(state.base.scale + r * group_blocks, &base, group_blocks);
-      std::memset(state.spread + r * group_blocks, s.has_nan != 0 ? 0 : s.hi - s.lo, group_blocks);
-    }
-    state.base.near = !state.aligned;
   }
 };
 

@@ -47,24 +47,15 @@ struct PanelView {
   const std::uint8_t* scales;
 };
 
-/// What a panel's rows ask for.
-struct PanelState {
-  PanelBase base;
-  RowState row[panel_rows];
-  /// lo - 128, of a row without nonzero blocks -1: an output's unit is 2^(sum of its row's and its
-  /// column's).
-  std::int32_t exponent[panel_rows];
-  std::int32_t least_exponent, largest_exponent;
-  /// Every row fits the atom's integers in one pass, none holds a NaN.
-  bool aligned;
-  /// As base: how far above lo a row has blocks that count, 0 if it holds a NaN.
-  alignas(64) std::uint8_t spread[panel_group_scales];
-
-  /// Outside band 0, and no block of zeros.
-  static bool is_beyond(int distance, const RowState& row) {
-    return distance >= band_width && distance <= row.spread;
-  }
-};
+/// What is known of a row. Of n, only whether it is zero.
+inline RowState row_of(const PanelState& state, int r) {
+  return {state.is_zero >> r & 1u ? 0u : 1u, state.base.scale[r * group_blocks],
+          state.spread[r * group_blocks], (state.has_nan >> r & 1u) != 0};
+}
+/// Outside band 0, and no block of zeros.
+inline bool is_beyond(int distance, const RowState& row) {
+  return distance >= band_width && distance <= row.spread;
+}
 
 /// How rough blocks are cut and when they are worth it: see gemm_select.hpp.
 struct RoughConfig {
@@ -379,7 +370,7 @@ class RoughBlock {
     for_rough_rows([&](const PanelState& state, int r) {
       if (row++ == sample * rows / samples) {
         ++sample;
-        count_columns(view, state.row[r], r, counts);
+        count_columns(view, row_of(state, r), r, counts);
       }
     });
     const int threshold = static_cast<int>(samples + 1) / 2;
@@ -407,7 +398,7 @@ class RoughBlock {
     for (std::int64_t block = 0; block < blocks_; ++block) {
       const std::int64_t g = block / group_blocks, b = block % group_blocks;
       const int distance = view.scales[g * panel_group_scales + r * group_blocks + b] - row.lo;
-      if (!PanelState::is_beyond(distance, row)) continue;
+      if (!is_beyond(distance, row)) continue;
       const int least = least_far_magnitude(distance);
       const std::uint8_t* codes = view.codes + g * panel_group_bytes + r * group_bytes + b;
       std::uint8_t* to = counts + g * group_size + b;
@@ -428,7 +419,7 @@ class RoughBlock {
       std::uint8_t of_block[group_blocks];
       for (int b = 0; b < group_blocks; ++b) {
         const int distance = scales[b] - row.lo;
-        const bool beyond = PanelState::is_beyond(distance, row);
+        const bool beyond = is_beyond(distance, row);
         of_block[b] = static_cast<std::uint8_t>(beyond ? 8 - least_far_magnitude(distance) : 0);
       }
       std::memcpy(&add, of_block, sizeof(add));
@@ -445,7 +436,7 @@ class RoughBlock {
   /// The bands beyond 0 in which a row has something in a group.
   std::uint64_t bands_in_group(const Side& side, int p, int r, std::int64_t g,
                                const std::uint8_t* mask) const {
-    const RowState& row = side.state[p]->row[r];
+    const RowState row = row_of(*side.state[p], r);
     const std::uint8_t* scales = side.view[p].scales + g * panel_group_scales + r * group_blocks;
     const std::uint8_t* codes = side.view[p].codes + g * panel_group_bytes + r * group_bytes;
     const FarCodes far(scales, row);
@@ -554,7 +545,7 @@ class RoughBlock {
       }
       const int p = pieces.row[i] / panel_rows, r = pieces.row[i] % panel_rows;
       const PanelView& view = side.view[p];
-      const RowState& row = side.state[p]->row[r];
+      const RowState row = row_of(*side.state[p], r);
       const std::uint8_t* from = view.codes + pieces.group * panel_group_bytes + r * group_bytes;
       const std::uint8_t* scale =
           view.scales + pieces.group * panel_group_scales + r * group_blocks;
@@ -697,7 +688,7 @@ class RoughBlock {
         code[i] = static_cast<std::uint8_t>(codes[code_at[i]] >> nibble[i] & 15);
         scale[i] = scales[scale_at[i]];
       }
-      const RowState& row = side.state[p]->row[r];
+      const RowState row = row_of(*side.state[p], r);
       std::uint8_t* band = bands + r * group_size;
       present[r] = 0;
       if (!Atom::split_bands(code, scale, row.lo, row.spread, values + r * group_size, band)) {
@@ -841,8 +832,11 @@ const std::int64_t* RoughBlock<Atom>::sum_by_blocks(int a, int b) {
   auto* x_elements = memory_at<element>(layout_.x);
   auto* limbs = memory_at<std::int64_t>(layout_.limbs);
   std::memset(limbs, 0, WideSum::limbs * panel_outputs * sizeof(*limbs));
-  const RowState* y_row = y_.state[a]->row;
-  const RowState* x_row = x_.state[b]->row;
+  RowState y_row[panel_rows], x_row[panel_rows];
+  for (int r = 0; r < panel_rows; ++r) {
+    y_row[r] = row_of(*y_.state[a], r);
+    x_row[r] = row_of(*x_.state[b], r);
+  }
   alignas(64) std::uint8_t zeros[panel_group_scales] = {};
   PanelBase base;
   std::memset(base.scale, 0, sizeof(base.scale));

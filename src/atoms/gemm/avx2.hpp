@@ -28,6 +28,15 @@ struct Avx2GemmAtom {
   static void begin() {}
   static void end() {}
 
+  KOKKOSMX_AVX2_FUNCTION static void state_of_summaries(const RowSummary (&summaries)[panel_rows],
+                                                        PanelState& state) {
+    PanelLoops::state_of_summaries(summaries, state);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                     PanelState& state) {
+    PanelLoops::state_of_scales(scales, groups, state);
+  }
+
   KOKKOSMX_AVX2_FUNCTION static void unpack_y(const std::uint8_t* codes, const std::uint8_t* scales,
                                               const PanelBase& base, int groups, element* to) {
     for (int g = 0; g < groups; ++g) {

@@ -24,6 +24,62 @@ struct Int8Panels {
   static constexpr int tile_bytes = panel_rows * group_bytes;
   static constexpr int panel_group_elements = 2 * tile_bytes;
 
+  /// least and most: of each row's blocks that count, four times.
+  KOKKOSMX_AVX512_INLINE static void set_state(__m512i least, __m512i most, __mmask16 is_zero,
+                                               __mmask16 has_nan, PanelState& state) {
+    const __m512i spread = _mm512_mask_set1_epi32(_mm512_sub_epi8(most, least), has_nan, 0);
+    const __m512i exponent = _mm512_mask_set1_epi32(
+        _mm512_sub_epi32(_mm512_and_si512(least, _mm512_set1_epi32(255)), _mm512_set1_epi32(128)),
+        is_zero, -1);
+    _mm512_store_si512(state.base.scale, least);
+    _mm512_store_si512(state.spread, spread);
+    _mm512_store_si512(state.exponent, exponent);
+    state.least_exponent = _mm512_reduce_min_epi32(exponent);
+    state.largest_exponent = _mm512_reduce_max_epi32(exponent);
+    state.is_zero = is_zero;
+    state.has_nan = has_nan;
+    state.aligned =
+        has_nan == 0 && _mm512_cmpge_epu8_mask(spread, _mm512_set1_epi8(band_width)) == 0;
+    state.base.near = !state.aligned;
+  }
+  KOKKOSMX_AVX512_INLINE static void set_state(const RowSummary (&summaries)[panel_rows],
+                                               PanelState& state) {
+    const auto* from = reinterpret_cast<const unsigned char*>(summaries);
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m512i odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    __mmask8 zero[2];
+    __m256i rest[2];  // a dword of each row: lo, hi, has_nan
+    for (int i = 0; i < 2; ++i) {
+      const __m512i a = _mm512_loadu_si512(from + 128 * i);
+      const __m512i b = _mm512_loadu_si512(from + 128 * i + 64);
+      const __m512i n = _mm512_permutex2var_epi64(a, even, b);
+      zero[i] = _mm512_testn_epi64_mask(n, n);
+      rest[i] = _mm512_cvtepi64_epi32(_mm512_permutex2var_epi64(a, odd, b));
+    }
+    const __m512i rows = _mm512_inserti64x4(_mm512_castsi256_si512(rest[0]), rest[1], 1);
+    const __m512i first = _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0);
+    set_state(_mm512_shuffle_epi8(rows, first),
+              _mm512_shuffle_epi8(rows, _mm512_add_epi8(first, _mm512_set1_epi8(1))),
+              static_cast<__mmask16>(zero[0] | zero[1] << 8),
+              _mm512_test_epi32_mask(rows, _mm512_set1_epi32(0xFF0000)), state);
+  }
+  KOKKOSMX_AVX512_INLINE static void set_state(const std::uint8_t* scales, int groups,
+                                               PanelState& state) {
+    // Below a scale of 0, which does not count, comes 255.
+    const __m512i one = _mm512_set1_epi8(1);
+    __m512i least = _mm512_set1_epi8(-1), most = _mm512_setzero_si512();
+    for (int g = 0; g < groups; ++g) {
+      const __m512i scale = _mm512_loadu_si512(scales + g * panel_group_scales);
+      least = _mm512_min_epu8(least, _mm512_sub_epi8(scale, one));
+      most = _mm512_max_epu8(most, scale);
+    }
+    least = _mm512_min_epu8(least, _mm512_rol_epi32(least, 16));
+    least = _mm512_min_epu8(least, _mm512_rol_epi32(least, 8));
+    most = _mm512_max_epu8(most, _mm512_rol_epi32(most, 16));
+    most = _mm512_max_epu8(most, _mm512_rol_epi32(most, 8));
+    set_state(_mm512_add_epi8(least, one), most, _mm512_testn_epi32_mask(most, most), 0, state);
+  }
+
   /// Entry 16 * shift + code: the code's value in halves, shifted; + 128 as a byte if is_unsigned.
   struct Table {
     alignas(64) std::uint8_t value[64];
@@ -408,6 +464,14 @@ struct Int8Panels {
 /// VPDPBUSD takes one operand unsigned.
 template <bool is_unsigned>
 struct Int8Atom : Int8Panels {
+  KOKKOSMX_AVX512_FUNCTION static void state_of_summaries(const RowSummary (&summaries)[panel_rows],
+                                                          PanelState& state) {
+    set_state(summaries, state);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                       PanelState& state) {
+    set_state(scales, groups, state);
+  }
   KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {

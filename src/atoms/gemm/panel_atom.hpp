@@ -55,6 +55,21 @@ struct PanelBase {
   bool near;
 };
 
+/// What a panel's rows ask for.
+struct PanelState {
+  /// The least scales of the rows' blocks that count (0 where there are none), for one pass.
+  PanelBase base;
+  /// As base: how far above that a row has blocks that count, 0 if it holds a NaN.
+  alignas(64) std::uint8_t spread[panel_group_scales];
+  /// lo - 128, of a row without blocks that count -1: an output's unit is 2^(sum of its row's and
+  /// its column's).
+  alignas(64) std::int32_t exponent[panel_rows];
+  std::int32_t least_exponent, largest_exponent;
+  std::uint16_t is_zero, has_nan;  ///< bit r: of row r
+  /// Every row fits the atom's integers in one pass, none holds a NaN.
+  bool aligned;
+};
+
 /// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
 /// so that whole lines of C are written.
 struct PanelStore {
@@ -89,6 +104,7 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              const LimbSums& limb_sums,
                              std::int64_t (&joined)[LimbSums::levels][panel_outputs],
                              std::int32_t (&level)[panel_outputs], const PanelStore& store,
+                             const RowSummary (&summaries)[panel_rows], PanelState& state,
                              std::int64_t stride, int i, bool b) {
   { A::name } -> std::convertible_to<const char*>;
   // The panels of y and of x that it likes to multiply at a time.
@@ -96,6 +112,10 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   { A::block_x } -> std::convertible_to<int>;
   // Elements of a panel's group.
   { A::panel_group_elements } -> std::convertible_to<int>;
+  // What a panel's rows ask for: from their summaries, or from the scales of so many groups, of
+  // which none is 255, and 0 those whose codes are all 0.
+  A::state_of_summaries(summaries, state);
+  A::state_of_scales(codes, i, state);
   // One thread's use of multiply lies between these.
   A::begin();
   A::end();
@@ -150,6 +170,71 @@ struct PanelLoops {
                                                   int width) {
     const int distance = static_cast<int>(scale) - base;
     return distance >= 0 && distance < width ? distance : -1;
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static void state_of_summaries(
+      const RowSummary (&summaries)[panel_rows], PanelState& state) {
+    state.is_zero = 0;
+    state.has_nan = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      const RowSummary& s = summaries[r];
+      const bool nan = s.has_nan != 0;
+      for (int b = 0; b < group_blocks; ++b) {
+        state.base.scale[r * group_blocks + b] = s.lo;
+        state.spread[r * group_blocks + b] = static_cast<std::uint8_t>(nan ? 0 : s.hi - s.lo);
+      }
+      state.is_zero = static_cast<std::uint16_t>(state.is_zero | (s.n == 0 ? 1 : 0) << r);
+      state.has_nan = static_cast<std::uint16_t>(state.has_nan | (nan ? 1 : 0) << r);
+    }
+    finish_state(state);
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                          PanelState& state) {
+    // Below a scale of 0, which does not count, comes 255.
+    std::uint8_t least[panel_group_scales], most[panel_group_scales];
+    for (int i = 0; i < panel_group_scales; ++i) {
+      least[i] = 255;
+      most[i] = 0;
+    }
+    for (int g = 0; g < groups; ++g) {
+      for (int i = 0; i < panel_group_scales; ++i) {
+        const std::uint8_t scale = scales[g * panel_group_scales + i];
+        const auto below = static_cast<std::uint8_t>(scale - 1);
+        least[i] = below < least[i] ? below : least[i];
+        most[i] = scale > most[i] ? scale : most[i];
+      }
+    }
+    state.is_zero = 0;
+    state.has_nan = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      std::uint8_t lo = 255, hi = 0;
+      for (int i = r * group_blocks; i < (r + 1) * group_blocks; ++i) {
+        lo = least[i] < lo ? least[i] : lo;
+        hi = most[i] > hi ? most[i] : hi;
+      }
+      ++lo;
+      for (int i = r * group_blocks; i < (r + 1) * group_blocks; ++i) {
+        state.base.scale[i] = lo;
+        state.spread[i] = static_cast<std::uint8_t>(hi - lo);
+      }
+      state.is_zero = static_cast<std::uint16_t>(state.is_zero | (hi == 0 ? 1 : 0) << r);
+    }
+    finish_state(state);
+  }
+  /// What follows from the rest.
+  KOKKOS_FORCEINLINE_FUNCTION static void finish_state(PanelState& state) {
+    state.aligned = state.has_nan == 0;
+    state.least_exponent = 1 << 10;
+    state.largest_exponent = -(1 << 10);
+    for (int r = 0; r < panel_rows; ++r) {
+      const int exponent =
+          (state.is_zero >> r & 1) != 0 ? -1 : state.base.scale[r * group_blocks] - 128;
+      state.exponent[r] = exponent;
+      if (exponent < state.least_exponent) state.least_exponent = exponent;
+      if (exponent > state.largest_exponent) state.largest_exponent = exponent;
+      state.aligned = state.aligned && state.spread[r * group_blocks] < band_width;
+    }
+    state.base.near = !state.aligned;
   }
 
   /// RN_f32(sum * 2^exponent) of a result in the normal range, by integers: a double holds the sum
