@@ -10,6 +10,7 @@
 
 #include "../../operand.hpp"
 #include "../atom_function.hpp"
+#include "../copy/avx2.hpp"
 #include "loops.hpp"
 #include "words.hpp"
 
@@ -317,7 +318,8 @@ struct Avx2QuantizeAtom {
         const int count = BlockRows::places(from.blocks, group);
         alignas(32) std::uint8_t plain[group_bytes] = {};
         if (from.codes_block == 0 && count == group_blocks) {
-          deinterleave(from.codes_at(row, group), 1, plain);
+          Avx2CopyAtom::move<true, false>(
+              {from.codes_at(row, group), 1, 0, plain, block_bytes, 0, 1});
         } else {
           from.get_codes(row, group, plain);
         }
@@ -336,26 +338,6 @@ struct Avx2QuantizeAtom {
         }
       }
       from.summaries[row * from.summaries_row] = summary;
-    }
-  }
-  KOKKOSMX_AVX2_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                  std::uint8_t* plain) {
-    // Per lane dwords of 4 bytes of a block each; then the lanes' dwords of a block together.
-    const __m256i bytes = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m256i dwords = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const auto* from = reinterpret_cast<const __m256i*>(codes + g * group_bytes);
-      auto* to = reinterpret_cast<__m256i*>(plain + g * group_bytes);
-      // Each: 8 bytes of the blocks 0, 1, 2, 3.
-      const __m256i first =
-          _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from), bytes), dwords);
-      const __m256i second = _mm256_permutevar8x32_epi32(
-          _mm256_shuffle_epi8(_mm256_loadu_si256(from + 1), bytes), dwords);
-      const __m256i blocks_02 = _mm256_unpacklo_epi64(first, second);
-      const __m256i blocks_13 = _mm256_unpackhi_epi64(first, second);
-      _mm256_storeu_si256(to, _mm256_permute2x128_si256(blocks_02, blocks_13, 0x20));
-      _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(blocks_02, blocks_13, 0x31));
     }
   }
   template <class Format>

@@ -375,14 +375,6 @@ struct Avx512QuantizeAtom {
       from.summaries[row * from.summaries_row] = summary;
     }
   }
-  KOKKOSMX_AVX512_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                    std::uint8_t* plain) {
-    const __m512i order = _mm512_loadu_si512(plain_order.data());
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const __m512i group = _mm512_loadu_si512(codes + g * group_bytes);
-      _mm512_storeu_si512(plain + g * group_bytes, x86::permute_bytes(order, group));
-    }
-  }
   template <class Format>
   KOKKOSMX_AVX512_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
                                                   unsigned char* x) {

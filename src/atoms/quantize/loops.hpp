@@ -433,19 +433,6 @@ KOKKOS_INLINE_FUNCTION void summarize_rows_by_blocks(const BlockRows& rows) {
   }
 }
 
-/// The codes of `groups` groups, each 64 bytes woven, to blocks of 16 bytes one after the other.
-KOKKOS_FORCEINLINE_FUNCTION void deinterleave_loop(const std::uint8_t* codes, std::int64_t groups,
-                                                   std::uint8_t* plain) {
-  for (std::int64_t g = 0; g < groups; ++g) {
-    for (int b = 0; b < group_blocks; ++b) {
-      for (int j = 0; j < block_bytes; ++j) {
-        plain[g * group_bytes + b * block_bytes + j] =
-            codes[g * group_bytes + group_blocks * j + b];
-      }
-    }
-  }
-}
-
 /// The sum over a block's codes of their magnitudes in halves, squared: what a row summary needs.
 KOKKOS_FORCEINLINE_FUNCTION std::uint32_t sum_of_squares_loop(const std::uint8_t* codes) {
   std::int32_t sum = 0;

@@ -34,10 +34,6 @@ struct PortableQuantizeAtom {
   KOKKOS_INLINE_FUNCTION static void summarize_rows(const BlockRows& rows) {
     summarize_rows_by_blocks<PortableQuantizeAtom>(rows);
   }
-  KOKKOSMX_ATOM_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                  std::uint8_t* plain) {
-    deinterleave_loop(codes, groups, plain);
-  }
   template <class Format>
   KOKKOSMX_ATOM_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
                                                 unsigned char* x) {
