@@ -3,7 +3,9 @@
 #define KOKKOSMX_SRC_GEMM_PANEL_KERNEL_HPP
 
 /// \file panel_kernel.hpp
-/// The GEMM kernel of hosts with vector or matrix units, in two steps over any PanelAtom.
+/// The GEMM kernel of hosts with vector or matrix units, in two steps over any PanelAtom, both in
+/// one launch: workers take panels of the first step until there are none, and wait for those that
+/// others have begun.
 ///
 /// One operand is called x (the one with fewer rows), the other y. First x is brought whole into
 /// the atom's elements, panel by panel (quantized first, where it is dense). Then tasks, each some
@@ -32,6 +34,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 namespace KokkosMX::Impl {
 
@@ -105,11 +108,17 @@ struct alignas(64) TaskRange {
   std::int64_t next, end;
 };
 
+/// The first step: panels of x that nobody has begun are those from `next` on.
+struct alignas(64) Preparation {
+  std::int64_t next, done;
+};
+
 /// Memory of the whole call, from the workspace.
 struct PanelMemory {
   PreparedX x;  ///< the workers have one each instead, if config.own_x
   unsigned char* workers;
   TaskRange* tasks;  ///< one for each worker
+  Preparation* preparation;
 };
 
 template <PanelAtom Atom>
@@ -208,27 +217,23 @@ struct PanelKernel {
     return layout;
   }
 
-  // ---- The first step: item = a panel of x. ----
-
-  std::int64_t prepare_items() const { return config.own_x ? 1 : p.x.batch * p.x.panels(); }
-  void prepare_x(std::int64_t item) const {
-    if (item == 0) {
-      const std::int64_t count = tasks();
-      for (int w = 0; w < config.workers; ++w) {
-        memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
-      }
-      if (!config.own_x) clear_rough(memory.x);
+  /// Before the launch, by the thread that launches: a host's execution space has nothing under way
+  /// by then.
+  void begin() const {
+    const std::int64_t count = tasks();
+    for (int w = 0; w < config.workers; ++w) {
+      memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
     }
-    if (!config.own_x) prepare_x(item, memory.x);
+    *memory.preparation = {0, 0};
+    if (!config.own_x) clear_rough(memory.x);
   }
-
-  // ---- The second step: item = a worker, which takes tasks until there are none. ----
 
   std::int64_t y_tasks() const { return (p.y.panels() + config.y_panels - 1) / config.y_panels; }
   std::int64_t x_tasks() const { return (p.x.panels() + config.x_panels - 1) / config.x_panels; }
   /// Where y is made in the task, all of x is multiplied with it there.
   std::int64_t tasks() const { return p.batch * y_tasks() * (p.y.is_panels() ? x_tasks() : 1); }
 
+  /// A worker prepares panels of x, and takes tasks, until there are none.
   void work(std::int64_t worker) const {
     unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
     PreparedX x = memory.x;
@@ -236,6 +241,8 @@ struct PanelKernel {
       x = x_at(own);
       clear_rough(x);
       for (std::int64_t i = 0; i < p.x.batch * p.x.panels(); ++i) prepare_x(i, x);
+    } else {
+      prepare_together();
     }
     RoughBlock<Atom>::clear(own + layout.rough, config.rough, p.groups());
     Atom::begin();
@@ -260,6 +267,20 @@ struct PanelKernel {
     const PanelState* x_states;
     const PreparedX* x;
   };
+
+  /// What is waited for has been begun by a thread that runs: one thread alone waits for nothing.
+  void prepare_together() const {
+    const std::int64_t panels = p.x.batch * p.x.panels();
+    std::atomic_ref<std::int64_t> next(memory.preparation->next), done(memory.preparation->done);
+    for (std::int64_t item = next.fetch_add(1); item < panels; item = next.fetch_add(1)) {
+      prepare_x(item, memory.x);
+      done.fetch_add(1, std::memory_order_release);
+    }
+    constexpr int patience = 10000;
+    for (int i = 0; done.load(std::memory_order_acquire) < panels; ++i) {
+      if (i > patience) std::this_thread::yield();
+    }
+  }
 
   void prepare_x(std::int64_t item, const PreparedX& x) const {
     const std::int64_t groups = p.groups();
