@@ -463,8 +463,9 @@ struct PanelKernel {
           return sums + (a * place.x_panels + b) * panel_outputs;
         };
         if (simple) {
-          store_straight(place, first + i, first + end_i, j, end_j, sums_of(i, j),
-                         transposed ? place.x_panels * panel_outputs : panel_outputs, counts);
+          counts[static_cast<int>(Tier::aligned)] +=
+              store_straight(place, first + i, first + end_i, j, end_j, sums_of(i, j),
+                             transposed ? place.x_panels * panel_outputs : panel_outputs, false);
           continue;
         }
         for (int b = j; b < end_j; ++b) {
@@ -561,11 +562,11 @@ struct PanelKernel {
         ++counts[static_cast<int>(tier_of_output(row_of(y, r), row_of(x, c)))];
       });
     }
-    for (int r = 0; r < panel_rows; ++r) {
-      for (int c = 0; row_of(y, r).has_nan && c < panel_rows; ++c) {
+    for (int r = 0; (y.has_nan | x.has_nan) != 0 && r < panel_rows; ++r) {
+      for (int c = 0; (y.has_nan >> r & 1) != 0 && c < panel_rows; ++c) {
         products[r * panel_rows + c] = f32_nan;
       }
-      for (int c = 0; row_of(x, r).has_nan && c < panel_rows; ++c) {
+      for (int c = 0; (x.has_nan >> r & 1) != 0 && c < panel_rows; ++c) {
         products[c * panel_rows + r] = f32_nan;
       }
     }
@@ -574,33 +575,8 @@ struct PanelKernel {
                   [&](int r, int c) { put_in(place, i, j, r, c, products[r * panel_rows + c]); });
       return;
     }
-    // Along C's rows.
-    const bool transposed = x_step() != 1;
-    const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
-    const int rows = transposed ? rows_of(p.x, x_panel) : rows_of(p.y, y_panel);
-    const int cols = transposed ? rows_of(p.y, y_panel) : rows_of(p.x, x_panel);
-    const std::int64_t first =
-        place.batch * p.epilogue.batch + panel_rows * (y_panel * y_step() + x_panel * x_step());
-    with_format(p.epilogue.element, [&](auto format) {
-      using Format = decltype(format);
-      using Bits = typename Format::bits;
-      auto* c = static_cast<unsigned char*>(p.epilogue.c) +
-                first * static_cast<std::int64_t>(sizeof(Bits));
-      for (int r = 0; r < rows; ++r) {
-        Bits row[panel_rows];
-        for (int k = 0; k < panel_rows; ++k) {
-          row[k] = Format::from_f32(transposed ? products[k * panel_rows + r]
-                                               : products[r * panel_rows + k]);
-        }
-        unsigned char* to =
-            c + r * (transposed ? x_step() : y_step()) * static_cast<std::int64_t>(sizeof(Bits));
-        if (cols == panel_rows) {
-          std::memcpy(to, row, sizeof(row));
-        } else {
-          std::memcpy(to, row, static_cast<std::size_t>(cols) * sizeof(Bits));
-        }
-      }
-    });
+    store_straight(place, i, i + 1, j, j + 1, reinterpret_cast<const std::int32_t*>(products), 0,
+                   true);
   }
 
   /// Rounds and stores the outputs of panel i of y by panel j of x that the block's limbs hold;
@@ -611,21 +587,21 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     std::uint32_t products[panel_outputs];
     round_limbs(block, a, b, y, x, products);
-    bool rest = false;
-    for_outputs(place, i, j, [&](int r, int c) {
-      rest = rest || !RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c));
-    });
-    if (!rest) {
+    if (RoughBlock<Atom>::limbs_hold(y.most_spread, x.most_spread)) {
       finish_products(place, i, j, products, counts);
       return false;
     }
+    bool rest = false;
     for_outputs(place, i, j, [&](int r, int c) {
-      if (!RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c))) return;
+      if (!RoughBlock<Atom>::limbs_hold(row_of(y, r).spread, row_of(x, c).spread)) {
+        rest = true;
+        return;
+      }
       const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       put_in(place, i, j, r, c, tier == Tier::automatic ? f32_nan : products[r * panel_rows + c]);
       ++counts[static_cast<int>(tier)];
     });
-    return true;
+    return rest;
   }
 
   /// RN_f32 of a tile's sums.
@@ -659,7 +635,9 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     const std::int64_t* limbs = nullptr;
     for_outputs(place, i, j, [&](int r, int c) {
-      if (by_limbs && RoughBlock<Atom>::limbs_hold(row_of(y, r), row_of(x, c))) return;
+      if (by_limbs && RoughBlock<Atom>::limbs_hold(row_of(y, r).spread, row_of(x, c).spread)) {
+        return;
+      }
       const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
@@ -672,10 +650,11 @@ struct PanelKernel {
     });
   }
 
-  /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom.
-  void store_straight(const Place& place, int i, int end_i, int j, int end_j,
-                      const std::int32_t* sums, std::int64_t sums_step,
-                      std::uint64_t (&counts)[tier_count]) const {
+  /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom: sums, or numbers.
+  /// Returns how many outputs these are.
+  std::uint64_t store_straight(const Place& place, int i, int end_i, int j, int end_j,
+                               const std::int32_t* sums, std::int64_t sums_step,
+                               bool rounded) const {
     const Epilogue& epilogue = p.epilogue;
     const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
     PanelStore to;
@@ -696,9 +675,9 @@ struct PanelKernel {
                bytes;
     to.element = epilogue.element;
     to.row_stride = to.transposed ? x_step() : y_step();
+    to.rounded = rounded;
     Atom::store(to);
-    counts[static_cast<int>(Tier::aligned)] +=
-        static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
+    return static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
   }
 
   /// Rounds the aligned sums of panel i of y by panel j of x and hands what lies in C to the

@@ -263,9 +263,9 @@ class RoughBlock {
   /// Limb l of the sums of panel a of y by panel b of x; limbs from used_limbs() on are zero.
   const std::int64_t* limb_of(int l, int a, int b) const { return limb(l) + at(a, b); }
   int used_limbs() const { return used_limbs_; }
-  /// Limbs hold the sum of these rows.
-  static bool limbs_hold(const RowState& a, const RowState& b) {
-    return a.spread / band_width + b.spread / band_width <= most_bands;
+  /// Limbs hold the sum of rows with these spreads.
+  static bool limbs_hold(std::int32_t a, std::int32_t b) {
+    return a / band_width + b / band_width <= most_bands;
   }
 
   /// Sums of any width of panel a of y by panel b of x: limbs as WideSum has them, those of an
@@ -779,36 +779,45 @@ class RoughBlock {
   }
 
   void add(const RoughPieces& y, const RoughPieces& x, const std::int32_t* sums) {
-    if (x.panel >= 0 && y.panel >= 0) {
-      add(y.row[0], x.panel, y.band[0] + x.band[0], sums, panel_outputs);
-    } else if (x.panel >= 0) {
+    if (x.panel >= 0) {
+      std::int64_t* to[panel_rows];
+      std::int32_t shifts[panel_rows];
       for (int i = 0; i < y.count; ++i) {
-        add(y.row[i], x.panel, y.band[i] + x.band[0], sums + i * panel_rows, panel_rows);
+        // Where both bands are too much, no output with both is held by the limbs: there it does
+        // not matter what they hold.
+        const int shift = std::min(y.band[i] + x.band[0], most_bands) * band_width;
+        shifts[i] = shift % limb_bits;
+        to[i] = row_at(shift, y.row[i], x.panel);
       }
-    } else {
-      for (int j = 0; j < x.count; ++j) {
-        const std::int64_t col = x.row[j] % panel_rows;
+      Atom::add_rows(to, shifts, sums, y.count);
+      return;
+    }
+    for (int j = 0; j < x.count; ++j) {
+      const int panel = x.row[j] / panel_rows, col = x.row[j] % panel_rows;
+      if (y.panel >= 0) {
+        const int shift = std::min(y.band[0] + x.band[j], most_bands) * band_width;
+        std::int64_t* to = row_at(shift, panel_rows * y.panel, panel) + col;
+        const std::uint64_t unit = std::uint64_t{1} << (shift % limb_bits);
+        for (int i = 0; i < panel_rows; ++i)
+          add(to[i * panel_rows], sums[i * panel_rows + j], unit);
+      } else {
         for (int i = 0; i < y.count; ++i) {
-          const int both = y.band[i] + x.band[j];
-          if (both > most_bands) continue;
-          std::int64_t& to =
-              limb(both * band_width / limb_bits)[at(y.row[i] / panel_rows, x.row[j] / panel_rows) +
-                                                  y.row[i] % panel_rows * panel_rows + col];
-          // The limbs' bound holds for what is used.
-          to = static_cast<std::int64_t>(
-              static_cast<std::uint64_t>(to) +
-              (static_cast<std::uint64_t>(std::int64_t{sums[i * panel_rows + j]})
-               << (both * band_width % limb_bits)));
+          const int shift = std::min(y.band[i] + x.band[j], most_bands) * band_width;
+          add(row_at(shift, y.row[i], panel)[col], sums[i * panel_rows + j],
+              std::uint64_t{1} << (shift % limb_bits));
         }
       }
     }
   }
-  void add(int row, int x_panel, int both, const std::int32_t* sums, int count) {
-    if (both > most_bands) return;  // no output with both of them is held by the limbs
-    const int shift = both * band_width;
-    Atom::add_shifted(
-        limb(shift / limb_bits) + at(row / panel_rows, x_panel) + row % panel_rows * panel_rows,
-        sums, count, shift % limb_bits);
+  /// The limb bound holds for what is used.
+  static void add(std::int64_t& to, std::int32_t sum, std::uint64_t unit) {
+    to = static_cast<std::int64_t>(static_cast<std::uint64_t>(to) +
+                                   static_cast<std::uint64_t>(static_cast<std::int64_t>(sum)) *
+                                       unit);
+  }
+  /// 16 outputs of row `row` of y by a panel of x, in the limb of a shift.
+  std::int64_t* row_at(int shift, int row, int x_panel) const {
+    return limb(shift / limb_bits) + at(row / panel_rows, x_panel) + row % panel_rows * panel_rows;
   }
 
   RoughConfig config_;

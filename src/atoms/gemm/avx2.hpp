@@ -95,9 +95,9 @@ struct Avx2GemmAtom {
                                            std::int64_t* wide) {
     PanelLoops::widen(sums, count, wide);
   }
-  KOKKOSMX_AVX2_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                 int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
+  KOKKOSMX_AVX2_FUNCTION static void add_rows(std::int64_t* const* to, const std::int32_t* shifts,
+                                              const std::int32_t* sums, int rows) {
+    PanelLoops::add_rows(to, shifts, sums, rows);
   }
   KOKKOSMX_AVX2_FUNCTION static int join_limbs(
       const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],

@@ -38,8 +38,8 @@ struct Int8Panels {
     state.largest_exponent = _mm512_reduce_max_epi32(exponent);
     state.is_zero = is_zero;
     state.has_nan = has_nan;
-    state.aligned =
-        has_nan == 0 && _mm512_cmpge_epu8_mask(spread, _mm512_set1_epi8(band_width)) == 0;
+    state.most_spread = _mm512_reduce_max_epi32(_mm512_and_si512(spread, _mm512_set1_epi32(255)));
+    state.aligned = has_nan == 0 && state.most_spread < band_width;
     state.base.near = !state.aligned;
   }
   KOKKOSMX_AVX512_INLINE static void set_state(const RowSummary (&summaries)[panel_rows],
@@ -426,13 +426,15 @@ struct Int8Panels {
       if (to.transposed) transpose(v);
       const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent[q]);
       for (int r = 0; r < 16; ++r) {
-        // The rounding stands in the instruction: the thread's rounding mode has no say.
-        const __m512i rounded = _mm512_castps_si512(
-            _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        const __m512i exponent = _mm512_slli_epi32(
-            _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
-        const __m512i bits =
-            _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+        __m512i bits = v[r];
+        if (!to.rounded) {
+          // The rounding stands in the instruction: the thread's rounding mode has no say.
+          const __m512i rounded = _mm512_castps_si512(
+              _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+          const __m512i exponent = _mm512_slli_epi32(
+              _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
+          bits = _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+        }
         if (narrow) {
           const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
           const __m512i number = _mm512_srli_epi32(
@@ -526,9 +528,18 @@ struct Int8Atom : Int8Panels {
                                              std::int64_t* wide) {
     PanelLoops::widen(sums, count, wide);
   }
-  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                   int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
+  KOKKOSMX_AVX512_FUNCTION static void add_rows(std::int64_t* const* to, const std::int32_t* shifts,
+                                                const std::int32_t* sums, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      const __m128i shift = _mm_cvtsi32_si128(shifts[r]);
+      for (int half = 0; half < panel_rows; half += 8) {
+        const __m512i sum = _mm512_cvtepi32_epi64(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + r * panel_rows + half)));
+        std::int64_t* wide = to[r] + half;
+        _mm512_storeu_si512(
+            wide, _mm512_add_epi64(_mm512_loadu_si512(wide), _mm512_sll_epi64(sum, shift)));
+      }
+    }
   }
   KOKKOSMX_AVX512_FUNCTION static int join_limbs(
       const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],

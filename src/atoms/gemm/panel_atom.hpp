@@ -65,13 +65,14 @@ struct PanelState {
   /// its column's).
   alignas(64) std::int32_t exponent[panel_rows];
   std::int32_t least_exponent, largest_exponent;
+  std::int32_t most_spread;
   std::uint16_t is_zero, has_nan;  ///< bit r: of row r
   /// Every row fits the atom's integers in one pass, none holds a NaN.
   bool aligned;
 };
 
 /// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
-/// so that whole lines of C are written.
+/// so that whole lines of C are written. Or float32 numbers, as bits, instead of sums.
 struct PanelStore {
   static constexpr int most = 2;
   int panels;  ///< 1 or 2: the numbers of sums and of col_exponents
@@ -87,6 +88,7 @@ struct PanelStore {
   Element element;
   std::int64_t row_stride;  ///< in elements; the elements of a row are contiguous
   int rows, cols;           ///< how much of the 16 x (16 * panels) lies in C
+  bool rounded = false;     ///< instead of sums there are numbers, and exponents do not count
 };
 
 /// Sums of 16 x 16 outputs by limbs, limb[l][i] counting 2^(32 l); no third limb where it is null.
@@ -100,8 +102,8 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              const std::int8_t* values, std::int8_t* split_values,
                              std::uint8_t* split, const std::int32_t* positions,
                              typename A::element* panel, const typename A::element* operand,
-                             std::int32_t* sums, std::int64_t* wide, std::uint32_t* bits,
-                             const LimbSums& limb_sums,
+                             std::int32_t* sums, std::int64_t* wide, std::int64_t* const* wide_rows,
+                             std::uint32_t* bits, const LimbSums& limb_sums,
                              std::int64_t (&joined)[LimbSums::levels][panel_outputs],
                              std::int32_t (&level)[panel_outputs], const PanelStore& store,
                              const RowSummary (&summaries)[panel_rows], PanelState& state,
@@ -153,8 +155,9 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   { A::split_bands(codes, codes, i, i, split_values, split) } -> std::convertible_to<bool>;
   // widen(sums, count, wide): wide[i] = sums[i].
   A::widen(sums, i, wide);
-  // add_shifted(wide, sums, count, shift): wide[i] += sums[i] << shift, which wraps.
-  A::add_shifted(wide, sums, i, i);
+  // add_rows(to, shifts, sums, rows): 16 numbers of each row, to[r][k] += sums[16 * r + k] <<
+  // shifts[r], which wraps.
+  A::add_rows(wide_rows, sums, sums, i);
   // join_limbs(limbs, from, level): from[level[i]][i] * 2^(32 level[i]) rounds as sum i does; the
   // largest level is returned. A sum has no more than 123 bits and a sign.
   { A::join_limbs(limb_sums, joined, level) } -> std::convertible_to<int>;
@@ -226,6 +229,7 @@ struct PanelLoops {
     state.aligned = state.has_nan == 0;
     state.least_exponent = 1 << 10;
     state.largest_exponent = -(1 << 10);
+    state.most_spread = 0;
     for (int r = 0; r < panel_rows; ++r) {
       const int exponent =
           (state.is_zero >> r & 1) != 0 ? -1 : state.base.scale[r * group_blocks] - 128;
@@ -233,6 +237,9 @@ struct PanelLoops {
       if (exponent < state.least_exponent) state.least_exponent = exponent;
       if (exponent > state.largest_exponent) state.largest_exponent = exponent;
       state.aligned = state.aligned && state.spread[r * group_blocks] < band_width;
+      if (state.spread[r * group_blocks] > state.most_spread) {
+        state.most_spread = state.spread[r * group_blocks];
+      }
     }
     state.base.near = !state.aligned;
   }
@@ -336,12 +343,17 @@ struct PanelLoops {
     for (int i = 0; i < count; ++i) wide[i] = sums[i];
   }
 
-  KOKKOS_FORCEINLINE_FUNCTION static void add_shifted(std::int64_t* KOKKOS_RESTRICT wide,
-                                                      const std::int32_t* KOKKOS_RESTRICT sums,
-                                                      int count, int shift) {
-    for (int i = 0; i < count; ++i) {
-      const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(sums[i]));
-      wide[i] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[i]) + (sum << shift));
+  KOKKOS_FORCEINLINE_FUNCTION static void add_rows(std::int64_t* const* to,
+                                                   const std::int32_t* shifts,
+                                                   const std::int32_t* sums, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      std::int64_t* KOKKOS_RESTRICT wide = to[r];
+      const std::int32_t* KOKKOS_RESTRICT row = sums + r * panel_rows;
+      const int shift = shifts[r];
+      for (int k = 0; k < panel_rows; ++k) {
+        const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(row[k]));
+        wide[k] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[k]) + (sum << shift));
+      }
     }
   }
 
@@ -401,7 +413,9 @@ struct PanelLoops {
           sum[j] = to.transposed ? sums[panel_rows * j + i] : sums[panel_rows * i + j];
         }
         for (int j = 0; j < panel_rows; ++j) {
-          row[panel_rows * q + j] = round_one(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
+          row[panel_rows * q + j] =
+              to.rounded ? static_cast<std::uint32_t>(sum[j])
+                         : round_one(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
         }
       }
       const std::int64_t at = i * to.row_stride;
