@@ -21,9 +21,10 @@
 
 namespace KokkosMX::Impl {
 
-/// Where VPERMB finds the bytes of a group, woven or block after block, in the four dwords of each
-/// 128-bit lane, which hold 4 bytes of a block each. The words of a float32 block lie as shuffle_ps
-/// leaves them: lane l has the pairs 2 l, 2 l + 1, 8 + 2 l, 9 + 2 l.
+/// Where VPERMB finds the bytes of a group, woven or block after block. Each 128-bit lane holds 4
+/// bytes of each block: 2 of blocks 0 and 1, 2 more of these, then the same of blocks 2 and 3. The
+/// words of a float32 block lie as shuffle_ps leaves them: lane l has the pairs 2 l, 2 l + 1, 8 + 2
+/// l, 9 + 2 l.
 template <bool IsF32, bool IsWoven>
 inline constexpr std::array<std::uint8_t, 64> group_order = [] {
   std::array<std::uint8_t, 64> order{};
@@ -31,7 +32,8 @@ inline constexpr std::array<std::uint8_t, 64> group_order = [] {
     const std::size_t lane = IsF32 ? j % 8 / 2 : j / 4;
     const std::size_t byte = IsF32 ? j / 8 * 2 + j % 2 : j % 4;
     for (std::size_t b = 0; b < 4; ++b) {
-      order[IsWoven ? 4 * j + b : 16 * b + j] = static_cast<std::uint8_t>(16 * lane + 4 * b + byte);
+      order[IsWoven ? 4 * j + b : 16 * b + j] = static_cast<std::uint8_t>(
+          16 * lane + 8 * (b / 2) + 4 * (byte / 2) + 2 * (b % 2) + byte % 2);
     }
   }
   return order;
@@ -143,7 +145,16 @@ struct Avx512QuantizeRow {
     return _mm512_max_epu16(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
   }
 
-  /// The indices and signs of two blocks: per lane 8 bytes of the first, then 8 of the second.
+  /// Bits `from` to `from` + 7 of words of two blocks: of each 64 bits 4 bytes of the first, then 4
+  /// of the second. Where an index is 6 bits, others do not count.
+  template <int from>
+  KOKKOSMX_AVX512_INLINE static __m512i bytes_of_words(__m512i a, __m512i b) {
+    constexpr std::uint64_t four = 0x30201000u + from * 0x01010101u;
+    const __m512i control = _mm512_set1_epi64(static_cast<std::int64_t>(four | four << 32));
+    constexpr __mmask64 all = ~__mmask64{0}, second = 0xF0F0F0F0F0F0F0F0;
+    return x86::multishift(x86::multishift(a, all, control, a), second, control, b);
+  }
+  /// The indices and signs of two blocks.
   KOKKOSMX_AVX512_INLINE static __m512i indices(__m512i xa, __m512i wa, const std::uint32_t* base_a,
                                                 __m512i xb, __m512i wb,
                                                 const std::uint32_t* base_b) {
@@ -154,10 +165,9 @@ struct Avx512QuantizeRow {
       // 0xF8: the first, or the second where the third is 1.
       wa = _mm512_ternarylogic_epi32(wa, _mm512_srli_epi16(xa, p - 1), one, 0xF8);
       wb = _mm512_ternarylogic_epi32(wb, _mm512_srli_epi16(xb, p - 1), one, 0xF8);
-      const __m512i a = _mm512_srli_epi16(_mm512_subs_epu16(wa, below_a), p - 1);
-      const __m512i b = _mm512_srli_epi16(_mm512_subs_epu16(wb, below_b), p - 1);
-      const __m512i signs = _mm512_srli_epi16(_mm512_packs_epi16(xa, xb), 2);
-      return _mm512_ternarylogic_epi32(_mm512_packus_epi16(a, b), signs, _mm512_set1_epi8(32),
+      const __m512i index =
+          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b));
+      return _mm512_ternarylogic_epi32(index, bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32),
                                        0xF8);
     } else {
       const __m512i minus_zero = _mm512_set1_epi16(-0x8000);
@@ -166,7 +176,7 @@ struct Avx512QuantizeRow {
       __m512i b = _mm512_subs_epu16(wb, below_b);
       a = _mm512_mask_add_epi16(a, _mm512_cmpgt_epu16_mask(xa, minus_zero), a, sign);
       b = _mm512_mask_add_epi16(b, _mm512_cmpgt_epu16_mask(xb, minus_zero), b, sign);
-      return _mm512_packus_epi16(_mm512_srli_epi16(a, p - 1), _mm512_srli_epi16(b, p - 1));
+      return bytes_of_words<p - 1>(a, b);
     }
   }
 
@@ -175,11 +185,11 @@ struct Avx512QuantizeRow {
     const __m512i codes = x86::permute_bytes(index, _mm512_loadu_si512(codes_of_indices.data()));
     return _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));  // low + 16 * high
   }
-  /// Sums of squares of two blocks: per lane one and the other.
+  /// Sums of squares of two blocks: of each 64 bits one and the other.
   KOKKOSMX_AVX512_INLINE static __m512i square_sums(__m512i index) {
     const __m512i squares =
         x86::permute_bytes(index, _mm512_loadu_si512(squares_of_indices.data()));
-    return _mm512_sad_epu8(squares, _mm512_setzero_si512());
+    return x86::dot_add(_mm512_setzero_si512(), squares, _mm512_set1_epi8(1));
   }
 
   /// What quantizing 8 blocks gives.
@@ -260,16 +270,16 @@ struct Avx512QuantizeRow {
         x86::permute_bytes(order, _mm512_packus_epi16(code_words(i45), code_words(i67)));
     if constexpr (Sums) {
       // A sum is at most 32 * 144, a word.
-      const __m512i s = _mm512_or_si512(
-          _mm512_or_si512(square_sums(i01), _mm512_slli_epi64(square_sums(i23), 16)),
-          _mm512_or_si512(_mm512_slli_epi64(square_sums(i45), 32),
-                          _mm512_slli_epi64(square_sums(i67), 48)));
+      const __m512i s0 = _mm512_or_si512(square_sums(i01), _mm512_slli_epi32(square_sums(i23), 16));
+      const __m512i s1 = _mm512_or_si512(square_sums(i45), _mm512_slli_epi32(square_sums(i67), 16));
+      const __m512i s =
+          _mm512_add_epi16(_mm512_unpacklo_epi64(s0, s1), _mm512_unpackhi_epi64(s0, s1));
       const __m256i half =
           _mm256_add_epi16(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
       const __m128i lane =
           _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-      // Words of the blocks 0, 2, 4, 6, 1, 3, 5, 7.
-      const __m128i sum_order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+      // Words of the blocks 0, 2, 1, 3, 4, 6, 5, 7.
+      const __m128i sum_order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
       result.sums = _mm_shuffle_epi8(lane, sum_order);
     }
     result.others =
@@ -409,15 +419,32 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
       _mm512_loadu_si512(to.codes_block == 0 ? group_order<Words::is_f32, true>.data()
                                              : group_order<Words::is_f32, false>.data());
   bool regular = true;
-  BlockList list;
+  // A full list waits until the next one is full: what has just been stored in small parts cannot
+  // be loaded at once without waiting for it.
+  BlockList lists[2];
+  struct {
+    RowSummary* row;
+    int list, blocks;
+  } full{nullptr, 1, 0};
+  const auto add_full = [&]() __attribute__((target(KOKKOSMX_AVX512_TARGET))) {
+    if (full.row != nullptr) {
+      Avx512Summaries::add_summary<Sums>(*full.row, lists[full.list], full.blocks);
+    }
+  };
   for (std::int64_t row = 0; row < to.rows; ++row) {
     const unsigned char* x = to.x + row * to.x_row;
     std::uint8_t* codes = to.codes_at(row, 0);
     std::uint8_t* scales = to.scales_at(row, 0);
-    RowSummary summary{};
+    RowSummary unasked{};
+    RowSummary* summary = &unasked;
+    if constexpr (Sums) {
+      summary = to.summaries + row * to.summaries_row;
+      *summary = {};
+    }
     for (std::int64_t k = 0; k < to.blocks; k += step) {
       const std::int64_t left = to.blocks - k;
       const int in_list = static_cast<int>(k % summary_blocks);
+      BlockList& list = lists[1 - full.list];
       if (Sums && in_list == 0 && left < summary_blocks) {
         std::memset(list.scale, 0, sizeof(list.scale));
       }
@@ -458,18 +485,19 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
         others = eight.others;
       }
       if (others != 0) [[unlikely]] {
-        replace(others, to, row, k, Sums ? &list : nullptr, summary);
+        replace(others, to, row, k, Sums ? &list : nullptr, *summary);
         regular = false;
       }
       if constexpr (Sums) {
         if (in_list + step == summary_blocks || left <= step) {
-          Avx512Summaries::add_summary<Sums>(
-              summary, list, static_cast<int>(in_list + (left < step ? left : std::int64_t{step})));
+          add_full();
+          full = {summary, 1 - full.list,
+                  static_cast<int>(in_list + (left < step ? left : std::int64_t{step}))};
         }
       }
     }
-    if constexpr (Sums) to.summaries[row * to.summaries_row] = summary;
   }
+  if constexpr (Sums) add_full();
   return regular;
 }
 
