@@ -78,6 +78,20 @@ struct Avx512Summaries {
         return;
       }
       __m512i n = _mm512_setzero_si512();
+      if (hi - lo <= 6) {
+        // 64 sums of at most 4608 << 12 fit 32 bits.
+        for (int k = 0; k < blocks; k += 16) {
+          const __m512i s = _mm512_cvtepu8_epi32(
+              _mm_load_si128(reinterpret_cast<const __m128i*>(list.scale + k)));
+          const __m512i sum = _mm512_cvtepu16_epi32(
+              _mm256_load_si256(reinterpret_cast<const __m256i*>(list.sum + k)));
+          const __m512i bits = _mm512_sub_epi32(_mm512_add_epi32(s, s), _mm512_set1_epi32(2 * lo));
+          n = _mm512_add_epi32(n, _mm512_sllv_epi32(sum, bits));
+        }
+        part.n = static_cast<std::uint32_t>(_mm512_reduce_add_epi32(n));
+        merge(row, part);
+        return;
+      }
       for (int k = 0; k < blocks; k += 8) {
         const __m512i s =
             _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(list.scale + k)));
@@ -105,6 +119,48 @@ struct Avx512Summaries {
     const __m512i both = _mm512_add_epi64(half, _mm512_shuffle_epi32(half, _MM_PERM_BADC));
     return _mm512_castsi512_si256(
         _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), both));
+  }
+};
+
+/// Two lists that take turns: a full one waits until the next is full, since what has just been
+/// stored in small parts cannot be loaded at once without waiting for it.
+struct Avx512Lists {
+  BlockList list[2];
+  int now = 0, blocks = 0;
+  RowSummary* row = nullptr;  ///< of the other list, if that is full
+
+  KOKKOSMX_AVX512_INLINE BlockList& open() { return list[now]; }
+  /// Any: of any codes and scales.
+  template <bool Sums, bool Any>
+  KOKKOSMX_AVX512_INLINE void close(RowSummary& of_row, int count) {
+    add<Sums, Any>();
+    now = 1 - now;
+    blocks = count;
+    row = &of_row;
+  }
+  /// Adds the one that waits.
+  template <bool Sums, bool Any>
+  KOKKOSMX_AVX512_INLINE void add() {
+    if (row == nullptr) return;
+    BlockList& full = list[1 - now];
+    if (Any && !clear_zeros(full)) [[unlikely]] {
+      full.add_one_by_one(*row);
+    } else {
+      Avx512Summaries::add_summary<Sums>(*row, full, blocks);
+    }
+  }
+
+ private:
+  /// As BlockList's.
+  KOKKOSMX_AVX512_INLINE static bool clear_zeros(BlockList& full) {
+    const __m512i low = _mm512_load_si512(full.sum), high = _mm512_load_si512(full.sum + 32);
+    const __m512i scale = _mm512_load_si512(full.scale);
+    const __mmask64 sums = static_cast<__mmask64>(_mm512_test_epi16_mask(high, high)) << 32 |
+                           _mm512_test_epi16_mask(low, low);
+    const __mmask64 nan = _mm512_cmpeq_epi8_mask(scale, _mm512_set1_epi8(-1));
+    if (nan != 0 || (sums & _mm512_testn_epi8_mask(scale, scale)) != 0) return false;
+    _mm512_store_si512(full.scale, _mm512_maskz_mov_epi8(sums, scale));
+    return true;
   }
 };
 
@@ -346,12 +402,14 @@ struct Avx512QuantizeAtom {
   KOKKOSMX_AVX512_FUNCTION static void summarize_rows(const BlockRows& rows) {
     const BlockRows from = rows;
     const __m512i order = _mm512_loadu_si512(plain_order.data());
-    BlockList list;
+    Avx512Lists lists;
     for (std::int64_t row = 0; row < from.rows; ++row) {
-      RowSummary summary{};
+      RowSummary& summary = from.summaries[row * from.summaries_row];
+      summary = {};
       for (std::int64_t k = 0; k < from.blocks; k += group_blocks) {
         const std::int64_t left = from.blocks - k, group = k / group_blocks;
         const int in_list = static_cast<int>(k % summary_blocks);
+        BlockList& list = lists.open();
         if (in_list == 0 && left < summary_blocks) list = {};
         const std::uint8_t* codes = from.codes_at(row, group);
         const std::uint8_t* scales = from.scales_at(row, group);
@@ -376,14 +434,10 @@ struct Avx512QuantizeAtom {
           for (int b = 0; b < count; ++b) list.scale[in_list + b] = scales[b * from.scales_1];
         }
         if (in_list + group_blocks < summary_blocks && left > group_blocks) continue;
-        if (list.clear_zeros()) {
-          Avx512Summaries::add_summary<true>(summary, list, in_list + count);
-        } else {
-          list.add_one_by_one(summary);
-        }
+        lists.close<true, true>(summary, in_list + count);
       }
-      from.summaries[row * from.summaries_row] = summary;
     }
+    lists.add<true, true>();
   }
   template <class Format>
   KOKKOSMX_AVX512_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
@@ -419,18 +473,7 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
       _mm512_loadu_si512(to.codes_block == 0 ? group_order<Words::is_f32, true>.data()
                                              : group_order<Words::is_f32, false>.data());
   bool regular = true;
-  // A full list waits until the next one is full: what has just been stored in small parts cannot
-  // be loaded at once without waiting for it.
-  BlockList lists[2];
-  struct {
-    RowSummary* row;
-    int list, blocks;
-  } full{nullptr, 1, 0};
-  const auto add_full = [&]() __attribute__((target(KOKKOSMX_AVX512_TARGET))) {
-    if (full.row != nullptr) {
-      Avx512Summaries::add_summary<Sums>(*full.row, lists[full.list], full.blocks);
-    }
-  };
+  Avx512Lists lists;
   for (std::int64_t row = 0; row < to.rows; ++row) {
     const unsigned char* x = to.x + row * to.x_row;
     std::uint8_t* codes = to.codes_at(row, 0);
@@ -444,7 +487,7 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
     for (std::int64_t k = 0; k < to.blocks; k += step) {
       const std::int64_t left = to.blocks - k;
       const int in_list = static_cast<int>(k % summary_blocks);
-      BlockList& list = lists[1 - full.list];
+      BlockList& list = lists.open();
       if (Sums && in_list == 0 && left < summary_blocks) {
         std::memset(list.scale, 0, sizeof(list.scale));
       }
@@ -490,14 +533,13 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
       }
       if constexpr (Sums) {
         if (in_list + step == summary_blocks || left <= step) {
-          add_full();
-          full = {summary, 1 - full.list,
-                  static_cast<int>(in_list + (left < step ? left : std::int64_t{step}))};
+          lists.close<Sums, false>(
+              *summary, static_cast<int>(in_list + (left < step ? left : std::int64_t{step})));
         }
       }
     }
   }
-  if constexpr (Sums) add_full();
+  if constexpr (Sums) lists.add<Sums, false>();
   return regular;
 }
 
