@@ -3,8 +3,9 @@
 #define KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
 
 /// \file quantize.hpp
-/// The kernels that walk the rows of a matrix, for arguments already checked: an item is a run of
-/// rows. On devices a thread of the group takes a block; host threads quantize by groups of blocks.
+/// The kernels that walk the rows of a matrix, for arguments already checked. On devices an item is
+/// some rows, and a thread of the group takes a block; a host's worker hands its rows to an atom,
+/// those of a tile of 16 together.
 
 #include <KokkosMX/Types.hpp>
 
