@@ -6,6 +6,8 @@
 /// Which atoms an execution space has, and which of them run here: the best that the processor can,
 /// or the one that the environment variable KOKKOSMX_ATOM names.
 
+#include "atoms/copy/avx2.hpp"
+#include "atoms/copy/portable.hpp"
 #include "atoms/gemm/amx.hpp"
 #include "atoms/gemm/avx2.hpp"
 #include "atoms/gemm/avx512.hpp"
@@ -30,19 +32,23 @@ namespace KokkosMX::Impl {
 struct PortableAtoms {
   using Gemm = PortableGemmAtom;
   using Quantize = PortableQuantizeAtom;
+  using Copy = PortableCopyAtom;
 };
 #if KOKKOSMX_HAVE_X86_ATOMS
 struct Avx2Atoms {
   using Gemm = Avx2GemmAtom;
   using Quantize = Avx2QuantizeAtom;
+  using Copy = Avx2CopyAtom;
 };
 struct VnniAtoms {
   using Gemm = VnniGemmAtom;
   using Quantize = Avx512QuantizeAtom;
+  using Copy = Avx2CopyAtom;
 };
 struct AmxAtoms {
   using Gemm = AmxGemmAtom;
   using Quantize = Avx512QuantizeAtom;
+  using Copy = Avx2CopyAtom;
 };
 #endif
 

@@ -54,6 +54,8 @@ class Stream {
 
 constexpr int magnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
 
+std::size_t size_of_index(int i) { return static_cast<std::size_t>(i); }
+
 int value_of(int code) { return (code & 8 ? -1 : 1) * magnitudes[code & 7]; }
 
 /// Calls f(atoms) for each set of host atoms that this machine can run.
@@ -694,6 +696,222 @@ TEST(PanelAtoms, SplitBands) {
       ASSERT_EQ(found, any);
     }
   });
+}
+
+// What a panel's rows ask for, from the definition: of summaries, and of scales of which those that
+// are 0 do not count.
+TEST(PanelAtoms, States) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(14);
+    int aligned = 0;
+    for (int trial = 0; trial < 4000; ++trial) {
+      const bool by_scales = trial % 2 == 0;
+      const int groups = trial % 9, widest = trial % 8 == 7 ? 255 : 1 + trial % 8;
+      std::vector<std::uint8_t> scales(static_cast<std::size_t>(groups) * 64 + 1);
+      KokkosMX::RowSummary summaries[16] = {};
+      int lo[16], hi[16];
+      bool zero[16], nan[16];
+      for (int r = 0; r < 16; ++r) {
+        zero[r] = random() % 16 == 0 || (by_scales && groups == 0);
+        nan[r] = !by_scales && trial % 3 == 0 && random() % 8 == 0;
+        const int first = by_scales ? 1 : 0;
+        lo[r] = first + static_cast<int>(random() % static_cast<unsigned>(255 - first));
+        hi[r] = std::min(254, lo[r] + static_cast<int>(random() % static_cast<unsigned>(widest)));
+        if (by_scales && groups > 0) {
+          for (int i = 0; i < 4 * groups; ++i) {
+            const int scale =
+                random() % 4 == 0
+                    ? 0
+                    : lo[r] + static_cast<int>(random() % static_cast<unsigned>(hi[r] - lo[r] + 1));
+            scales[size_of_index(1 + i / 4 * 64 + r * 4 + i % 4)] =
+                static_cast<std::uint8_t>(zero[r] ? 0 : scale);
+          }
+          const int at = static_cast<int>(random() % static_cast<unsigned>(4 * groups));
+          const auto place = [&](int i) -> std::uint8_t& {
+            return scales[size_of_index(1 + i % (4 * groups) / 4 * 64 + r * 4 + i % 4)];
+          };
+          if (!zero[r]) {
+            place(at) = static_cast<std::uint8_t>(lo[r]);
+            place(at + 1) = static_cast<std::uint8_t>(hi[r]);
+          }
+        }
+        if (zero[r]) lo[r] = hi[r] = 0;
+        summaries[r].n = zero[r] ? 0 : random() | 1;
+        summaries[r].lo = static_cast<std::uint8_t>(lo[r]);
+        summaries[r].hi = static_cast<std::uint8_t>(hi[r]);
+        summaries[r].has_nan = nan[r] ? 1 : 0;
+      }
+      Impl::PanelState state;
+      if (by_scales) {
+        Atom::state_of_scales(scales.data() + 1, groups, state);
+      } else {
+        Atom::state_of_summaries(summaries, state);
+      }
+      int least = 1000, largest = -1000, most = 0;
+      bool all_aligned = true;
+      for (int r = 0; r < 16; ++r) {
+        const int spread = nan[r] ? 0 : hi[r] - lo[r], exponent = zero[r] ? -1 : lo[r] - 128;
+        for (int b = 0; b < 4; ++b) {
+          ASSERT_EQ(state.base.scale[4 * r + b], lo[r]);
+          ASSERT_EQ(state.spread[4 * r + b], spread);
+        }
+        ASSERT_EQ(state.exponent[r], exponent);
+        ASSERT_EQ(state.is_zero >> r & 1, zero[r] ? 1 : 0);
+        ASSERT_EQ(state.has_nan >> r & 1, nan[r] ? 1 : 0);
+        least = std::min(least, exponent);
+        largest = std::max(largest, exponent);
+        most = std::max(most, spread);
+        all_aligned = all_aligned && spread < 4 && !nan[r];
+      }
+      ASSERT_EQ(state.least_exponent, least);
+      ASSERT_EQ(state.largest_exponent, largest);
+      ASSERT_EQ(state.most_spread, most);
+      ASSERT_EQ(state.aligned, all_aligned);
+      ASSERT_EQ(state.base.near, !all_aligned);
+      aligned += all_aligned ? 1 : 0;
+    }
+    EXPECT_GE(aligned, 500);
+    EXPECT_LE(aligned, 3500);
+  });
+}
+
+// Sums are added where each row says, and wrap.
+TEST(PanelAtoms, AddedRows) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    Stream random(16);
+    for (int trial = 0; trial < 500; ++trial) {
+      const int rows = trial % 17;
+      std::int32_t sums[256], shifts[16];
+      std::vector<std::int64_t> wide(17 * 20);
+      for (auto& x : wide) x = static_cast<std::int64_t>(random());
+      for (auto& x : sums) x = static_cast<std::int32_t>(random());
+      std::vector<std::int64_t> expected = wide;
+      std::int64_t* to[16];
+      for (int r = 0; r < rows; ++r) {
+        const int at = (r * 7 + trial) % 17 * 20 + r % 4;
+        shifts[r] = static_cast<std::int32_t>(random() % 32);
+        to[r] = wide.data() + at;
+        for (int k = 0; k < 16; ++k) {
+          auto& x = expected[size_of_index(at + k)];
+          const auto sum = static_cast<std::uint64_t>(std::int64_t{sums[16 * r + k]});
+          x = static_cast<std::int64_t>(static_cast<std::uint64_t>(x) + (sum << shifts[r]));
+        }
+      }
+      Atom::add_rows(to, shifts, sums, rows);
+      ASSERT_EQ(wide, expected) << rows << " rows";
+    }
+  });
+}
+
+// Numbers that are rounded to float32 already are stored as the sums that give them.
+TEST(PanelAtoms, StoresRoundedNumbers) {
+  for_each_panel_atom([](auto atom) {
+    using Atom = decltype(atom);
+    using Impl::Element;
+    Stream random(17);
+    for (int trial = 0; trial < 200; ++trial) {
+      alignas(64) std::uint32_t numbers[256];
+      for (auto& x : numbers) {
+        x = static_cast<std::uint32_t>(random());
+        if (random() % 4 == 0) x = random() % 2 == 0 ? 0x7FC00000u : 0x7F800000u;
+        if ((x & 0x7FFFFFFFu) > 0x7F800000u) x = 0x7FC00000u;  // the library's only NaN
+      }
+      const int rows = 1 + trial % 16, cols = 1 + trial / 16 % 16;
+      const bool transposed = trial % 2 != 0;
+      const std::int32_t exponents[16] = {};
+      for (const Element element : {Element::f32, Element::bf16, Element::f16}) {
+        std::vector<unsigned char> c(16 * 20 * 4, 0xA5), expected = c;
+        for (int i = 0; i < rows; ++i) {
+          for (int j = 0; j < cols; ++j) {
+            Impl::store_from_f32(element, expected.data(), 20 * i + j,
+                                 numbers[transposed ? 16 * j + i : 16 * i + j]);
+          }
+        }
+        Impl::PanelStore to{1,
+                            {reinterpret_cast<const std::int32_t*>(numbers), nullptr},
+                            transposed,
+                            exponents,
+                            {exponents, nullptr},
+                            c.data(),
+                            element,
+                            20,
+                            rows,
+                            cols};
+        to.rounded = true;
+        Atom::store(to);
+        ASSERT_EQ(c, expected) << rows << " x " << cols;
+      }
+    }
+  });
+}
+
+/// Moves groups of codes as bytes say, and scales as Tile32x8's layout does.
+template <class Atom>
+void expect_copies() {
+  Stream random(18);
+  for (int trial = 0; trial < 300; ++trial) {
+    const int count = trial % 20,
+              from_block = trial % 3 == 0 ? 16 : 16 + static_cast<int>(trial % 50);
+    std::vector<std::uint8_t> plain(size_of_index(count * 300 + 300)),
+        woven(size_of_index(count * 70 + 64));
+    for (auto& x : plain) x = static_cast<std::uint8_t>(random());
+    std::vector<std::uint8_t> expected = woven;
+    const auto plain_at = [&](int n, int b, int j) {
+      return size_of_index(1 + n * 290 + b * from_block + j);
+    };
+    for (int n = 0; n < count; ++n) {
+      for (int i = 0; i < 64; ++i) {
+        expected[size_of_index(n * 69 + i)] = plain[plain_at(n, i % 4, i / 4)];
+      }
+    }
+    Atom::template move<false, true>(
+        {plain.data() + 1, from_block, 290, woven.data(), 1, 69, count});
+    ASSERT_EQ(woven, expected);
+    std::vector<std::uint8_t> back(plain.size(), 0xA5), expected_back = back;
+    for (int n = 0; n < count; ++n) {
+      for (int b = 0; b < 4; ++b) {
+        for (int j = 0; j < 16; ++j) {
+          expected_back[plain_at(n, b, j)] = plain[plain_at(n, b, j)];
+        }
+      }
+    }
+    Atom::template move<true, false>(
+        {woven.data(), 1, 69, back.data() + 1, from_block, 290, count});
+    ASSERT_EQ(back, expected_back);
+  }
+  for (int cols = 0; cols < 200; cols += 8) {
+    const int stride = cols + cols % 3;
+    std::vector<std::uint8_t> rows(size_of_index(32 * stride + 1)), tile(size_of_index(32 * cols));
+    for (auto& x : rows) x = static_cast<std::uint8_t>(random());
+    const std::int64_t moved =
+        Atom::template move_scales<true>(rows.data(), stride, tile.data(), cols);
+    ASSERT_LE(moved, cols);
+    ASSERT_EQ(moved % 8, 0);
+    std::vector<std::uint8_t> back(rows.size(), 0xA5);
+    ASSERT_EQ(Atom::template move_scales<false>(back.data(), stride, tile.data(), cols), moved);
+    for (int r = 0; r < 32; ++r) {
+      for (int c = 0; c < stride; ++c) {
+        const auto at = size_of_index(r * stride + c);
+        ASSERT_EQ(back[at], c < moved ? rows[at] : 0xA5);
+        if (c >= moved) continue;
+        ASSERT_EQ(
+            tile[size_of_index(c / 8 * 256 + c % 4 * 64 + r % 16 * 4 + c / 4 % 2 * 2 + r / 16)],
+            rows[at]);
+      }
+    }
+  }
+}
+TEST(CopyAtoms, MoveCodesAndScales) {
+  std::set<std::string> names;
+  for (const Impl::HostAtomsEntry& entry : Impl::all_host_atoms()) {
+    if (!entry.runs) continue;
+    Impl::with_host_atoms(entry.atoms, [&](auto atoms) {
+      using Copy = typename decltype(atoms)::Copy;
+      if (names.insert(Copy::name).second) expect_copies<Copy>();
+    });
+  }
 }
 
 // Joined limbs round as the sum of limbs does.

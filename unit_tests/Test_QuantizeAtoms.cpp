@@ -97,40 +97,88 @@ std::vector<typename Type::bits> random_row(RowKind kind, int blocks, Stream& ra
   return row;
 }
 
-/// The row of an atom equals that of the oracle: codes by groups, scales, summary; nothing else is
-/// written.
+/// Where a row's blocks go: from a group to the next, from a block to the next (0: woven), and how
+/// many blocks have a place.
+struct Places {
+  int codes_group, codes_block, codes;
+  int scales_8, scales_4, scales_1, scales;
+};
+
+/// The row of an atom equals that of the oracle: codes, scales, summary; nothing else is written.
+/// Then what it has written comes back: the summary again, and the numbers.
 template <class Atom, class Type, bool Sums>
 void expect_row(const unsigned char* x, int blocks, const ReferenceMatrix& expected,
                 const QuantizeRule& rule) {
-  const int groups = (blocks + 3) / 4;
-  for (const int gap : {0, 5}) {
-    const int codes_stride = 64 + gap, scales_stride = 4 + gap;
-    Bytes codes(size(1 + groups * codes_stride), 0xA5);
-    Bytes scales(size(1 + groups * scales_stride), 0xA5);
-    const RowSummary summary = Atom::template quantize_row<Type, Sums>(
-        x, blocks, codes.data() + 1, codes_stride, scales.data() + 1, scales_stride, rule);
-    Bytes expected_codes(codes.size(), 0xA5);
-    Bytes expected_scales(scales.size(), 0xA5);
-    for (int block = 0; block < 4 * groups; ++block) {
-      const int g = block / 4, b = block % 4;
+  const int all = (blocks + 3) / 4 * 4;
+  for (const Places& to :
+       {Places{64, 0, all, 8, 4, 1, all}, Places{69, 0, all, 18, 9, 1, all},
+        Places{64, 16, blocks, 8, 4, 1, blocks}, Places{180, 40, blocks, 256, 2, 64, blocks}}) {
+    const auto code_at = [&](int block, int j) {
+      return 1 + block / 4 * to.codes_group +
+             (to.codes_block == 0 ? 4 * j + block % 4 : block % 4 * to.codes_block + j);
+    };
+    const auto scale_at = [&](int block) {
+      return 1 + block / 8 * to.scales_8 + block / 4 % 2 * to.scales_4 + block % 4 * to.scales_1;
+    };
+    Bytes codes(size(1 + all / 4 * to.codes_group), 0xA5);
+    Bytes scales(size(1 + (all + 4) / 8 * to.scales_8), 0xA5);
+    Bytes expected_codes = codes, expected_scales = scales;
+    for (int block = 0; block < to.codes; ++block) {
       for (int j = 0; j < 16; ++j) {
-        expected_codes[1 + g * codes_stride + 4 * j + b] =
+        expected_codes[size(code_at(block, j))] =
             block < blocks ? expected.codes[16 * block + j] : 0;
       }
-      expected_scales[1 + g * scales_stride + b] = block < blocks ? expected.scales[block] : 0;
     }
+    for (int block = 0; block < to.scales; ++block) {
+      expected_scales[size(scale_at(block))] = block < blocks ? expected.scales[block] : 0;
+    }
+    RowSummary summary{}, again{};
+    Bytes copy(x, x + size(blocks) * 32 * sizeof(typename Type::bits));
+    Impl::BlockRows rows{copy.data(),
+                         0,
+                         1,
+                         blocks,
+                         rule,
+                         codes.data() + 1,
+                         0,
+                         to.codes_group,
+                         to.codes_block,
+                         to.codes,
+                         scales.data() + 1,
+                         0,
+                         to.scales_8,
+                         to.scales_4,
+                         to.scales_1,
+                         to.scales,
+                         &summary,
+                         0};
+    const bool regular = Atom::template quantize_rows<Type, Sums>(rows);
     ASSERT_EQ(scales, expected_scales);
     ASSERT_EQ(codes, expected_codes);
-    RowSummary all = expected.summaries[0];
-    if (!Sums && all.n != 0) all.n = 1;
-    ASSERT_EQ(summary.n, all.n);
-    ASSERT_EQ(summary.lo, all.lo);
-    ASSERT_EQ(summary.hi, all.hi);
-    ASSERT_EQ(summary.has_nan, all.has_nan);
-    if (gap == 0) {
-      Bytes plain(size(64 * groups + 1));
-      Atom::deinterleave(codes.data() + 1, groups, plain.data() + 1);
-      for (int i = 0; i < 16 * blocks; ++i) ASSERT_EQ(plain[1 + i], expected.codes[i]);
+    bool all_regular = true;
+    for (int block = 0; block < blocks; ++block) {
+      bool zeros = true;
+      for (int j = 0; j < 16; ++j) zeros = zeros && (expected.codes[16 * block + j] & 0x77) == 0;
+      const int scale = expected.scales[block];
+      all_regular = all_regular && scale != 255 && zeros == (scale == 0);
+    }
+    ASSERT_TRUE(all_regular || !regular);
+    rows.summaries = &again;
+    Atom::summarize_rows(rows);
+    const RowSummary wanted = expected.summaries[0];
+    for (const RowSummary& got : {Sums ? summary : again, again}) {
+      ASSERT_EQ(got.n, wanted.n);
+      ASSERT_EQ(got.lo, wanted.lo);
+      ASSERT_EQ(got.hi, wanted.hi);
+      ASSERT_EQ(got.has_nan, wanted.has_nan);
+    }
+    Atom::template dequantize_rows<Type>(rows);
+    for (int block = 0; block < blocks; ++block) {
+      constexpr int bytes = 32 * static_cast<int>(sizeof(typename Type::bits));
+      unsigned char dense[bytes];
+      Impl::PortableQuantizeAtom::dequantize<Type>(expected.codes.data() + 16 * block,
+                                                   expected.scales[block], dense);
+      ASSERT_TRUE(std::equal(dense, dense + bytes, copy.data() + block * bytes));
     }
   }
 }

@@ -48,6 +48,26 @@ KOKKOSMX_AVX512_INLINE __m512i permute_bytes(__m512i index, __m512i table) {
 #endif
 }
 
+/// VPMULTISHIFTQB: byte i of 64 bits of the result is the 8 bits from bit control[i] % 64 on of
+/// these 64 bits of x, around their end; where a bit of the mask is 0, it is src's byte.
+KOKKOSMX_AVX512_INLINE __m512i multishift(__m512i src, __mmask64 mask, __m512i control, __m512i x) {
+#ifdef KOKKOSMX_MODEL_INSTRUCTIONS
+  alignas(64) std::uint8_t c[64], r[64];
+  alignas(64) std::uint64_t v[8];
+  _mm512_store_si512(c, control);
+  _mm512_store_si512(v, x);
+  _mm512_store_si512(r, src);
+  for (int k = 0; k < 64; ++k) {
+    const int n = c[k] % 64;
+    const std::uint64_t turned = n == 0 ? v[k / 8] : v[k / 8] >> n | v[k / 8] << (64 - n);
+    if ((mask >> k & 1) != 0) r[k] = static_cast<std::uint8_t>(turned);
+  }
+  return _mm512_load_si512(r);
+#else
+  return _mm512_mask_multishift_epi64_epi8(src, mask, control, x);
+#endif
+}
+
 /// VPDPBUSD: adds to each int32 of sum the four products of unsigned bytes of a and signed of b.
 KOKKOSMX_AVX512_INLINE __m512i dot_add(__m512i sum, __m512i a, __m512i b) {
 #ifdef KOKKOSMX_MODEL_INSTRUCTIONS

@@ -490,15 +490,6 @@ class FragmentProduct {
 #endif
 
 template <class Kernel>
-struct PrepareX {
-  Kernel kernel;
-  struct Scratch {};
-  template <class Group>
-  void operator()(const Group&, Scratch&, std::int64_t item) const {
-    kernel.prepare_x(item);
-  }
-};
-template <class Kernel>
 struct WorkOnTasks {
   Kernel kernel;
   void operator()(std::int64_t worker) const { kernel.work(worker); }
@@ -531,6 +522,7 @@ class PanelProduct {
     memory.workers = pieces.take<unsigned char>(kernel_.config.workers *
                                                 static_cast<std::int64_t>(kernel_.layout.bytes));
     memory.tasks = pieces.take<TaskRange>(kernel_.config.workers);
+    memory.preparation = pieces.take<Preparation>(1);
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
@@ -539,9 +531,7 @@ class PanelProduct {
     kernel.p.minimum_tier = product.minimum_tier;
     kernel.p.counts = product.counts;
     if (product.rule != nullptr) kernel.p.rule = *product.rule;
-    static const std::string prepare_label = "KokkosMX::gemm: prepare";
-    launch(prepare_label, exec, kernel.prepare_items(), threads<1>,
-           PrepareX<PanelKernel<Atom>>{kernel});
+    kernel.begin();
     static const std::string label = "KokkosMX::gemm";
     launch_workers(label, exec, kernel.config.workers, WorkOnTasks<PanelKernel<Atom>>{kernel});
   }
@@ -552,7 +542,7 @@ class PanelProduct {
     if (operand.is_dense) {
       result.dense = prepared.dense;
       with_format(operand.dense.element, [&](auto format) {
-        result.quantize = &Atoms::Quantize::template quantize_row<decltype(format), false>;
+        result.quantize = &Atoms::Quantize::template quantize_rows<decltype(format), false>;
       });
     }
     result.matrix = prepared.matrix;

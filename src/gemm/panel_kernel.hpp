@@ -3,7 +3,9 @@
 #define KOKKOSMX_SRC_GEMM_PANEL_KERNEL_HPP
 
 /// \file panel_kernel.hpp
-/// The GEMM kernel of hosts with vector or matrix units, in two steps over any PanelAtom.
+/// The GEMM kernel of hosts with vector or matrix units, in two steps over any PanelAtom, both in
+/// one launch: workers take panels of the first step until there are none, and wait for those that
+/// others have begun.
 ///
 /// One operand is called x (the one with fewer rows), the other y. First x is brought whole into
 /// the atom's elements, panel by panel (quantized first, where it is dense). Then tasks, each some
@@ -18,6 +20,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../atoms/gemm/panel_atom.hpp"
+#include "../atoms/quantize/loops.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
@@ -31,19 +34,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 namespace KokkosMX::Impl {
 
-/// Quantizes a row: a quantize atom's quantize_row. Of the summary's n it says whether it is zero.
-using QuantizeRowFunction = RowSummary (*)(const unsigned char* x, std::int64_t blocks,
-                                           std::uint8_t* codes, std::int64_t codes_stride,
-                                           std::uint8_t* scales, std::int64_t scales_stride,
-                                           QuantizeRule rule);
+/// Quantizes rows: a quantize atom's quantize_rows, without summaries.
+using QuantizeRowsFunction = bool (*)(const BlockRows& rows);
 
 /// An operand as the panel kernel takes it: dense where quantize is not null, else a matrix; where
 /// that has no summaries, each panel's are made when it is loaded.
 struct PanelOperand {
-  QuantizeRowFunction quantize;
+  QuantizeRowsFunction quantize;
   DenseMap dense;
   MatrixMap matrix;
   bool has_summaries;
@@ -107,11 +108,17 @@ struct alignas(64) TaskRange {
   std::int64_t next, end;
 };
 
+/// The first step: panels of x that nobody has begun are those from `next` on.
+struct alignas(64) Preparation {
+  std::int64_t next, done;
+};
+
 /// Memory of the whole call, from the workspace.
 struct PanelMemory {
   PreparedX x;  ///< the workers have one each instead, if config.own_x
   unsigned char* workers;
   TaskRange* tasks;  ///< one for each worker
+  Preparation* preparation;
 };
 
 template <PanelAtom Atom>
@@ -210,27 +217,23 @@ struct PanelKernel {
     return layout;
   }
 
-  // ---- The first step: item = a panel of x. ----
-
-  std::int64_t prepare_items() const { return config.own_x ? 1 : p.x.batch * p.x.panels(); }
-  void prepare_x(std::int64_t item) const {
-    if (item == 0) {
-      const std::int64_t count = tasks();
-      for (int w = 0; w < config.workers; ++w) {
-        memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
-      }
-      if (!config.own_x) clear_rough(memory.x);
+  /// Before the launch, by the thread that launches: a host's execution space has nothing under way
+  /// by then.
+  void begin() const {
+    const std::int64_t count = tasks();
+    for (int w = 0; w < config.workers; ++w) {
+      memory.tasks[w] = {count * w / config.workers, count * (w + 1) / config.workers};
     }
-    if (!config.own_x) prepare_x(item, memory.x);
+    *memory.preparation = {0, 0};
+    if (!config.own_x) clear_rough(memory.x);
   }
-
-  // ---- The second step: item = a worker, which takes tasks until there are none. ----
 
   std::int64_t y_tasks() const { return (p.y.panels() + config.y_panels - 1) / config.y_panels; }
   std::int64_t x_tasks() const { return (p.x.panels() + config.x_panels - 1) / config.x_panels; }
   /// Where y is made in the task, all of x is multiplied with it there.
   std::int64_t tasks() const { return p.batch * y_tasks() * (p.y.is_panels() ? x_tasks() : 1); }
 
+  /// A worker prepares panels of x, and takes tasks, until there are none.
   void work(std::int64_t worker) const {
     unsigned char* own = memory.workers + static_cast<std::size_t>(worker) * layout.bytes;
     PreparedX x = memory.x;
@@ -238,6 +241,8 @@ struct PanelKernel {
       x = x_at(own);
       clear_rough(x);
       for (std::int64_t i = 0; i < p.x.batch * p.x.panels(); ++i) prepare_x(i, x);
+    } else {
+      prepare_together();
     }
     RoughBlock<Atom>::clear(own + layout.rough, config.rough, p.groups());
     Atom::begin();
@@ -262,6 +267,20 @@ struct PanelKernel {
     const PanelState* x_states;
     const PreparedX* x;
   };
+
+  /// What is waited for has been begun by a thread that runs: one thread alone waits for nothing.
+  void prepare_together() const {
+    const std::int64_t panels = p.x.batch * p.x.panels();
+    std::atomic_ref<std::int64_t> next(memory.preparation->next), done(memory.preparation->done);
+    for (std::int64_t item = next.fetch_add(1); item < panels; item = next.fetch_add(1)) {
+      prepare_x(item, memory.x);
+      done.fetch_add(1, std::memory_order_release);
+    }
+    constexpr int patience = 10000;
+    for (int i = 0; done.load(std::memory_order_acquire) < panels; ++i) {
+      if (i > patience) std::this_thread::yield();
+    }
+  }
 
   void prepare_x(std::int64_t item, const PreparedX& x) const {
     const std::int64_t groups = p.groups();
@@ -444,8 +463,9 @@ struct PanelKernel {
           return sums + (a * place.x_panels + b) * panel_outputs;
         };
         if (simple) {
-          store_straight(place, first + i, first + end_i, j, end_j, sums_of(i, j),
-                         transposed ? place.x_panels * panel_outputs : panel_outputs, counts);
+          counts[static_cast<int>(Tier::aligned)] +=
+              store_straight(place, first + i, first + end_i, j, end_j, sums_of(i, j),
+                             transposed ? place.x_panels * panel_outputs : panel_outputs, false);
           continue;
         }
         for (int b = j; b < end_j; ++b) {
@@ -539,14 +559,14 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     if (p.counts != nullptr) {
       for_outputs(place, i, j, [&](int r, int c) {
-        ++counts[static_cast<int>(tier_of_output(y.row[r], x.row[c]))];
+        ++counts[static_cast<int>(tier_of_output(row_of(y, r), row_of(x, c)))];
       });
     }
-    for (int r = 0; r < panel_rows; ++r) {
-      for (int c = 0; y.row[r].has_nan && c < panel_rows; ++c) {
+    for (int r = 0; (y.has_nan | x.has_nan) != 0 && r < panel_rows; ++r) {
+      for (int c = 0; (y.has_nan >> r & 1) != 0 && c < panel_rows; ++c) {
         products[r * panel_rows + c] = f32_nan;
       }
-      for (int c = 0; x.row[r].has_nan && c < panel_rows; ++c) {
+      for (int c = 0; (x.has_nan >> r & 1) != 0 && c < panel_rows; ++c) {
         products[c * panel_rows + r] = f32_nan;
       }
     }
@@ -555,33 +575,8 @@ struct PanelKernel {
                   [&](int r, int c) { put_in(place, i, j, r, c, products[r * panel_rows + c]); });
       return;
     }
-    // Along C's rows.
-    const bool transposed = x_step() != 1;
-    const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
-    const int rows = transposed ? rows_of(p.x, x_panel) : rows_of(p.y, y_panel);
-    const int cols = transposed ? rows_of(p.y, y_panel) : rows_of(p.x, x_panel);
-    const std::int64_t first =
-        place.batch * p.epilogue.batch + panel_rows * (y_panel * y_step() + x_panel * x_step());
-    with_format(p.epilogue.element, [&](auto format) {
-      using Format = decltype(format);
-      using Bits = typename Format::bits;
-      auto* c = static_cast<unsigned char*>(p.epilogue.c) +
-                first * static_cast<std::int64_t>(sizeof(Bits));
-      for (int r = 0; r < rows; ++r) {
-        Bits row[panel_rows];
-        for (int k = 0; k < panel_rows; ++k) {
-          row[k] = Format::from_f32(transposed ? products[k * panel_rows + r]
-                                               : products[r * panel_rows + k]);
-        }
-        unsigned char* to =
-            c + r * (transposed ? x_step() : y_step()) * static_cast<std::int64_t>(sizeof(Bits));
-        if (cols == panel_rows) {
-          std::memcpy(to, row, sizeof(row));
-        } else {
-          std::memcpy(to, row, static_cast<std::size_t>(cols) * sizeof(Bits));
-        }
-      }
-    });
+    store_straight(place, i, i + 1, j, j + 1, reinterpret_cast<const std::int32_t*>(products), 0,
+                   true);
   }
 
   /// Rounds and stores the outputs of panel i of y by panel j of x that the block's limbs hold;
@@ -592,21 +587,21 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     std::uint32_t products[panel_outputs];
     round_limbs(block, a, b, y, x, products);
-    bool rest = false;
-    for_outputs(place, i, j, [&](int r, int c) {
-      rest = rest || !RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c]);
-    });
-    if (!rest) {
+    if (RoughBlock<Atom>::limbs_hold(y.most_spread, x.most_spread)) {
       finish_products(place, i, j, products, counts);
       return false;
     }
+    bool rest = false;
     for_outputs(place, i, j, [&](int r, int c) {
-      if (!RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
-      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      if (!RoughBlock<Atom>::limbs_hold(row_of(y, r).spread, row_of(x, c).spread)) {
+        rest = true;
+        return;
+      }
+      const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       put_in(place, i, j, r, c, tier == Tier::automatic ? f32_nan : products[r * panel_rows + c]);
       ++counts[static_cast<int>(tier)];
     });
-    return true;
+    return rest;
   }
 
   /// RN_f32 of a tile's sums.
@@ -640,8 +635,10 @@ struct PanelKernel {
     const PanelState& x = place.x_states[j];
     const std::int64_t* limbs = nullptr;
     for_outputs(place, i, j, [&](int r, int c) {
-      if (by_limbs && RoughBlock<Atom>::limbs_hold(y.row[r], x.row[c])) return;
-      const Tier tier = tier_of_output(y.row[r], x.row[c]);
+      if (by_limbs && RoughBlock<Atom>::limbs_hold(row_of(y, r).spread, row_of(x, c).spread)) {
+        return;
+      }
+      const Tier tier = tier_of_output(row_of(y, r), row_of(x, c));
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
         if (limbs == nullptr) limbs = block.sum_by_blocks(a, b);
@@ -653,10 +650,11 @@ struct PanelKernel {
     });
   }
 
-  /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom.
-  void store_straight(const Place& place, int i, int end_i, int j, int end_j,
-                      const std::int32_t* sums, std::int64_t sums_step,
-                      std::uint64_t (&counts)[tier_count]) const {
+  /// Panels [i, end_i) of y by [j, end_j) of x, one or two in all, by the atom: sums, or numbers.
+  /// Returns how many outputs these are.
+  std::uint64_t store_straight(const Place& place, int i, int end_i, int j, int end_j,
+                               const std::int32_t* sums, std::int64_t sums_step,
+                               bool rounded) const {
     const Epilogue& epilogue = p.epilogue;
     const std::int64_t y_panel = place.y_panel + i, x_panel = place.x_panel + j;
     PanelStore to;
@@ -677,9 +675,9 @@ struct PanelKernel {
                bytes;
     to.element = epilogue.element;
     to.row_stride = to.transposed ? x_step() : y_step();
+    to.rounded = rounded;
     Atom::store(to);
-    counts[static_cast<int>(Tier::aligned)] +=
-        static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
+    return static_cast<std::uint64_t>(to.rows) * static_cast<std::uint64_t>(to.cols);
   }
 
   /// Rounds the aligned sums of panel i of y by panel j of x and hands what lies in C to the
@@ -759,7 +757,6 @@ struct PanelKernel {
                        std::uint8_t* codes, std::uint8_t* scales, PanelState& state) const {
     const std::int64_t first = panel * panel_rows;
     const int rows = static_cast<int>(std::min<std::int64_t>(panel_rows, operand.rows - first));
-    RowSummary summaries[panel_rows] = {};
     const bool in_place = operand.is_panels();
     if (!in_place && rows < panel_rows) {
       for (std::int64_t g = 0; g < p.groups(); ++g) {
@@ -769,25 +766,30 @@ struct PanelKernel {
                     static_cast<std::size_t>((panel_rows - rows) * group_blocks));
       }
     }
+    const PanelView view =
+        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
     if (operand.quantize != nullptr) {
-      for (int r = 0; r < rows; ++r) {
-        summaries[r] = operand.quantize(operand.dense.at(batch, first + r, 0), p.blocks,
-                                        codes + r * group_bytes, panel_group_bytes,
-                                        scales + r * group_blocks, panel_group_scales, p.rule);
+      const std::int64_t places = p.groups() * group_blocks;
+      const bool regular = operand.quantize(
+          {operand.dense.at(batch, first, 0), operand.dense.row, rows, p.blocks, p.rule, codes,
+           group_bytes, panel_group_bytes, 0, places, scales, group_blocks, 2 * panel_group_scales,
+           panel_group_scales, 1, places, nullptr, 0});
+      if (regular) {
+        Atom::state_of_scales(scales, static_cast<int>(p.groups()), state);
+        return view;
       }
     } else if (!in_place) {
       copy_panel(operand.matrix, batch, first, rows, codes, scales);
     }
-    const PanelView view =
-        in_place ? panel_in_place(operand, batch, panel) : PanelView{codes, scales};
+    RowSummary summaries[panel_rows] = {};
     if (operand.quantize == nullptr && operand.has_summaries) {
       for (int r = 0; r < rows; ++r) {
         summaries[r] = *operand.matrix.summaries.at(batch, first + r);
       }
-    } else if (operand.quantize == nullptr) {
+    } else {
       summarize(view, rows, summaries);
     }
-    set_state(summaries, state);
+    Atom::state_of_summaries(summaries, state);
     return view;
   }
 
@@ -828,7 +830,7 @@ struct PanelKernel {
     return static_cast<int>(std::min<std::int64_t>(group_blocks, p.blocks - group * group_blocks));
   }
 
-  /// The summaries of a panel's rows, as QuantizeRowFunction has them.
+  /// The summaries of a panel's rows; of n, only whether it is zero.
   void summarize(const PanelView& view, int rows, RowSummary (&summaries)[panel_rows]) const {
     for (std::int64_t g = 0; g < p.groups(); ++g) {
       const int blocks = blocks_of(g);
@@ -853,24 +855,6 @@ struct PanelKernel {
         }
       }
     }
-  }
-
-  static void set_state(const RowSummary (&summaries)[panel_rows], PanelState& state) {
-    state.aligned = true;
-    state.least_exponent = 1 << 10;
-    state.largest_exponent = -(1 << 10);
-    for (int r = 0; r < panel_rows; ++r) {
-      const RowSummary& s = summaries[r];
-      state.row[r] = {s.n, s.lo, s.hi - s.lo, s.has_nan != 0};
-      state.exponent[r] = s.n == 0 ? -1 : s.lo - 128;
-      state.least_exponent = std::min(state.least_exponent, state.exponent[r]);
-      state.largest_exponent = std::max(state.largest_exponent, state.exponent[r]);
-      state.aligned = state.aligned && state.row[r].spread < band_width && !state.row[r].has_nan;
-      const std::uint32_t base = s.lo * 0x01010101u;
-      std::memcpy(state.base.scale + r * group_blocks, &base, group_blocks);
-      std::memset(state.spread + r * group_blocks, s.has_nan != 0 ? 0 : s.hi - s.lo, group_blocks);
-    }
-    state.base.near = !state.aligned;
   }
 };
 

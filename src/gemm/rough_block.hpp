@@ -47,24 +47,15 @@ struct PanelView {
   const std::uint8_t* scales;
 };
 
-/// What a panel's rows ask for.
-struct PanelState {
-  PanelBase base;
-  RowState row[panel_rows];
-  /// lo - 128, of a row without nonzero blocks -1: an output's unit is 2^(sum of its row's and its
-  /// column's).
-  std::int32_t exponent[panel_rows];
-  std::int32_t least_exponent, largest_exponent;
-  /// Every row fits the atom's integers in one pass, none holds a NaN.
-  bool aligned;
-  /// As base: how far above lo a row has blocks that count, 0 if it holds a NaN.
-  alignas(64) std::uint8_t spread[panel_group_scales];
-
-  /// Outside band 0, and no block of zeros.
-  static bool is_beyond(int distance, const RowState& row) {
-    return distance >= band_width && distance <= row.spread;
-  }
-};
+/// What is known of a row. Of n, only whether it is zero.
+inline RowState row_of(const PanelState& state, int r) {
+  return {state.is_zero >> r & 1u ? 0u : 1u, state.base.scale[r * group_blocks],
+          state.spread[r * group_blocks], (state.has_nan >> r & 1u) != 0};
+}
+/// Outside band 0, and no block of zeros.
+inline bool is_beyond(int distance, const RowState& row) {
+  return distance >= band_width && distance <= row.spread;
+}
 
 /// How rough blocks are cut and when they are worth it: see gemm_select.hpp.
 struct RoughConfig {
@@ -272,9 +263,9 @@ class RoughBlock {
   /// Limb l of the sums of panel a of y by panel b of x; limbs from used_limbs() on are zero.
   const std::int64_t* limb_of(int l, int a, int b) const { return limb(l) + at(a, b); }
   int used_limbs() const { return used_limbs_; }
-  /// Limbs hold the sum of these rows.
-  static bool limbs_hold(const RowState& a, const RowState& b) {
-    return a.spread / band_width + b.spread / band_width <= most_bands;
+  /// Limbs hold the sum of rows with these spreads.
+  static bool limbs_hold(std::int32_t a, std::int32_t b) {
+    return a / band_width + b / band_width <= most_bands;
   }
 
   /// Sums of any width of panel a of y by panel b of x: limbs as WideSum has them, those of an
@@ -379,7 +370,7 @@ class RoughBlock {
     for_rough_rows([&](const PanelState& state, int r) {
       if (row++ == sample * rows / samples) {
         ++sample;
-        count_columns(view, state.row[r], r, counts);
+        count_columns(view, row_of(state, r), r, counts);
       }
     });
     const int threshold = static_cast<int>(samples + 1) / 2;
@@ -407,7 +398,7 @@ class RoughBlock {
     for (std::int64_t block = 0; block < blocks_; ++block) {
       const std::int64_t g = block / group_blocks, b = block % group_blocks;
       const int distance = view.scales[g * panel_group_scales + r * group_blocks + b] - row.lo;
-      if (!PanelState::is_beyond(distance, row)) continue;
+      if (!is_beyond(distance, row)) continue;
       const int least = least_far_magnitude(distance);
       const std::uint8_t* codes = view.codes + g * panel_group_bytes + r * group_bytes + b;
       std::uint8_t* to = counts + g * group_size + b;
@@ -428,7 +419,7 @@ class RoughBlock {
       std::uint8_t of_block[group_blocks];
       for (int b = 0; b < group_blocks; ++b) {
         const int distance = scales[b] - row.lo;
-        const bool beyond = PanelState::is_beyond(distance, row);
+        const bool beyond = is_beyond(distance, row);
         of_block[b] = static_cast<std::uint8_t>(beyond ? 8 - least_far_magnitude(distance) : 0);
       }
       std::memcpy(&add, of_block, sizeof(add));
@@ -445,7 +436,7 @@ class RoughBlock {
   /// The bands beyond 0 in which a row has something in a group.
   std::uint64_t bands_in_group(const Side& side, int p, int r, std::int64_t g,
                                const std::uint8_t* mask) const {
-    const RowState& row = side.state[p]->row[r];
+    const RowState row = row_of(*side.state[p], r);
     const std::uint8_t* scales = side.view[p].scales + g * panel_group_scales + r * group_blocks;
     const std::uint8_t* codes = side.view[p].codes + g * panel_group_bytes + r * group_bytes;
     const FarCodes far(scales, row);
@@ -554,7 +545,7 @@ class RoughBlock {
       }
       const int p = pieces.row[i] / panel_rows, r = pieces.row[i] % panel_rows;
       const PanelView& view = side.view[p];
-      const RowState& row = side.state[p]->row[r];
+      const RowState row = row_of(*side.state[p], r);
       const std::uint8_t* from = view.codes + pieces.group * panel_group_bytes + r * group_bytes;
       const std::uint8_t* scale =
           view.scales + pieces.group * panel_group_scales + r * group_blocks;
@@ -697,7 +688,7 @@ class RoughBlock {
         code[i] = static_cast<std::uint8_t>(codes[code_at[i]] >> nibble[i] & 15);
         scale[i] = scales[scale_at[i]];
       }
-      const RowState& row = side.state[p]->row[r];
+      const RowState row = row_of(*side.state[p], r);
       std::uint8_t* band = bands + r * group_size;
       present[r] = 0;
       if (!Atom::split_bands(code, scale, row.lo, row.spread, values + r * group_size, band)) {
@@ -788,36 +779,45 @@ class RoughBlock {
   }
 
   void add(const RoughPieces& y, const RoughPieces& x, const std::int32_t* sums) {
-    if (x.panel >= 0 && y.panel >= 0) {
-      add(y.row[0], x.panel, y.band[0] + x.band[0], sums, panel_outputs);
-    } else if (x.panel >= 0) {
+    if (x.panel >= 0) {
+      std::int64_t* to[panel_rows];
+      std::int32_t shifts[panel_rows];
       for (int i = 0; i < y.count; ++i) {
-        add(y.row[i], x.panel, y.band[i] + x.band[0], sums + i * panel_rows, panel_rows);
+        // Where both bands are too much, no output with both is held by the limbs: there it does
+        // not matter what they hold.
+        const int shift = std::min(y.band[i] + x.band[0], most_bands) * band_width;
+        shifts[i] = shift % limb_bits;
+        to[i] = row_at(shift, y.row[i], x.panel);
       }
-    } else {
-      for (int j = 0; j < x.count; ++j) {
-        const std::int64_t col = x.row[j] % panel_rows;
+      Atom::add_rows(to, shifts, sums, y.count);
+      return;
+    }
+    for (int j = 0; j < x.count; ++j) {
+      const int panel = x.row[j] / panel_rows, col = x.row[j] % panel_rows;
+      if (y.panel >= 0) {
+        const int shift = std::min(y.band[0] + x.band[j], most_bands) * band_width;
+        std::int64_t* to = row_at(shift, panel_rows * y.panel, panel) + col;
+        const std::uint64_t unit = std::uint64_t{1} << (shift % limb_bits);
+        for (int i = 0; i < panel_rows; ++i)
+          add(to[i * panel_rows], sums[i * panel_rows + j], unit);
+      } else {
         for (int i = 0; i < y.count; ++i) {
-          const int both = y.band[i] + x.band[j];
-          if (both > most_bands) continue;
-          std::int64_t& to =
-              limb(both * band_width / limb_bits)[at(y.row[i] / panel_rows, x.row[j] / panel_rows) +
-                                                  y.row[i] % panel_rows * panel_rows + col];
-          // The limbs' bound holds for what is used.
-          to = static_cast<std::int64_t>(
-              static_cast<std::uint64_t>(to) +
-              (static_cast<std::uint64_t>(std::int64_t{sums[i * panel_rows + j]})
-               << (both * band_width % limb_bits)));
+          const int shift = std::min(y.band[i] + x.band[j], most_bands) * band_width;
+          add(row_at(shift, y.row[i], panel)[col], sums[i * panel_rows + j],
+              std::uint64_t{1} << (shift % limb_bits));
         }
       }
     }
   }
-  void add(int row, int x_panel, int both, const std::int32_t* sums, int count) {
-    if (both > most_bands) return;  // no output with both of them is held by the limbs
-    const int shift = both * band_width;
-    Atom::add_shifted(
-        limb(shift / limb_bits) + at(row / panel_rows, x_panel) + row % panel_rows * panel_rows,
-        sums, count, shift % limb_bits);
+  /// The limb bound holds for what is used.
+  static void add(std::int64_t& to, std::int32_t sum, std::uint64_t unit) {
+    to = static_cast<std::int64_t>(static_cast<std::uint64_t>(to) +
+                                   static_cast<std::uint64_t>(static_cast<std::int64_t>(sum)) *
+                                       unit);
+  }
+  /// 16 outputs of row `row` of y by a panel of x, in the limb of a shift.
+  std::int64_t* row_at(int shift, int row, int x_panel) const {
+    return limb(shift / limb_bits) + at(row / panel_rows, x_panel) + row % panel_rows * panel_rows;
   }
 
   RoughConfig config_;
@@ -841,8 +841,11 @@ const std::int64_t* RoughBlock<Atom>::sum_by_blocks(int a, int b) {
   auto* x_elements = memory_at<element>(layout_.x);
   auto* limbs = memory_at<std::int64_t>(layout_.limbs);
   std::memset(limbs, 0, WideSum::limbs * panel_outputs * sizeof(*limbs));
-  const RowState* y_row = y_.state[a]->row;
-  const RowState* x_row = x_.state[b]->row;
+  RowState y_row[panel_rows], x_row[panel_rows];
+  for (int r = 0; r < panel_rows; ++r) {
+    y_row[r] = row_of(*y_.state[a], r);
+    x_row[r] = row_of(*x_.state[b], r);
+  }
   alignas(64) std::uint8_t zeros[panel_group_scales] = {};
   PanelBase base;
   std::memset(base.scale, 0, sizeof(base.scale));

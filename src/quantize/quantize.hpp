@@ -3,8 +3,9 @@
 #define KOKKOSMX_SRC_QUANTIZE_QUANTIZE_HPP
 
 /// \file quantize.hpp
-/// The kernels that walk the rows of a matrix, for arguments already checked: an item is a run of
-/// rows. On devices a thread of the group takes a block; host threads quantize by groups of blocks.
+/// The kernels that walk the rows of a matrix, for arguments already checked. On devices an item is
+/// some rows, and a thread of the group takes a block; a host's worker hands its rows to an atom,
+/// those of a tile of 16 together.
 
 #include <KokkosMX/Types.hpp>
 
@@ -24,24 +25,6 @@ namespace KokkosMX::Impl {
 
 /// Threads of a team, on devices.
 inline constexpr int row_kernel_threads = 128;
-
-/// Blocks that a host thread takes at a time, about: some microseconds.
-inline constexpr std::int64_t blocks_per_item = 2048;
-
-/// Rows that a host thread takes at a time: several items for every thread, and whole tiles of 16
-/// rows where there are enough of them, since threads should not write to the same lines.
-inline std::int64_t rows_per_item(std::int64_t rows, std::int64_t blocks,
-                                  std::int64_t concurrency) {
-  constexpr std::int64_t tile = 16;
-  const std::int64_t most = (rows + 4 * concurrency - 1) / (4 * concurrency);
-  const std::int64_t wanted = blocks_per_item / (blocks > 0 ? blocks : 1);
-  if (most >= tile) {
-    const std::int64_t tiles = (wanted < most ? wanted : most) / tile;
-    return tile * (tiles > 1 ? tiles : 1);
-  }
-  const std::int64_t some = wanted < most ? wanted : most;
-  return some > 1 ? some : 1;
-}
 
 /// Shared by a group while it makes the summaries of rows.
 struct SummaryScratch {
@@ -65,22 +48,18 @@ struct RowGroup {
 template <class Group>
 KOKKOS_INLINE_FUNCTION void store_summary(const Group& group, SummaryScratch& scratch,
                                           const RowSummary& part, RowSummary* to) {
-  if constexpr (Group::is_serial) {
-    *to = part;
-  } else {
-    RowSummary* parts = scratch.part + group.first;
-    const int rank = group.rank();
-    parts[rank] = part;
-    for (int half = group.size() / 2; half > 0; half /= 2) {
-      group.barrier();
-      if (rank < half) merge(parts[rank], parts[rank + half]);
-    }
-    if (rank == 0 && to != nullptr) *to = parts[0];
+  RowSummary* parts = scratch.part + group.first;
+  const int rank = group.rank();
+  parts[rank] = part;
+  for (int half = group.size() / 2; half > 0; half /= 2) {
     group.barrier();
+    if (rank < half) merge(parts[rank], parts[rank + half]);
   }
+  if (rank == 0 && to != nullptr) *to = parts[0];
+  group.barrier();
 }
 
-/// A row kernel: f(group, scratch, batch, row, is_row) for each row of [0, rows).
+/// A row kernel of devices: body(group, scratch, batch, row, is_row) for each row of [0, rows).
 template <class RowBody>
 struct RowKernel {
   RowBody body;
@@ -92,14 +71,33 @@ struct RowKernel {
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
     const Divided place = divided(group, item, items_per_batch);
     const std::int64_t batch = place.quotient, begin = place.remainder * rows_per_item;
-    if constexpr (Group::is_serial) {
-      const std::int64_t end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
-      for (std::int64_t row = begin; row < end; ++row) body(group, scratch, batch, row, true);
-    } else {
-      const int threads = group.size() / static_cast<int>(rows_per_item);
-      const int part = group.rank() / threads;
-      const std::int64_t row = begin + part;
-      body(RowGroup<Group>{group, part * threads, threads}, scratch, batch, row, row < rows);
+    const int threads = group.size() / static_cast<int>(rows_per_item);
+    const int part = group.rank() / threads;
+    const std::int64_t row = begin + part;
+    body(RowGroup<Group>{group, part * threads, threads}, scratch, batch, row, row < rows);
+  }
+};
+
+/// The same on hosts: body.rows(batch, first, count) for some rows, which lie in one tile of 16.
+/// Every worker has as many as the others, the same ones in every call, so that what they read and
+/// write stays in its caches.
+template <class RowBody>
+struct RowWorkers {
+  RowBody body;
+  std::int64_t batch, rows, workers;
+  static constexpr std::int64_t tile = 16;
+
+  void operator()(std::int64_t worker) const {
+    // Threads should not write to the same lines of a tile; but all should have work.
+    const std::int64_t unit =
+        batch * rows >= 2 * tile * workers ? 2 * tile : (batch * rows >= 2 * workers ? 2 : 1);
+    const std::int64_t units = (rows + unit - 1) / unit, all = batch * units;
+    for (std::int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i) {
+      const std::int64_t begin = i % units * unit;
+      const std::int64_t end = begin + unit < rows ? begin + unit : rows;
+      for (std::int64_t first = begin; first < end; first += tile) {
+        body.rows(i / units, first, first + tile < end ? tile : end - first);
+      }
     }
   }
 };
@@ -114,54 +112,44 @@ inline std::int64_t rows_per_group(std::int64_t blocks) {
 template <class ExecSpace, class RowBody>
 void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t batch,
                  std::int64_t rows, std::int64_t blocks, const RowBody& body) {
-  const std::int64_t per_item = is_host_space_v<ExecSpace>
-                                    ? rows_per_item(rows, blocks, concurrency_of(exec))
-                                : RowBody::by_eights ? row_kernel_threads / 32  // a warp each
+  if constexpr (is_host_space_v<ExecSpace>) {
+    if (batch * rows == 0) return;
+    const std::int64_t workers = concurrency_of(exec);
+    launch_workers(label, exec, workers, RowWorkers<RowBody>{body, batch, rows, workers});
+  } else {
+    const std::int64_t per_item = RowBody::by_eights ? row_kernel_threads / 32  // a warp each
                                                      : rows_per_group(blocks);
-  const std::int64_t items = (rows + per_item - 1) / per_item;
-  launch(label, exec, batch * items, threads<row_kernel_threads>,
-         RowKernel<RowBody>{body, rows, per_item, items});
+    const std::int64_t items = (rows + per_item - 1) / per_item;
+    launch(label, exec, batch * items, threads<row_kernel_threads>,
+           RowKernel<RowBody>{body, rows, per_item, items});
+  }
 }
 
-/// Blocks that a host thread quantizes before it puts them in their places.
-inline constexpr int row_chunk_blocks = 64;
-
-/// What a host thread has of a row before it is in its places: codes by groups, as an atom's
-/// quantize_row gives them, and scales.
-struct RowChunk {
-  alignas(64) std::uint8_t codes[row_chunk_blocks * block_bytes];
-  alignas(64) std::uint8_t scales[row_chunk_blocks];
-};
-
-/// Puts a chunk's blocks in their places, from block `first` of a row on.
-template <class Atom>
-KOKKOS_INLINE_FUNCTION void place_chunk(const RowChunk& chunk, const MatrixMap& q,
-                                        std::int64_t batch, std::int64_t row, std::int64_t first,
-                                        int count) {
-  const int groups = (count + group_blocks - 1) / group_blocks;
+/// Rows of one tile of 16 as a host's atom takes them; x and its row's bytes where they are dense,
+/// too.
+inline BlockRows block_rows(const MatrixMap& q, std::int64_t batch, std::int64_t first,
+                            std::int64_t count, const DenseMap& x, QuantizeRule rule) {
   const CodesMap& codes = q.codes;
-  if (codes.byte == group_blocks) {
-    for (int g = 0; g < groups; ++g) {
-      std::memcpy(codes.at(batch, row, first + g * group_blocks), chunk.codes + g * group_bytes,
-                  group_bytes);
-    }
-  } else if (codes.block_1 == block_bytes && codes.block_4 == group_bytes &&
-             count % group_blocks == 0) {
-    Atom::deinterleave(chunk.codes, groups, codes.at(batch, row, first));
-  } else {
-    alignas(64) std::uint8_t plain[sizeof(chunk.codes)];
-    Atom::deinterleave(chunk.codes, groups, plain);
-    std::uint8_t* to = codes.at(batch, row, first);
-    for (int k = 0; k < count; ++k) {
-      std::memcpy(to + codes.block_offset(k), plain + k * block_bytes, block_bytes);
-    }
-  }
-  std::uint8_t* to = q.scales.at(batch, row, first);
-  if (q.scales.col_8 == 8 && q.scales.col_4 == 4 && q.scales.col_1 == 1) {
-    std::memcpy(to, chunk.scales, static_cast<std::size_t>(count));
-  } else {  // first is a multiple of 8
-    for (int k = 0; k < count; ++k) to[q.scales.col_offset(k)] = chunk.scales[k];
-  }
+  const ScalesMap& scales = q.scales;
+  const bool sums = q.summaries.data != nullptr;
+  return {x.data == nullptr ? nullptr : x.at(batch, first, 0),
+          x.row,
+          count,
+          q.blocks,
+          rule,
+          codes.at(batch, first, 0),
+          codes.row,
+          codes.block_4,
+          codes.byte == 1 ? codes.block_1 : 0,
+          codes.blocks,
+          scales.at(batch, first, 0),
+          scales.row_1,
+          scales.col_8,
+          scales.col_4,
+          scales.col_1,
+          scales.cols,
+          sums ? q.summaries.at(batch, first) : nullptr,
+          q.summaries.row};
 }
 
 /// Sums of squares of a row's blocks, none of them zeros, whose scales lie near the first one's:
@@ -212,37 +200,43 @@ struct QuantizeRow {
                                          std::int64_t row, bool is_row) const {
     if (is_row) clear_padding(group, batch, row);
     is_row = is_row && row < q.rows;
-    const bool sums = q.summaries.data != nullptr;
-    if constexpr (Group::is_serial) {
-      if (!is_row) return;
-      const RowSummary all = sums ? by_groups<true>(batch, row) : by_groups<false>(batch, row);
-      if (sums) *q.summaries.at(batch, row) = all;
-    } else {
-      RowSummary part{};
-      bool done = false;
-      if constexpr (by_eights) {
-        if (is_row && Atom::template takes_eights<Format>(x.at(batch, row, 0))) {
-          if (rule.rounding() == Rounding::nearest_even) {
-            by_warp<true>(group, batch, row, part);
-          } else {
-            by_warp<false>(group, batch, row, part);
-          }
-          done = true;
+    RowSummary part{};
+    bool done = false;
+    if constexpr (by_eights) {
+      if (is_row && Atom::template takes_eights<Format>(x.at(batch, row, 0))) {
+        if (rule.rounding() == Rounding::nearest_even) {
+          by_warp<true>(group, batch, row, part);
+        } else {
+          by_warp<false>(group, batch, row, part);
         }
+        done = true;
       }
-      if (!done) {
-        for_each(group, is_row ? q.blocks : 0,
-                 [&](std::int64_t k) { merge(part, by_block(batch, row, k)); });
-      }
-      if (sums) {
-        store_summary(group, scratch, part, is_row ? q.summaries.at(batch, row) : nullptr);
-      }
+    }
+    if (!done) {
+      for_each(group, is_row ? q.blocks : 0,
+               [&](std::int64_t k) { merge(part, by_block(batch, row, k)); });
+    }
+    if (q.summaries.data != nullptr) {
+      store_summary(group, scratch, part, is_row ? q.summaries.at(batch, row) : nullptr);
+    }
+  }
+
+  void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
+    for (std::int64_t i = 0; i < count; ++i) clear_padding(SerialGroup{}, batch, first + i);
+    const std::int64_t left = q.rows - first;
+    if (left <= 0) return;
+    const BlockRows all = block_rows(q, batch, first, left < count ? left : count, x, rule);
+    if (all.summaries != nullptr) {
+      Atom::template quantize_rows<Format, true>(all);
+    } else {
+      Atom::template quantize_rows<Format, false>(all);
     }
   }
 
   /// A block, by one thread. Where quads take most blocks, its code should not lie among theirs.
-  KOKKOSMX_APART_ON_CUDA KOKKOS_FUNCTION RowSummary by_block(std::int64_t batch, std::int64_t row,
-                                                             std::int64_t k) const {
+  KOKKOSMX_APART_ON_CUDA KOKKOS_INLINE_FUNCTION RowSummary by_block(std::int64_t batch,
+                                                                    std::int64_t row,
+                                                                    std::int64_t k) const {
     const BlockResult result = q.codes.store(q.codes.at(batch, row, k), [&](std::uint8_t* codes) {
       return Atom::template quantize<Format>(x.at(batch, row, k * bytes), codes, rule);
     });
@@ -304,29 +298,6 @@ struct QuantizeRow {
     merge(part, tally.summary());
   }
 
-  template <bool Sums>
-  KOKKOS_INLINE_FUNCTION RowSummary by_groups(std::int64_t batch, std::int64_t row) const {
-    const ScalesMap& scales = q.scales;
-    // Where both lie by groups, padding included, everything goes straight to its place.
-    if (q.codes.byte == group_blocks && scales.col_1 == 1 && scales.col_8 == 2 * scales.col_4 &&
-        scales.cols % group_blocks == 0) {
-      return Atom::template quantize_row<Format, Sums>(
-          x.at(batch, row, 0), q.blocks, q.codes.at(batch, row, 0), q.codes.block_4,
-          scales.at(batch, row, 0), scales.col_4, rule);
-    }
-    RowChunk chunk;
-    RowSummary all{};
-    for (std::int64_t first = 0; first < q.blocks; first += row_chunk_blocks) {
-      const std::int64_t left = q.blocks - first;
-      const int count = left < row_chunk_blocks ? static_cast<int>(left) : row_chunk_blocks;
-      merge(all, Atom::template quantize_row<Format, Sums>(x.at(batch, row, first * bytes), count,
-                                                           chunk.codes, group_bytes, chunk.scales,
-                                                           group_blocks, rule));
-      place_chunk<Atom>(chunk, q, batch, row, first, count);
-    }
-    return all;
-  }
-
   /// Writes the part of the row that only a layout has.
   template <class Group>
   KOKKOS_INLINE_FUNCTION void clear_padding(const Group& group, std::int64_t batch,
@@ -352,6 +323,9 @@ struct DequantizeRow {
   static constexpr int groups_together = 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
+  void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
+    Atom::template dequantize_rows<Format>(block_rows(q, batch, first, count, x, rules::reference));
+  }
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t batch,
                                          std::int64_t row, bool is_row) const {
@@ -369,6 +343,10 @@ struct SummarizeRow {
   using Scratch = SummaryScratch;
   static constexpr bool by_eights = false;
   static constexpr int groups_together = 6;
+
+  void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
+    Atom::summarize_rows(block_rows(q, batch, first, count, {}, rules::reference));
+  }
 
   template <class Group>
   KOKKOS_INLINE_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t batch,

@@ -9,6 +9,7 @@
 #include <KokkosMX/Matrix.hpp>
 #include <KokkosMX/Types.hpp>
 
+#include "../atom_select.hpp"
 #include "../launch.hpp"
 #include "../numbers.hpp"
 #include "../operand.hpp"
@@ -18,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 namespace KokkosMX::Impl {
@@ -25,33 +27,13 @@ namespace KokkosMX::Impl {
 /// Threads of a team, on devices.
 inline constexpr int copy_threads = 128;
 
-/// Bytes of a matrix that a host thread copies at a time, about.
-inline constexpr std::int64_t copy_bytes_per_item = 32768;
-
-/// How the tiles of a matrix are dealt out: some to an item.
-struct TilesOfItems {
-  std::int64_t tiles, tiles_per_item, items_per_batch;
-
-  template <class ExecSpace>
-  static TilesOfItems make(const ExecSpace& exec, std::int64_t batch, std::int64_t tiles,
-                           std::int64_t bytes_of_tile) {
-    std::int64_t each = 1;
-    if (is_host_space_v<ExecSpace>) {
-      const std::int64_t most = batch * tiles / (4 * concurrency_of(exec));  // work for all threads
-      each = copy_bytes_per_item / (bytes_of_tile > 0 ? bytes_of_tile : 1);
-      each = each < most ? each : most;
-      each = each < tiles ? each : tiles;
-      each = each > 1 ? each : 1;
-    }
-    return {tiles, each, (tiles + each - 1) / each};
-  }
-  /// Calls f(batch, tile) for the tiles of an item.
-  template <class Group, class F>
-  KOKKOS_INLINE_FUNCTION void operator()(const Group& group, std::int64_t item, const F& f) const {
-    const Divided place = divided(group, item, items_per_batch);
-    const std::int64_t first = place.remainder * tiles_per_item;
-    const std::int64_t end = first + tiles_per_item < tiles ? first + tiles_per_item : tiles;
-    for (std::int64_t tile = first; tile < end; ++tile) f(place.quotient, tile);
+/// The tiles that a copy is made of.
+struct Tiles {
+  std::int64_t batch, tiles;
+  /// Where an item's tile is.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION Divided operator()(const Group& group, std::int64_t item) const {
+    return divided(group, item, tiles);
   }
 };
 
@@ -62,116 +44,64 @@ template <bool FromWoven, bool ToWoven>
 struct CopyCodes {
   CodesMap from, to;
   std::int64_t rows, blocks;
-  TilesOfItems tiles;
+  Tiles tiles;
   struct Scratch {};
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
-      const std::int64_t first = 16 * tile, groups = (to.blocks + 3) / 4, whole = blocks / 4;
-      const std::int64_t height = to.rows - first < 16 ? to.rows - first : 16;
-      const std::int64_t inside = rows - first < height ? rows - first : height;
-      // So many whole groups, down from (row, g) or to its right.
-      const auto move_down = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
-        move(from.at(batch, first + row, 4 * g), from.block_1, from.row,
-             to.at(batch, first + row, 4 * g), to.block_1, to.row, count);
-      };
-      const auto move_right = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
-        move(from.at(batch, first + row, 4 * g), from.block_1, from.block_4,
-             to.at(batch, first + row, 4 * g), to.block_1, to.block_4, count);
-      };
-      const auto move_rest = [&](std::int64_t row, std::int64_t g) {
-        const std::int64_t given = row < inside ? blocks - 4 * g : 0, filled = to.blocks - 4 * g;
-        move_part(from.at(batch, first + row, 4 * g), given < 4 ? given : 4,
-                  to.at(batch, first + row, 4 * g), filled < 4 ? filled : 4);
-      };
-      if constexpr (Group::is_serial) {
-        // In the order of the output.
-        if (to.block_4 == group_bytes) {
-          constexpr std::int64_t run = 8;
-          for (std::int64_t g = 0; g < whole; g += run) {
-            const std::int64_t count = whole - g < run ? whole - g : run;
-            for (std::int64_t row = 0; row < inside; ++row) move_right(row, g, count);
-          }
-        } else {
-          for (std::int64_t g = 0; g < whole; ++g) move_down(0, g, inside);
-        }
-        for (std::int64_t row = 0; row < height; ++row) {
-          for (std::int64_t g = row < inside ? whole : 0; g < groups; ++g) move_rest(row, g);
+    const Divided place = tiles(group, item);
+    do_tile<PortableCopyAtom>(group, place.quotient, place.remainder);
+  }
+  template <class Atom, class Group>
+  KOKKOS_INLINE_FUNCTION void do_tile(const Group& group, std::int64_t batch,
+                                      std::int64_t tile) const {
+    const std::int64_t first = 16 * tile, groups = (to.blocks + 3) / 4, whole = blocks / 4;
+    const std::int64_t height = to.rows - first < 16 ? to.rows - first : 16;
+    const std::int64_t inside = rows - first < height ? rows - first : height;
+    // So many whole groups, down from (row, g) or to its right.
+    const auto move_down = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
+      Atom::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
+                                               from.row, to.at(batch, first + row, 4 * g),
+                                               to.block_1, to.row, count});
+    };
+    const auto move_right = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
+      Atom::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
+                                               from.block_4, to.at(batch, first + row, 4 * g),
+                                               to.block_1, to.block_4, count});
+    };
+    const auto move_rest = [&](std::int64_t row, std::int64_t g) {
+      const std::int64_t given = row < inside ? blocks - 4 * g : 0, filled = to.blocks - 4 * g;
+      move_part(from.at(batch, first + row, 4 * g), given < 4 ? given : 4,
+                to.at(batch, first + row, 4 * g), filled < 4 ? filled : 4);
+    };
+    if constexpr (Group::is_serial) {
+      // In the order of the output.
+      if (to.block_4 == group_bytes) {
+        constexpr std::int64_t run = 8;
+        for (std::int64_t g = 0; g < whole; g += run) {
+          const std::int64_t count = whole - g < run ? whole - g : run;
+          for (std::int64_t row = 0; row < inside; ++row) move_right(row, g, count);
         }
       } else {
-        for_each(group, 16 * groups, [&](std::int64_t i) {
-          const std::int64_t row = i % 16, g = i / 16;
-          if (row >= height) return;
-          if (row < inside && g < whole) {
-            move_down(row, g, 1);
-          } else {
-            move_rest(row, g);
-          }
-        });
+        for (std::int64_t g = 0; g < whole; ++g) move_down(0, g, inside);
       }
-    });
+      for (std::int64_t row = 0; row < height; ++row) {
+        for (std::int64_t g = row < inside ? whole : 0; g < groups; ++g) move_rest(row, g);
+      }
+    } else {
+      for_each(group, 16 * groups, [&](std::int64_t i) {
+        const std::int64_t row = i % 16, g = i / 16;
+        if (row >= height) return;
+        if (row < inside && g < whole) {
+          move_down(row, g, 1);
+        } else {
+          move_rest(row, g);
+        }
+      });
+    }
   }
 
  private:
-  /// Whole groups. Strides are copied: for all that a compiler knows, bytes could be members.
-  KOKKOS_INLINE_FUNCTION static void move(const std::uint8_t* source, std::int64_t from_1,
-                                          std::int64_t from_step, std::uint8_t* target,
-                                          std::int64_t to_1, std::int64_t to_step,
-                                          std::int64_t count) {
-    for (std::int64_t n = 0; n < count; ++n, source += from_step, target += to_step) {
-      std::uint8_t in[group_bytes], out[group_bytes];
-      if constexpr (FromWoven) {
-        std::memcpy(in, source, group_bytes);
-      } else {
-        for (int b = 0; b < 4; ++b) {
-          std::memcpy(in + b * block_bytes, source + b * from_1, block_bytes);
-        }
-      }
-      if constexpr (FromWoven == ToWoven) {
-        std::memcpy(out, in, group_bytes);
-      } else if constexpr (ToWoven) {
-        weave(in, out);
-      } else {
-        unweave(in, out);
-      }
-      if constexpr (ToWoven) {
-        std::memcpy(target, out, group_bytes);
-      } else {
-        for (int b = 0; b < 4; ++b) {
-          std::memcpy(target + b * to_1, out + b * block_bytes, block_bytes);
-        }
-      }
-    }
-  }
-  /// By way of numbers of 2 and 4 bytes, the first the lowest: loops that compilers vectorize.
-  KOKKOS_INLINE_FUNCTION static void weave(const std::uint8_t (&in)[group_bytes],
-                                           std::uint8_t (&out)[group_bytes]) {
-    std::uint16_t low[block_bytes], high[block_bytes];
-    std::uint32_t all[block_bytes];
-    for (int j = 0; j < block_bytes; ++j) {
-      low[j] = static_cast<std::uint16_t>(in[j] | (in[16 + j] << 8));
-    }
-    for (int j = 0; j < block_bytes; ++j) {
-      high[j] = static_cast<std::uint16_t>(in[32 + j] | (in[48 + j] << 8));
-    }
-    for (int j = 0; j < block_bytes; ++j) {
-      all[j] = low[j] | (static_cast<std::uint32_t>(high[j]) << 16);
-    }
-    std::memcpy(out, all, group_bytes);
-  }
-  KOKKOS_INLINE_FUNCTION static void unweave(const std::uint8_t (&in)[group_bytes],
-                                             std::uint8_t (&out)[group_bytes]) {
-    std::uint16_t low[block_bytes], high[block_bytes];
-    std::uint32_t all[block_bytes];
-    std::memcpy(all, in, group_bytes);
-    for (int j = 0; j < block_bytes; ++j) low[j] = static_cast<std::uint16_t>(all[j]);
-    for (int j = 0; j < block_bytes; ++j) high[j] = static_cast<std::uint16_t>(all[j] >> 16);
-    for (int j = 0; j < block_bytes; ++j) out[j] = static_cast<std::uint8_t>(low[j]);
-    for (int j = 0; j < block_bytes; ++j) out[16 + j] = static_cast<std::uint8_t>(low[j] >> 8);
-    for (int j = 0; j < block_bytes; ++j) out[32 + j] = static_cast<std::uint8_t>(high[j]);
-    for (int j = 0; j < block_bytes; ++j) out[48 + j] = static_cast<std::uint8_t>(high[j] >> 8);
-  }
   /// The first `given` blocks, and zeros after them, to the first `filled`.
   KOKKOS_INLINE_FUNCTION void move_part(const std::uint8_t* source, std::int64_t given,
                                         std::uint8_t* target, std::int64_t filled) const {
@@ -192,25 +122,35 @@ template <bool ToTiles>
 struct CopyScalesOfTile32x8 {
   ScalesMap plain, tiled;
   std::int64_t rows, cols;
-  TilesOfItems tiles;
+  Tiles tiles;
   struct Scratch {};
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
-      const std::int64_t first = 32 * tile;
-      std::uint8_t* const in_tile = tiled.at(batch, first, 0);
-      std::uint8_t* const in_rows = first < rows ? plain.at(batch, first, 0) : nullptr;
-      const int height = static_cast<int>(rows - first < 32 ? rows - first : 32);
-      const std::int64_t stride = plain.row_1, width = cols;
-      constexpr int octets = Group::is_serial ? 8 : 1, columns = 8 * octets;
-      for_each(group, (width + columns - 1) / columns * 8, [&](std::int64_t i) {
-        const int row = 2 * static_cast<int>(i % 8);
-        const std::int64_t col = i / 8 * columns;
-        move<octets>(row < height ? in_rows + row * stride + col : nullptr, stride, height - row,
-                     in_tile + 4 * row + 32 * col,
-                     static_cast<int>(width - col < columns ? width - col : columns));
-      });
+    const Divided place = tiles(group, item);
+    do_tile<PortableCopyAtom>(group, place.quotient, place.remainder);
+  }
+  template <class Atom, class Group>
+  KOKKOS_INLINE_FUNCTION void do_tile(const Group& group, std::int64_t batch,
+                                      std::int64_t tile) const {
+    const std::int64_t first = 32 * tile;
+    std::uint8_t* const in_tile = tiled.at(batch, first, 0);
+    std::uint8_t* const in_rows = first < rows ? plain.at(batch, first, 0) : nullptr;
+    const int height = static_cast<int>(rows - first < 32 ? rows - first : 32);
+    const std::int64_t stride = plain.row_1, width = cols;
+    constexpr int octets = Group::is_serial ? 8 : 1, columns = 8 * octets;
+    std::int64_t done = 0;
+    if constexpr (Group::is_serial) {
+      if (height == 32) {
+        done = Atom::template move_scales<ToTiles>(in_rows, stride, in_tile, width);
+      }
+    }
+    for_each(group, (width - done + columns - 1) / columns * 8, [&](std::int64_t i) {
+      const int row = 2 * static_cast<int>(i % 8);
+      const std::int64_t col = done + i / 8 * columns;
+      move<octets>(row < height ? in_rows + row * stride + col : nullptr, stride, height - row,
+                   in_tile + 4 * row + 32 * col,
+                   static_cast<int>(width - col < columns ? width - col : columns));
     });
   }
 
@@ -319,33 +259,37 @@ struct CopyScalesOfTile32x8 {
 struct CopyScales {
   ScalesMap from, to;
   std::int64_t rows, cols;
-  TilesOfItems tiles;
+  Tiles tiles;
   struct Scratch {};
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
+    const Divided place = tiles(group, item);
+    do_tile<PortableCopyAtom>(group, place.quotient, place.remainder);
+  }
+  template <class Atom, class Group>
+  KOKKOS_INLINE_FUNCTION void do_tile(const Group& group, std::int64_t batch,
+                                      std::int64_t tile) const {
     const bool together = from.col_1 == 1 && to.col_1 == 1;
-    tiles(group, item, [&](std::int64_t batch, std::int64_t tile) {
-      const std::int64_t first = 32 * tile;
-      const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
-      for_each(group, (to.cols + 3) / 4, [&](std::int64_t i) {
-        const std::int64_t col = 4 * i;
-        std::int64_t row = first;
-        if (together && col + 4 <= cols) {
-          const std::int64_t inside = rows < first + height ? rows : first + height;
-          for (; row < inside; row += 16) {
-            const std::int64_t count = inside - row < 16 ? inside - row : 16;
-            move(from.at(batch, row, col), from.row_1, to.at(batch, row, col), to.row_1, count);
-          }
-          row = inside > first ? inside : first;
+    const std::int64_t first = 32 * tile;
+    const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
+    for_each(group, (to.cols + 3) / 4, [&](std::int64_t i) {
+      const std::int64_t col = 4 * i;
+      std::int64_t row = first;
+      if (together && col + 4 <= cols) {
+        const std::int64_t inside = rows < first + height ? rows : first + height;
+        for (; row < inside; row += 16) {
+          const std::int64_t count = inside - row < 16 ? inside - row : 16;
+          move(from.at(batch, row, col), from.row_1, to.at(batch, row, col), to.row_1, count);
         }
-        for (; row < first + height; ++row) {
-          for (std::int64_t c = col; c < col + 4 && c < to.cols; ++c) {
-            const bool inside = row < rows && c < cols;
-            *to.at(batch, row, c) = inside ? *from.at(batch, row, c) : std::uint8_t{0};
-          }
+        row = inside > first ? inside : first;
+      }
+      for (; row < first + height; ++row) {
+        for (std::int64_t c = col; c < col + 4 && c < to.cols; ++c) {
+          const bool inside = row < rows && c < cols;
+          *to.at(batch, row, c) = inside ? *from.at(batch, row, c) : std::uint8_t{0};
         }
-      });
+      }
     });
   }
 
@@ -361,67 +305,100 @@ struct CopyScales {
   }
 };
 
-/// Items are groups of 256 rows.
+/// A tile is 256 rows.
 struct CopySummaries {
   SummariesMap from, to;
-  std::int64_t rows, groups;
+  std::int64_t rows;
+  Tiles tiles;
   struct Scratch {};
   static constexpr std::int64_t height = 256;
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    const Divided place = divided(group, item, groups);
-    const std::int64_t batch = place.quotient, first = place.remainder * height;
+    const Divided place = tiles(group, item);
+    do_tile<PortableCopyAtom>(group, place.quotient, place.remainder);
+  }
+  template <class Atom, class Group>
+  KOKKOS_INLINE_FUNCTION void do_tile(const Group& group, std::int64_t batch,
+                                      std::int64_t tile) const {
+    const std::int64_t first = tile * height;
     for_each(group, rows - first < height ? rows - first : height,
              [&](std::int64_t i) { *to.at(batch, first + i) = *from.at(batch, first + i); });
   }
 };
 
-template <class ExecSpace>
-void launch_copy_codes(const std::string& label, const ExecSpace& exec, std::int64_t batch,
-                       std::int64_t rows, std::int64_t blocks, const CodesMap& from,
-                       const CodesMap& to) {
-  const auto tiles =
-      TilesOfItems::make(exec, batch, (to.rows + 15) / 16, 16 * blocks * block_bytes);
-  const auto go = [&](auto from_woven, auto to_woven) {
-    launch(label, exec, batch * tiles.items_per_batch, threads<copy_threads>,
-           CopyCodes<from_woven, to_woven>{from, to, rows, blocks, tiles});
-  };
+/// Copies, each with its tiles, dealt out to a host's workers: of each, every worker has as many
+/// tiles as the others, the same ones in every call.
+template <class Atom, class... Copies>
+struct CopyWorkers {
+  std::tuple<Copies...> copies;
+  std::int64_t workers;
+
+  void operator()(std::int64_t worker) const {
+    const auto go = [&](const auto& copy) {
+      const std::int64_t tiles = copy.tiles.tiles, all = copy.tiles.batch * tiles;
+      const std::int64_t end = all * (worker + 1) / workers;
+      for (std::int64_t i = all * worker / workers; i < end; ++i) {
+        copy.template do_tile<Atom>(SerialGroup{}, i / tiles, i % tiles);
+      }
+    };
+    std::apply([&](const auto&... all) { (go(all), ...); }, copies);
+  }
+};
+
+/// Makes copies that do not touch one another: on hosts all at once.
+template <class ExecSpace, class... Copies>
+void launch_copies(const std::string& label, const ExecSpace& exec, const Copies&... copies) {
+  if constexpr (is_host_space_v<ExecSpace>) {
+    if (((copies.tiles.batch * copies.tiles.tiles == 0) && ...)) return;
+    const std::int64_t workers = concurrency_of(exec);
+    with_atoms<ExecSpace>([&](auto atoms) {
+      using Atom = typename decltype(atoms)::Copy;
+      launch_workers(label, exec, workers,
+                     CopyWorkers<Atom, Copies...>{std::tuple<Copies...>(copies...), workers});
+    });
+  } else {
+    (launch(label, exec, copies.tiles.batch * copies.tiles.tiles, threads<copy_threads>, copies),
+     ...);
+  }
+}
+
+/// Calls f with the copy of these codes.
+template <class F>
+void with_copy_of_codes(std::int64_t batch, std::int64_t rows, std::int64_t blocks,
+                        const CodesMap& from, const CodesMap& to, const F& f) {
+  const Tiles tiles{batch, (to.rows + 15) / 16};
   if (from.byte == 1) {
     if (to.byte == 1) {
-      go(std::false_type{}, std::false_type{});
+      f(CopyCodes<false, false>{from, to, rows, blocks, tiles});
     } else {
-      go(std::false_type{}, std::true_type{});
+      f(CopyCodes<false, true>{from, to, rows, blocks, tiles});
     }
   } else if (to.byte == 1) {
-    go(std::true_type{}, std::false_type{});
+    f(CopyCodes<true, false>{from, to, rows, blocks, tiles});
   } else {
-    go(std::true_type{}, std::true_type{});
+    f(CopyCodes<true, true>{from, to, rows, blocks, tiles});
   }
 }
 
-template <class ExecSpace>
-void launch_copy_scales(const std::string& label, const ExecSpace& exec, std::int64_t batch,
-                        std::int64_t rows, std::int64_t cols, const ScalesMap& from,
-                        ScalesKind from_kind, const ScalesMap& to, ScalesKind to_kind) {
-  const auto tiles = TilesOfItems::make(exec, batch, (to.rows + 31) / 32, 32 * cols);
-  const std::int64_t items = batch * tiles.items_per_batch;
+/// The same of these scales.
+template <class F>
+void with_copy_of_scales(std::int64_t batch, std::int64_t rows, std::int64_t cols,
+                         const ScalesMap& from, ScalesKind from_kind, const ScalesMap& to,
+                         ScalesKind to_kind, const F& f) {
+  const Tiles tiles{batch, (to.rows + 31) / 32};
   if (from_kind == ScalesKind::row_major && to_kind == ScalesKind::tile_32x8) {
-    launch(label, exec, items, threads<copy_threads>,
-           CopyScalesOfTile32x8<true>{from, to, rows, cols, tiles});
+    f(CopyScalesOfTile32x8<true>{from, to, rows, cols, tiles});
   } else if (from_kind == ScalesKind::tile_32x8 && to_kind == ScalesKind::row_major) {
-    launch(label, exec, items, threads<copy_threads>,
-           CopyScalesOfTile32x8<false>{to, from, rows, cols, tiles});
+    f(CopyScalesOfTile32x8<false>{to, from, rows, cols, tiles});
   } else {
-    launch(label, exec, items, threads<copy_threads>, CopyScales{from, to, rows, cols, tiles});
+    f(CopyScales{from, to, rows, cols, tiles});
   }
 }
 
-template <class ExecSpace>
-void launch_copy_summaries(const std::string& label, const ExecSpace& exec, std::int64_t batch,
-                           std::int64_t rows, const SummariesMap& from, const SummariesMap& to) {
-  const std::int64_t groups = (rows + CopySummaries::height - 1) / CopySummaries::height;
-  launch(label, exec, batch * groups, threads<copy_threads>, CopySummaries{from, to, rows, groups});
+inline CopySummaries copy_of_summaries(std::int64_t batch, std::int64_t rows,
+                                       const SummariesMap& from, const SummariesMap& to) {
+  return {from, to, rows, {batch, (rows + CopySummaries::height - 1) / CopySummaries::height}};
 }
 
 }  // namespace KokkosMX::Impl

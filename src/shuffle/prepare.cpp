@@ -30,17 +30,22 @@ void copy_matrix(const ExecSpace& exec, MatrixCopy which, const MatrixRef& from,
 
   static const std::string labels[2] = {"KokkosMX::prepare", "KokkosMX::unprepare"};
   const std::string& label = labels[preparing ? 0 : 1];
-  launch_copy_codes(label, exec, source.batch, source.rows, source.blocks, source.codes,
-                    target.codes);
-  launch_copy_scales(label, exec, source.batch, source.rows, source.blocks, source.scales,
-                     from.scales_kind, target.scales, to.scales_kind);
-  if (target.summaries.data == nullptr) return;
-  if (source.summaries.data != nullptr) {
-    launch_copy_summaries(label, exec, source.batch, source.rows, source.summaries,
-                          target.summaries);
-  } else {
-    launch_summarize(exec, target);
-  }
+  const bool sums = target.summaries.data != nullptr, given = source.summaries.data != nullptr;
+  with_copy_of_codes(
+      source.batch, source.rows, source.blocks, source.codes, target.codes, [&](const auto& codes) {
+        with_copy_of_scales(
+            source.batch, source.rows, source.blocks, source.scales, from.scales_kind,
+            target.scales, to.scales_kind, [&](const auto& scales) {
+              if (sums && given) {
+                launch_copies(label, exec, codes, scales,
+                              copy_of_summaries(source.batch, source.rows, source.summaries,
+                                                target.summaries));
+              } else {
+                launch_copies(label, exec, codes, scales);
+              }
+            });
+      });
+  if (sums && !given) launch_summarize(exec, target);
 }
 
 #define KOKKOSMX_INSTANTIATE(Space)                                                            \

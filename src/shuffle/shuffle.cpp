@@ -48,8 +48,8 @@ void copy_codes(const ExecSpace& exec, const BytesRef& from, CodesKind from_kind
   const CodesMap source = check.codes({"input"}, from, from_kind, from.rows, 2 * from.cols);
   const CodesMap target = check.codes({"output"}, to, to_kind, to.rows, 2 * to.cols);
   check_disjoint(check, from, to);
-  launch_copy_codes(name.label, exec, from.batch, from.rows, from.cols / block_bytes, source,
-                    target);
+  with_copy_of_codes(from.batch, from.rows, from.cols / block_bytes, source, target,
+                     [&](const auto& copy) { launch_copies(name.label, exec, copy); });
 }
 
 template <class ExecSpace>
@@ -75,8 +75,8 @@ void copy_scales(const ExecSpace& exec, const BytesRef& from, ScalesKind from_ki
   const ScalesMap source = check.scales({"input"}, from, from_kind);
   const ScalesMap target = check.scales({"output"}, to, to_kind);
   check_disjoint(check, from, to);
-  launch_copy_scales(name.label, exec, plain.batch, plain.rows, plain.cols, source, from_kind,
-                     target, to_kind);
+  with_copy_of_scales(plain.batch, plain.rows, plain.cols, source, from_kind, target, to_kind,
+                      [&](const auto& copy) { launch_copies(name.label, exec, copy); });
 }
 
 #define KOKKOSMX_INSTANTIATE(Space)                                                           \

@@ -81,9 +81,9 @@ MUTATIONS = [
         "avx2",
         [
             (
-                "src/gemm/panel_kernel.hpp",
-                "state.aligned = state.aligned && state.row[r].spread < band_width",
-                "state.aligned = state.aligned && state.row[r].spread <= band_width",
+                "src/atoms/gemm/panel_atom.hpp",
+                "state.aligned = state.aligned && state.spread[r * group_blocks] < band_width",
+                "state.aligned = state.aligned && state.spread[r * group_blocks] <= band_width",
             )
         ],
     ),

@@ -28,6 +28,15 @@ struct Avx2GemmAtom {
   static void begin() {}
   static void end() {}
 
+  KOKKOSMX_AVX2_FUNCTION static void state_of_summaries(const RowSummary (&summaries)[panel_rows],
+                                                        PanelState& state) {
+    PanelLoops::state_of_summaries(summaries, state);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                     PanelState& state) {
+    PanelLoops::state_of_scales(scales, groups, state);
+  }
+
   KOKKOSMX_AVX2_FUNCTION static void unpack_y(const std::uint8_t* codes, const std::uint8_t* scales,
                                               const PanelBase& base, int groups, element* to) {
     for (int g = 0; g < groups; ++g) {
@@ -86,9 +95,9 @@ struct Avx2GemmAtom {
                                            std::int64_t* wide) {
     PanelLoops::widen(sums, count, wide);
   }
-  KOKKOSMX_AVX2_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                 int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
+  KOKKOSMX_AVX2_FUNCTION static void add_rows(std::int64_t* const* to, const std::int32_t* shifts,
+                                              const std::int32_t* sums, int rows) {
+    PanelLoops::add_rows(to, shifts, sums, rows);
   }
   KOKKOSMX_AVX2_FUNCTION static int join_limbs(
       const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],

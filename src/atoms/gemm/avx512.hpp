@@ -24,6 +24,62 @@ struct Int8Panels {
   static constexpr int tile_bytes = panel_rows * group_bytes;
   static constexpr int panel_group_elements = 2 * tile_bytes;
 
+  /// least and most: of each row's blocks that count, four times.
+  KOKKOSMX_AVX512_INLINE static void set_state(__m512i least, __m512i most, __mmask16 is_zero,
+                                               __mmask16 has_nan, PanelState& state) {
+    const __m512i spread = _mm512_mask_set1_epi32(_mm512_sub_epi8(most, least), has_nan, 0);
+    const __m512i exponent = _mm512_mask_set1_epi32(
+        _mm512_sub_epi32(_mm512_and_si512(least, _mm512_set1_epi32(255)), _mm512_set1_epi32(128)),
+        is_zero, -1);
+    _mm512_store_si512(state.base.scale, least);
+    _mm512_store_si512(state.spread, spread);
+    _mm512_store_si512(state.exponent, exponent);
+    state.least_exponent = _mm512_reduce_min_epi32(exponent);
+    state.largest_exponent = _mm512_reduce_max_epi32(exponent);
+    state.is_zero = is_zero;
+    state.has_nan = has_nan;
+    state.most_spread = _mm512_reduce_max_epi32(_mm512_and_si512(spread, _mm512_set1_epi32(255)));
+    state.aligned = has_nan == 0 && state.most_spread < band_width;
+    state.base.near = !state.aligned;
+  }
+  KOKKOSMX_AVX512_INLINE static void set_state(const RowSummary (&summaries)[panel_rows],
+                                               PanelState& state) {
+    const auto* from = reinterpret_cast<const unsigned char*>(summaries);
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m512i odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    __mmask8 zero[2];
+    __m256i rest[2];  // a dword of each row: lo, hi, has_nan
+    for (int i = 0; i < 2; ++i) {
+      const __m512i a = _mm512_loadu_si512(from + 128 * i);
+      const __m512i b = _mm512_loadu_si512(from + 128 * i + 64);
+      const __m512i n = _mm512_permutex2var_epi64(a, even, b);
+      zero[i] = _mm512_testn_epi64_mask(n, n);
+      rest[i] = _mm512_cvtepi64_epi32(_mm512_permutex2var_epi64(a, odd, b));
+    }
+    const __m512i rows = _mm512_inserti64x4(_mm512_castsi256_si512(rest[0]), rest[1], 1);
+    const __m512i first = _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0);
+    set_state(_mm512_shuffle_epi8(rows, first),
+              _mm512_shuffle_epi8(rows, _mm512_add_epi8(first, _mm512_set1_epi8(1))),
+              static_cast<__mmask16>(zero[0] | zero[1] << 8),
+              _mm512_test_epi32_mask(rows, _mm512_set1_epi32(0xFF0000)), state);
+  }
+  KOKKOSMX_AVX512_INLINE static void set_state(const std::uint8_t* scales, int groups,
+                                               PanelState& state) {
+    // Below a scale of 0, which does not count, comes 255.
+    const __m512i one = _mm512_set1_epi8(1);
+    __m512i least = _mm512_set1_epi8(-1), most = _mm512_setzero_si512();
+    for (int g = 0; g < groups; ++g) {
+      const __m512i scale = _mm512_loadu_si512(scales + g * panel_group_scales);
+      least = _mm512_min_epu8(least, _mm512_sub_epi8(scale, one));
+      most = _mm512_max_epu8(most, scale);
+    }
+    least = _mm512_min_epu8(least, _mm512_rol_epi32(least, 16));
+    least = _mm512_min_epu8(least, _mm512_rol_epi32(least, 8));
+    most = _mm512_max_epu8(most, _mm512_rol_epi32(most, 16));
+    most = _mm512_max_epu8(most, _mm512_rol_epi32(most, 8));
+    set_state(_mm512_add_epi8(least, one), most, _mm512_testn_epi32_mask(most, most), 0, state);
+  }
+
   /// Entry 16 * shift + code: the code's value in halves, shifted; + 128 as a byte if is_unsigned.
   struct Table {
     alignas(64) std::uint8_t value[64];
@@ -370,13 +426,15 @@ struct Int8Panels {
       if (to.transposed) transpose(v);
       const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent[q]);
       for (int r = 0; r < 16; ++r) {
-        // The rounding stands in the instruction: the thread's rounding mode has no say.
-        const __m512i rounded = _mm512_castps_si512(
-            _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        const __m512i exponent = _mm512_slli_epi32(
-            _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
-        const __m512i bits =
-            _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+        __m512i bits = v[r];
+        if (!to.rounded) {
+          // The rounding stands in the instruction: the thread's rounding mode has no say.
+          const __m512i rounded = _mm512_castps_si512(
+              _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+          const __m512i exponent = _mm512_slli_epi32(
+              _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
+          bits = _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
+        }
         if (narrow) {
           const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
           const __m512i number = _mm512_srli_epi32(
@@ -408,6 +466,14 @@ struct Int8Panels {
 /// VPDPBUSD takes one operand unsigned.
 template <bool is_unsigned>
 struct Int8Atom : Int8Panels {
+  KOKKOSMX_AVX512_FUNCTION static void state_of_summaries(const RowSummary (&summaries)[panel_rows],
+                                                          PanelState& state) {
+    set_state(summaries, state);
+  }
+  KOKKOSMX_AVX512_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                       PanelState& state) {
+    set_state(scales, groups, state);
+  }
   KOKKOSMX_AVX512_FUNCTION static void unpack_y(const std::uint8_t* codes,
                                                 const std::uint8_t* scales, const PanelBase& base,
                                                 int groups, element* to) {
@@ -462,9 +528,18 @@ struct Int8Atom : Int8Panels {
                                              std::int64_t* wide) {
     PanelLoops::widen(sums, count, wide);
   }
-  KOKKOSMX_AVX512_FUNCTION static void add_shifted(std::int64_t* wide, const std::int32_t* sums,
-                                                   int count, int shift) {
-    PanelLoops::add_shifted(wide, sums, count, shift);
+  KOKKOSMX_AVX512_FUNCTION static void add_rows(std::int64_t* const* to, const std::int32_t* shifts,
+                                                const std::int32_t* sums, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      const __m128i shift = _mm_cvtsi32_si128(shifts[r]);
+      for (int half = 0; half < panel_rows; half += 8) {
+        const __m512i sum = _mm512_cvtepi32_epi64(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + r * panel_rows + half)));
+        std::int64_t* wide = to[r] + half;
+        _mm512_storeu_si512(
+            wide, _mm512_add_epi64(_mm512_loadu_si512(wide), _mm512_sll_epi64(sum, shift)));
+      }
+    }
   }
   KOKKOSMX_AVX512_FUNCTION static int join_limbs(
       const LimbSums& sums, std::int64_t (&from)[LimbSums::levels][panel_outputs],

@@ -55,8 +55,24 @@ struct PanelBase {
   bool near;
 };
 
+/// What a panel's rows ask for.
+struct PanelState {
+  /// The least scales of the rows' blocks that count (0 where there are none), for one pass.
+  PanelBase base;
+  /// As base: how far above that a row has blocks that count, 0 if it holds a NaN.
+  alignas(64) std::uint8_t spread[panel_group_scales];
+  /// lo - 128, of a row without blocks that count -1: an output's unit is 2^(sum of its row's and
+  /// its column's).
+  alignas(64) std::int32_t exponent[panel_rows];
+  std::int32_t least_exponent, largest_exponent;
+  std::int32_t most_spread;
+  std::uint16_t is_zero, has_nan;  ///< bit r: of row r
+  /// Every row fits the atom's integers in one pass, none holds a NaN.
+  bool aligned;
+};
+
 /// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
-/// so that whole lines of C are written.
+/// so that whole lines of C are written. Or float32 numbers, as bits, instead of sums.
 struct PanelStore {
   static constexpr int most = 2;
   int panels;  ///< 1 or 2: the numbers of sums and of col_exponents
@@ -72,6 +88,7 @@ struct PanelStore {
   Element element;
   std::int64_t row_stride;  ///< in elements; the elements of a row are contiguous
   int rows, cols;           ///< how much of the 16 x (16 * panels) lies in C
+  bool rounded = false;     ///< instead of sums there are numbers, and exponents do not count
 };
 
 /// Sums of 16 x 16 outputs by limbs, limb[l][i] counting 2^(32 l); no third limb where it is null.
@@ -85,10 +102,11 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              const std::int8_t* values, std::int8_t* split_values,
                              std::uint8_t* split, const std::int32_t* positions,
                              typename A::element* panel, const typename A::element* operand,
-                             std::int32_t* sums, std::int64_t* wide, std::uint32_t* bits,
-                             const LimbSums& limb_sums,
+                             std::int32_t* sums, std::int64_t* wide, std::int64_t* const* wide_rows,
+                             std::uint32_t* bits, const LimbSums& limb_sums,
                              std::int64_t (&joined)[LimbSums::levels][panel_outputs],
                              std::int32_t (&level)[panel_outputs], const PanelStore& store,
+                             const RowSummary (&summaries)[panel_rows], PanelState& state,
                              std::int64_t stride, int i, bool b) {
   { A::name } -> std::convertible_to<const char*>;
   // The panels of y and of x that it likes to multiply at a time.
@@ -96,6 +114,10 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   { A::block_x } -> std::convertible_to<int>;
   // Elements of a panel's group.
   { A::panel_group_elements } -> std::convertible_to<int>;
+  // What a panel's rows ask for: from their summaries, or from the scales of so many groups, of
+  // which none is 255, and 0 those whose codes are all 0.
+  A::state_of_summaries(summaries, state);
+  A::state_of_scales(codes, i, state);
   // One thread's use of multiply lies between these.
   A::begin();
   A::end();
@@ -133,8 +155,9 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   { A::split_bands(codes, codes, i, i, split_values, split) } -> std::convertible_to<bool>;
   // widen(sums, count, wide): wide[i] = sums[i].
   A::widen(sums, i, wide);
-  // add_shifted(wide, sums, count, shift): wide[i] += sums[i] << shift, which wraps.
-  A::add_shifted(wide, sums, i, i);
+  // add_rows(to, shifts, sums, rows): 16 numbers of each row, to[r][k] += sums[16 * r + k] <<
+  // shifts[r], which wraps.
+  A::add_rows(wide_rows, sums, sums, i);
   // join_limbs(limbs, from, level): from[level[i]][i] * 2^(32 level[i]) rounds as sum i does; the
   // largest level is returned. A sum has no more than 123 bits and a sign.
   { A::join_limbs(limb_sums, joined, level) } -> std::convertible_to<int>;
@@ -150,6 +173,75 @@ struct PanelLoops {
                                                   int width) {
     const int distance = static_cast<int>(scale) - base;
     return distance >= 0 && distance < width ? distance : -1;
+  }
+
+  KOKKOS_FORCEINLINE_FUNCTION static void state_of_summaries(
+      const RowSummary (&summaries)[panel_rows], PanelState& state) {
+    state.is_zero = 0;
+    state.has_nan = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      const RowSummary& s = summaries[r];
+      const bool nan = s.has_nan != 0;
+      for (int b = 0; b < group_blocks; ++b) {
+        state.base.scale[r * group_blocks + b] = s.lo;
+        state.spread[r * group_blocks + b] = static_cast<std::uint8_t>(nan ? 0 : s.hi - s.lo);
+      }
+      state.is_zero = static_cast<std::uint16_t>(state.is_zero | (s.n == 0 ? 1 : 0) << r);
+      state.has_nan = static_cast<std::uint16_t>(state.has_nan | (nan ? 1 : 0) << r);
+    }
+    finish_state(state);
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static void state_of_scales(const std::uint8_t* scales, int groups,
+                                                          PanelState& state) {
+    // Below a scale of 0, which does not count, comes 255.
+    std::uint8_t least[panel_group_scales], most[panel_group_scales];
+    for (int i = 0; i < panel_group_scales; ++i) {
+      least[i] = 255;
+      most[i] = 0;
+    }
+    for (int g = 0; g < groups; ++g) {
+      for (int i = 0; i < panel_group_scales; ++i) {
+        const std::uint8_t scale = scales[g * panel_group_scales + i];
+        const auto below = static_cast<std::uint8_t>(scale - 1);
+        least[i] = below < least[i] ? below : least[i];
+        most[i] = scale > most[i] ? scale : most[i];
+      }
+    }
+    state.is_zero = 0;
+    state.has_nan = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      std::uint8_t lo = 255, hi = 0;
+      for (int i = r * group_blocks; i < (r + 1) * group_blocks; ++i) {
+        lo = least[i] < lo ? least[i] : lo;
+        hi = most[i] > hi ? most[i] : hi;
+      }
+      ++lo;
+      for (int i = r * group_blocks; i < (r + 1) * group_blocks; ++i) {
+        state.base.scale[i] = lo;
+        state.spread[i] = static_cast<std::uint8_t>(hi - lo);
+      }
+      state.is_zero = static_cast<std::uint16_t>(state.is_zero | (hi == 0 ? 1 : 0) << r);
+    }
+    finish_state(state);
+  }
+  /// What follows from the rest.
+  KOKKOS_FORCEINLINE_FUNCTION static void finish_state(PanelState& state) {
+    state.aligned = state.has_nan == 0;
+    state.least_exponent = 1 << 10;
+    state.largest_exponent = -(1 << 10);
+    state.most_spread = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      const int exponent =
+          (state.is_zero >> r & 1) != 0 ? -1 : state.base.scale[r * group_blocks] - 128;
+      state.exponent[r] = exponent;
+      if (exponent < state.least_exponent) state.least_exponent = exponent;
+      if (exponent > state.largest_exponent) state.largest_exponent = exponent;
+      state.aligned = state.aligned && state.spread[r * group_blocks] < band_width;
+      if (state.spread[r * group_blocks] > state.most_spread) {
+        state.most_spread = state.spread[r * group_blocks];
+      }
+    }
+    state.base.near = !state.aligned;
   }
 
   /// RN_f32(sum * 2^exponent) of a result in the normal range, by integers: a double holds the sum
@@ -251,12 +343,17 @@ struct PanelLoops {
     for (int i = 0; i < count; ++i) wide[i] = sums[i];
   }
 
-  KOKKOS_FORCEINLINE_FUNCTION static void add_shifted(std::int64_t* KOKKOS_RESTRICT wide,
-                                                      const std::int32_t* KOKKOS_RESTRICT sums,
-                                                      int count, int shift) {
-    for (int i = 0; i < count; ++i) {
-      const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(sums[i]));
-      wide[i] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[i]) + (sum << shift));
+  KOKKOS_FORCEINLINE_FUNCTION static void add_rows(std::int64_t* const* to,
+                                                   const std::int32_t* shifts,
+                                                   const std::int32_t* sums, int rows) {
+    for (int r = 0; r < rows; ++r) {
+      std::int64_t* KOKKOS_RESTRICT wide = to[r];
+      const std::int32_t* KOKKOS_RESTRICT row = sums + r * panel_rows;
+      const int shift = shifts[r];
+      for (int k = 0; k < panel_rows; ++k) {
+        const auto sum = static_cast<std::uint64_t>(static_cast<std::int64_t>(row[k]));
+        wide[k] = static_cast<std::int64_t>(static_cast<std::uint64_t>(wide[k]) + (sum << shift));
+      }
     }
   }
 
@@ -316,7 +413,9 @@ struct PanelLoops {
           sum[j] = to.transposed ? sums[panel_rows * j + i] : sums[panel_rows * i + j];
         }
         for (int j = 0; j < panel_rows; ++j) {
-          row[panel_rows * q + j] = round_one(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
+          row[panel_rows * q + j] =
+              to.rounded ? static_cast<std::uint32_t>(sum[j])
+                         : round_one(sum[j], to.row_exponent[i] + to.col_exponent[q][j]);
         }
       }
       const std::int64_t at = i * to.row_stride;

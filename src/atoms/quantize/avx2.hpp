@@ -10,6 +10,7 @@
 
 #include "../../operand.hpp"
 #include "../atom_function.hpp"
+#include "../copy/avx2.hpp"
 #include "loops.hpp"
 #include "words.hpp"
 
@@ -21,6 +22,66 @@
 #include <immintrin.h>
 
 namespace KokkosMX::Impl {
+
+/// Rows' summaries from lists of blocks.
+struct Avx2Summaries {
+  /// The least byte of 64.
+  KOKKOSMX_AVX2_INLINE static int least_byte(__m256i a, __m256i b) {
+    const __m256i half = _mm256_min_epu8(a, b);
+    __m128i lane = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    lane = _mm_min_epu8(lane, _mm_srli_epi16(lane, 8));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(lane)) & 0xFF;
+  }
+
+  /// Merges a list of blocks into the summary of their row; without Sums its n is 1.
+  template <bool Sums>
+  KOKKOSMX_AVX2_INLINE static void add_summary(RowSummary& row, const BlockList& list, int blocks) {
+    const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(list.scale)),
+                  b = _mm256_load_si256(reinterpret_cast<const __m256i*>(list.scale + 32));
+    const __m256i one = _mm256_set1_epi8(1), all = _mm256_set1_epi8(-1);
+    const int hi = 255 - least_byte(_mm256_xor_si256(a, all), _mm256_xor_si256(b, all));
+    if (hi == 0) return;  // zeros
+    const int lo = least_byte(_mm256_sub_epi8(a, one), _mm256_sub_epi8(b, one)) + 1;
+    RowSummary part{};
+    part.n = 1;
+    part.lo = static_cast<std::uint8_t>(lo);
+    part.hi = static_cast<std::uint8_t>(hi);
+    if constexpr (Sums) {
+      if (hi - lo > 16) {
+        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
+        return;
+      }
+      __m256i n = _mm256_setzero_si256();
+      for (int k = 0; k < blocks; k += group_blocks) {
+        int four;
+        std::memcpy(&four, list.scale + k, sizeof(four));
+        const __m256i s = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+        const __m256i sum =
+            _mm256_cvtepu16_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(list.sum + k)));
+        // A block of zeros is shifted by what is no count of bits: it stays zero.
+        const __m256i bits = _mm256_sub_epi64(_mm256_add_epi64(s, s), _mm256_set1_epi64x(2 * lo));
+        n = _mm256_add_epi64(n, _mm256_sllv_epi64(sum, bits));
+      }
+      __m128i sum = _mm_add_epi64(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+      sum = _mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum));
+      part.n = static_cast<std::uint64_t>(_mm_cvtsi128_si64(sum));
+    }
+    merge(row, part);
+  }
+
+  /// Sums of squares of two blocks, in their codes one after the other: words 0 and 8.
+  KOKKOSMX_AVX2_INLINE static __m256i square_sums(__m256i codes) {
+    const __m256i squares =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 9, 16, 36, 64, static_cast<char>(144), 0,
+                                                  1, 4, 9, 16, 36, 64, static_cast<char>(144)));
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i low = _mm256_shuffle_epi8(squares, _mm256_and_si256(codes, nibble));
+    const __m256i high =
+        _mm256_shuffle_epi8(squares, _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble));
+    const __m256i half = _mm256_add_epi64(_mm256_sad_epu8(low, zero), _mm256_sad_epu8(high, zero));
+    return _mm256_add_epi64(half, _mm256_unpackhi_epi64(half, half));
+  }
+};
 
 template <class Format, bool ToEven, bool Sums>
 struct Avx2QuantizeRow {
@@ -116,10 +177,23 @@ struct Avx2QuantizeRow {
     return _mm256_sad_epu8(_mm256_shuffle_epi8(squares, magnitude), _mm256_setzero_si256());
   }
 
-  /// Quantizes 4 blocks. False: some are not for the vectors, and what was stored is wrong.
-  KOKKOSMX_AVX2_INLINE static bool quantize_4(const unsigned char* x, std::uint8_t* codes,
-                                              std::uint8_t* scales, std::uint16_t* sums,
-                                              __m256i rounding) {
+  /// Two blocks' bytes of codes, one block after the other, from the words of each.
+  KOKKOSMX_AVX2_INLINE static __m256i two_plain(__m256i first, __m256i second) {
+    // Per lane the block's dwords (of float32: words) of even places, then those of odd ones.
+    const __m256i order = Words::is_f32
+                              ? _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                    0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15))
+                              : _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                    0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15));
+    const __m256i blocks = _mm256_permute4x64_epi64(_mm256_packus_epi16(first, second), 0xD8);
+    return _mm256_shuffle_epi8(blocks, order);
+  }
+
+  /// Quantizes 4 blocks, their codes woven or block after block. False: some are not for the
+  /// vectors, and what was stored is wrong.
+  KOKKOSMX_AVX2_INLINE static bool quantize_4(const unsigned char* x, bool woven,
+                                              std::uint8_t* codes, std::uint8_t* scales,
+                                              std::uint16_t* sums, __m256i rounding) {
     const Block v0 = block(x), v1 = block(x + bytes);
     const Block v2 = block(x + 2 * bytes), v3 = block(x + 3 * bytes);
 
@@ -178,15 +252,22 @@ struct Avx2QuantizeRow {
 
     const __m256i c0 = magnitudes(v0, base), c1 = magnitudes(v1, base + 4);
     const __m256i c2 = magnitudes(v2, base + 2), c3 = magnitudes(v3, base + 6);
-    // Bytes j of two blocks in a word.
-    const __m256i p01 =
-        _mm256_or_si256(code_words(v0, c0), _mm256_slli_epi16(code_words(v1, c1), 8));
-    const __m256i p23 =
-        _mm256_or_si256(code_words(v2, c2), _mm256_slli_epi16(code_words(v3, c3), 8));
-    __m256i first = _mm256_unpacklo_epi16(p01, p23), second = _mm256_unpackhi_epi16(p01, p23);
-    if constexpr (Words::is_f32) {
-      first = _mm256_permute4x64_epi64(first, 0xD8);
-      second = _mm256_permute4x64_epi64(second, 0xD8);
+    const __m256i w0 = code_words(v0, c0), w1 = code_words(v1, c1);
+    const __m256i w2 = code_words(v2, c2), w3 = code_words(v3, c3);
+    __m256i first, second;
+    if (woven) {
+      // Bytes j of two blocks in a word.
+      const __m256i p01 = _mm256_or_si256(w0, _mm256_slli_epi16(w1, 8));
+      const __m256i p23 = _mm256_or_si256(w2, _mm256_slli_epi16(w3, 8));
+      first = _mm256_unpacklo_epi16(p01, p23);
+      second = _mm256_unpackhi_epi16(p01, p23);
+      if constexpr (Words::is_f32) {
+        first = _mm256_permute4x64_epi64(first, 0xD8);
+        second = _mm256_permute4x64_epi64(second, 0xD8);
+      }
+    } else {
+      first = two_plain(w0, w1);
+      second = two_plain(w2, w3);
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), first);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 32), second);
@@ -203,52 +284,7 @@ struct Avx2QuantizeRow {
     return all;
   }
 
-  /// The least byte of 64.
-  KOKKOSMX_AVX2_INLINE static int least_byte(__m256i a, __m256i b) {
-    const __m256i half = _mm256_min_epu8(a, b);
-    __m128i lane = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    lane = _mm_min_epu8(lane, _mm_srli_epi16(lane, 8));
-    return _mm_cvtsi128_si32(_mm_minpos_epu16(lane)) & 0xFF;
-  }
-
-  /// Merges a list of blocks into the summary of their row.
-  KOKKOSMX_AVX2_INLINE static void add_summary(RowSummary& row, const BlockList& list, int blocks) {
-    const __m256i a = load_256(list.scale), b = load_256(list.scale + 32);
-    const __m256i one = _mm256_set1_epi8(1), all = _mm256_set1_epi8(-1);
-    const int hi = 255 - least_byte(_mm256_xor_si256(a, all), _mm256_xor_si256(b, all));
-    if (hi == 0) return;  // zeros
-    const int lo = least_byte(_mm256_sub_epi8(a, one), _mm256_sub_epi8(b, one)) + 1;
-    RowSummary part{};
-    part.n = 1;
-    part.lo = static_cast<std::uint8_t>(lo);
-    part.hi = static_cast<std::uint8_t>(hi);
-    if constexpr (Sums) {
-      if (hi - lo > 16) {
-        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
-        return;
-      }
-      __m256i n = _mm256_setzero_si256();
-      for (int k = 0; k < blocks; k += group_blocks) {
-        int four;
-        std::memcpy(&four, list.scale + k, sizeof(four));
-        const __m256i s = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
-        const __m256i sum =
-            _mm256_cvtepu16_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(list.sum + k)));
-        // A block of zeros is shifted by what is no count of bits: it stays zero.
-        const __m256i bits = _mm256_sub_epi64(_mm256_add_epi64(s, s), _mm256_set1_epi64x(2 * lo));
-        n = _mm256_add_epi64(n, _mm256_sllv_epi64(sum, bits));
-      }
-      __m128i sum = _mm_add_epi64(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
-      sum = _mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum));
-      part.n = static_cast<std::uint64_t>(_mm_cvtsi128_si64(sum));
-    }
-    merge(row, part);
-  }
-
-  KOKKOSMX_AVX2_FUNCTION static RowSummary run(const unsigned char* x, std::int64_t blocks,
-                                               std::uint8_t* codes, std::int64_t codes_stride,
-                                               std::uint8_t* scales, std::int64_t scales_stride,
-                                               QuantizeRule rule);
+  KOKKOSMX_AVX2_FUNCTION static bool run(const BlockRows& rows);
 };
 
 struct Avx2QuantizeAtom {
@@ -260,33 +296,48 @@ struct Avx2QuantizeAtom {
     return QuantizeLoops<Format>::quantize(x, codes, rule);
   }
   template <class Format, bool Sums>
-  static RowSummary quantize_row(const unsigned char* x, std::int64_t blocks, std::uint8_t* codes,
-                                 std::int64_t codes_stride, std::uint8_t* scales,
-                                 std::int64_t scales_stride, QuantizeRule rule) {
-    return rule.rounding() == Rounding::nearest_even
-               ? Avx2QuantizeRow<Format, true, Sums>::run(x, blocks, codes, codes_stride, scales,
-                                                          scales_stride, rule)
-               : Avx2QuantizeRow<Format, false, Sums>::run(x, blocks, codes, codes_stride, scales,
-                                                           scales_stride, rule);
+  static bool quantize_rows(const BlockRows& rows) {
+    return rows.rule.rounding() == Rounding::nearest_even
+               ? Avx2QuantizeRow<Format, true, Sums>::run(rows)
+               : Avx2QuantizeRow<Format, false, Sums>::run(rows);
   }
-  KOKKOSMX_AVX2_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                  std::uint8_t* plain) {
-    // Per lane dwords of 4 bytes of a block each; then the lanes' dwords of a block together.
-    const __m256i bytes = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m256i dwords = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const auto* from = reinterpret_cast<const __m256i*>(codes + g * group_bytes);
-      auto* to = reinterpret_cast<__m256i*>(plain + g * group_bytes);
-      // Each: 8 bytes of the blocks 0, 1, 2, 3.
-      const __m256i first =
-          _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from), bytes), dwords);
-      const __m256i second = _mm256_permutevar8x32_epi32(
-          _mm256_shuffle_epi8(_mm256_loadu_si256(from + 1), bytes), dwords);
-      const __m256i blocks_02 = _mm256_unpacklo_epi64(first, second);
-      const __m256i blocks_13 = _mm256_unpackhi_epi64(first, second);
-      _mm256_storeu_si256(to, _mm256_permute2x128_si256(blocks_02, blocks_13, 0x20));
-      _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(blocks_02, blocks_13, 0x31));
+  template <class Format>
+  static void dequantize_rows(const BlockRows& rows) {
+    dequantize_rows_by_blocks<Avx2QuantizeAtom, Format>(rows);
+  }
+  KOKKOSMX_AVX2_FUNCTION static void summarize_rows(const BlockRows& rows) {
+    const BlockRows from = rows;
+    BlockList list;
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      RowSummary summary{};
+      for (std::int64_t k = 0; k < from.blocks; k += group_blocks) {
+        const std::int64_t left = from.blocks - k, group = k / group_blocks;
+        const int in_list = static_cast<int>(k % summary_blocks);
+        if (in_list == 0 && left < summary_blocks) list = {};
+        const std::uint8_t* scales = from.scales_at(row, group);
+        const int count = BlockRows::places(from.blocks, group);
+        alignas(32) std::uint8_t plain[group_bytes] = {};
+        if (from.codes_block == 0 && count == group_blocks) {
+          Avx2CopyAtom::move<true, false>(
+              {from.codes_at(row, group), 1, 0, plain, block_bytes, 0, 1});
+        } else {
+          from.get_codes(row, group, plain);
+        }
+        for (int b = 0; b < group_blocks; b += 2) {
+          const __m256i sums = Avx2Summaries::square_sums(
+              _mm256_load_si256(reinterpret_cast<const __m256i*>(plain + b * block_bytes)));
+          list.sum[in_list + b] = static_cast<std::uint16_t>(_mm256_extract_epi16(sums, 0));
+          list.sum[in_list + b + 1] = static_cast<std::uint16_t>(_mm256_extract_epi16(sums, 8));
+        }
+        for (int b = 0; b < count; ++b) list.scale[in_list + b] = scales[b * from.scales_1];
+        if (in_list + group_blocks < summary_blocks && left > group_blocks) continue;
+        if (list.clear_zeros()) {
+          Avx2Summaries::add_summary<true>(summary, list, in_list + count);
+        } else {
+          list.add_one_by_one(summary);
+        }
+      }
+      from.summaries[row * from.summaries_row] = summary;
     }
   }
   template <class Format>
@@ -300,45 +351,59 @@ struct Avx2QuantizeAtom {
 };
 
 template <class Format, bool ToEven, bool Sums>
-KOKKOSMX_AVX2_FUNCTION RowSummary Avx2QuantizeRow<Format, ToEven, Sums>::run(
-    const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
-    std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
-  RowSummary row{};
-  const __m256i rounding = all_words(Words::rounding_of(rule.scale_mode()));
-  alignas(64) unsigned char rest[group_blocks * bytes];
+KOKKOSMX_AVX2_FUNCTION bool Avx2QuantizeRow<Format, ToEven, Sums>::run(const BlockRows& rows) {
+  const BlockRows to = rows;  // for all that a compiler knows, bytes could be its members
+  const __m256i rounding = all_words(Words::rounding_of(to.rule.scale_mode()));
+  const bool woven = to.codes_block == 0;
+  const bool together = woven || to.codes_block == block_bytes;
+  bool regular = true;
   BlockList list;
-  while (blocks > 0) {
-    const int count = blocks < summary_blocks ? static_cast<int>(blocks) : summary_blocks;
-    if (count < summary_blocks) std::memset(list.scale, 0, sizeof(list.scale));
-    for (int k = 0; k < count; k += group_blocks) {
-      const int here = count - k < group_blocks ? count - k : group_blocks;
-      const unsigned char* from = x;
-      if (here < group_blocks) {
-        std::memset(rest, 0, sizeof(rest));
-        std::memcpy(rest, x, static_cast<std::size_t>(here) * bytes);
-        from = rest;
-      } else {
+  for (std::int64_t row = 0; row < to.rows; ++row) {
+    const unsigned char* x = to.x + row * to.x_row;
+    RowSummary summary{};
+    for (std::int64_t k = 0; k < to.blocks; k += group_blocks, x += group_blocks * bytes) {
+      const std::int64_t left = to.blocks - k, group = k / group_blocks;
+      const int in_list = static_cast<int>(k % summary_blocks);
+      if (Sums && in_list == 0 && left < summary_blocks) {
+        std::memset(list.scale, 0, sizeof(list.scale));
+      }
+      alignas(32) std::uint8_t codes[group_bytes];
+      const bool whole = left >= group_blocks;
+      bool vectors;
+      if (whole) {
         for (int line = 0; line < group_blocks * bytes; line += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(x) + ahead + line, _MM_HINT_T0);
         }
-      }
-      if (quantize_4(from, codes, list.scale + k, list.sum + k, rounding)) [[likely]] {
-        std::memcpy(scales, list.scale + k, group_blocks);
+        vectors = quantize_4(x, woven, together ? to.codes_at(row, group) : codes,
+                             list.scale + in_list, list.sum + in_list, rounding);
       } else {
-        merge(row, quantize_row_by_blocks<Avx2QuantizeAtom, Format, true>(x, here, codes, 0, scales,
-                                                                          0, rule));
-        std::memset(list.scale + k, 0, group_blocks);
-        std::memset(list.sum + k, 0, group_blocks * sizeof(list.sum[0]));
+        alignas(64) unsigned char rest[group_blocks * bytes] = {};
+        std::memcpy(rest, x, static_cast<std::size_t>(left) * bytes);
+        vectors =
+            quantize_4(rest, woven, codes, list.scale + in_list, list.sum + in_list, rounding);
       }
-      x += here * bytes;
-      codes += codes_stride;
-      scales += scales_stride;
+      if (vectors) [[likely]] {
+        if (!whole || !together) to.put_codes(row, group, codes);
+        if (whole && to.scales_1 == 1) {
+          std::memcpy(to.scales_at(row, group), list.scale + in_list, group_blocks);
+        } else {
+          to.put_scales(row, group, list.scale + in_list);
+        }
+      } else {
+        regular = false;
+        quantize_group_by_blocks<Avx2QuantizeAtom, Format>(to, row, group, summary);
+        std::memset(list.scale + in_list, 0, group_blocks);
+        std::memset(list.sum + in_list, 0, group_blocks * sizeof(list.sum[0]));
+      }
+      if (Sums && (in_list + group_blocks == summary_blocks || left <= group_blocks)) {
+        Avx2Summaries::add_summary<Sums>(
+            summary, list,
+            static_cast<int>(in_list + (left < group_blocks ? left : std::int64_t{group_blocks})));
+      }
     }
-    add_summary(row, list, count);
-    blocks -= count;
+    if (Sums) to.summaries[row * to.summaries_row] = summary;
   }
-  if (!Sums && row.n != 0) row.n = 1;
-  return row;
+  return regular;
 }
 
 }  // namespace KokkosMX::Impl

@@ -21,17 +21,19 @@
 
 namespace KokkosMX::Impl {
 
-/// Where VPERMB finds the bytes of a group in the four dwords of each 128-bit lane, which hold 4
-/// bytes of a block each. The words of a float32 block lie as shuffle_ps leaves them: lane l has
-/// the pairs 2 l, 2 l + 1, 8 + 2 l, 9 + 2 l.
-template <bool IsF32>
+/// Where VPERMB finds the bytes of a group, woven or block after block. Each 128-bit lane holds 4
+/// bytes of each block: 2 of blocks 0 and 1, 2 more of these, then the same of blocks 2 and 3. The
+/// words of a float32 block lie as shuffle_ps leaves them: lane l has the pairs 2 l, 2 l + 1, 8 + 2
+/// l, 9 + 2 l.
+template <bool IsF32, bool IsWoven>
 inline constexpr std::array<std::uint8_t, 64> group_order = [] {
   std::array<std::uint8_t, 64> order{};
   for (std::size_t j = 0; j < 16; ++j) {
     const std::size_t lane = IsF32 ? j % 8 / 2 : j / 4;
     const std::size_t byte = IsF32 ? j / 8 * 2 + j % 2 : j % 4;
     for (std::size_t b = 0; b < 4; ++b) {
-      order[4 * j + b] = static_cast<std::uint8_t>(16 * lane + 4 * b + byte);
+      order[IsWoven ? 4 * j + b : 16 * b + j] = static_cast<std::uint8_t>(
+          16 * lane + 8 * (b / 2) + 4 * (byte / 2) + 2 * (b % 2) + byte % 2);
     }
   }
   return order;
@@ -45,6 +47,122 @@ inline constexpr std::array<std::uint8_t, 64> plain_order = [] {
   }
   return order;
 }();
+
+/// Rows' summaries from lists of blocks.
+struct Avx512Summaries {
+  /// The least byte of 64.
+  KOKKOSMX_AVX512_INLINE static int least_byte(__m512i v) {
+    const __m256i half =
+        _mm256_min_epu8(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    __m128i lane = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    lane = _mm_min_epu8(lane, _mm_srli_epi16(lane, 8));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(lane)) & 0xFF;
+  }
+
+  /// Merges a list of blocks into the summary of their row; without Sums its n is 1.
+  template <bool Sums>
+  KOKKOSMX_AVX512_INLINE static void add_summary(RowSummary& row, const BlockList& list,
+                                                 int blocks) {
+    const __m512i scale = _mm512_load_si512(list.scale);
+    const __m512i one = _mm512_set1_epi8(1), all = _mm512_set1_epi8(-1);
+    const int hi = 255 - least_byte(_mm512_xor_si512(scale, all));
+    if (hi == 0) return;  // zeros
+    const int lo = least_byte(_mm512_sub_epi8(scale, one)) + 1;
+    RowSummary part{};
+    part.n = 1;
+    part.lo = static_cast<std::uint8_t>(lo);
+    part.hi = static_cast<std::uint8_t>(hi);
+    if constexpr (Sums) {
+      if (hi - lo > 16) {
+        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
+        return;
+      }
+      __m512i n = _mm512_setzero_si512();
+      if (hi - lo <= 6) {
+        // 64 sums of at most 4608 << 12 fit 32 bits.
+        for (int k = 0; k < blocks; k += 16) {
+          const __m512i s = _mm512_cvtepu8_epi32(
+              _mm_load_si128(reinterpret_cast<const __m128i*>(list.scale + k)));
+          const __m512i sum = _mm512_cvtepu16_epi32(
+              _mm256_load_si256(reinterpret_cast<const __m256i*>(list.sum + k)));
+          const __m512i bits = _mm512_sub_epi32(_mm512_add_epi32(s, s), _mm512_set1_epi32(2 * lo));
+          n = _mm512_add_epi32(n, _mm512_sllv_epi32(sum, bits));
+        }
+        part.n = static_cast<std::uint32_t>(_mm512_reduce_add_epi32(n));
+        merge(row, part);
+        return;
+      }
+      for (int k = 0; k < blocks; k += 8) {
+        const __m512i s =
+            _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(list.scale + k)));
+        const __m512i sum =
+            _mm512_cvtepu16_epi64(_mm_load_si128(reinterpret_cast<const __m128i*>(list.sum + k)));
+        // A block of zeros is shifted by what is no count of bits: it stays zero.
+        const __m512i bits = _mm512_sub_epi64(_mm512_add_epi64(s, s), _mm512_set1_epi64(2 * lo));
+        n = _mm512_add_epi64(n, _mm512_sllv_epi64(sum, bits));
+      }
+      part.n = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(n));
+    }
+    merge(row, part);
+  }
+
+  /// Sums of squares of four blocks, in their codes one after the other: a word in each 64 bits.
+  KOKKOSMX_AVX512_INLINE static __m256i square_sums(__m512i codes) {
+    const __m512i squares =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 9, 16, 36, 64, static_cast<char>(144), 0, 1,
+                                             4, 9, 16, 36, 64, static_cast<char>(144)));
+    const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+    const __m512i low = _mm512_shuffle_epi8(squares, _mm512_and_si512(codes, nibble));
+    const __m512i high =
+        _mm512_shuffle_epi8(squares, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble));
+    const __m512i half = _mm512_add_epi64(_mm512_sad_epu8(low, zero), _mm512_sad_epu8(high, zero));
+    const __m512i both = _mm512_add_epi64(half, _mm512_shuffle_epi32(half, _MM_PERM_BADC));
+    return _mm512_castsi512_si256(
+        _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), both));
+  }
+};
+
+/// Two lists that take turns: a full one waits until the next is full, since what has just been
+/// stored in small parts cannot be loaded at once without waiting for it.
+struct Avx512Lists {
+  BlockList list[2];
+  int now = 0, blocks = 0;
+  RowSummary* row = nullptr;  ///< of the other list, if that is full
+
+  KOKKOSMX_AVX512_INLINE BlockList& open() { return list[now]; }
+  /// Any: of any codes and scales.
+  template <bool Sums, bool Any>
+  KOKKOSMX_AVX512_INLINE void close(RowSummary& of_row, int count) {
+    add<Sums, Any>();
+    now = 1 - now;
+    blocks = count;
+    row = &of_row;
+  }
+  /// Adds the one that waits.
+  template <bool Sums, bool Any>
+  KOKKOSMX_AVX512_INLINE void add() {
+    if (row == nullptr) return;
+    BlockList& full = list[1 - now];
+    if (Any && !clear_zeros(full)) [[unlikely]] {
+      full.add_one_by_one(*row);
+    } else {
+      Avx512Summaries::add_summary<Sums>(*row, full, blocks);
+    }
+  }
+
+ private:
+  /// As BlockList's.
+  KOKKOSMX_AVX512_INLINE static bool clear_zeros(BlockList& full) {
+    const __m512i low = _mm512_load_si512(full.sum), high = _mm512_load_si512(full.sum + 32);
+    const __m512i scale = _mm512_load_si512(full.scale);
+    const __mmask64 sums = static_cast<__mmask64>(_mm512_test_epi16_mask(high, high)) << 32 |
+                           _mm512_test_epi16_mask(low, low);
+    const __mmask64 nan = _mm512_cmpeq_epi8_mask(scale, _mm512_set1_epi8(-1));
+    if (nan != 0 || (sums & _mm512_testn_epi8_mask(scale, scale)) != 0) return false;
+    _mm512_store_si512(full.scale, _mm512_maskz_mov_epi8(sums, scale));
+    return true;
+  }
+};
 
 template <class Format, bool ToEven, bool Sums>
 struct Avx512QuantizeRow {
@@ -83,7 +201,16 @@ struct Avx512QuantizeRow {
     return _mm512_max_epu16(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
   }
 
-  /// The indices and signs of two blocks: per lane 8 bytes of the first, then 8 of the second.
+  /// Bits `from` to `from` + 7 of words of two blocks: of each 64 bits 4 bytes of the first, then 4
+  /// of the second. Where an index is 6 bits, others do not count.
+  template <int from>
+  KOKKOSMX_AVX512_INLINE static __m512i bytes_of_words(__m512i a, __m512i b) {
+    constexpr std::uint64_t four = 0x30201000u + from * 0x01010101u;
+    const __m512i control = _mm512_set1_epi64(static_cast<std::int64_t>(four | four << 32));
+    constexpr __mmask64 all = ~__mmask64{0}, second = 0xF0F0F0F0F0F0F0F0;
+    return x86::multishift(x86::multishift(a, all, control, a), second, control, b);
+  }
+  /// The indices and signs of two blocks.
   KOKKOSMX_AVX512_INLINE static __m512i indices(__m512i xa, __m512i wa, const std::uint32_t* base_a,
                                                 __m512i xb, __m512i wb,
                                                 const std::uint32_t* base_b) {
@@ -94,10 +221,9 @@ struct Avx512QuantizeRow {
       // 0xF8: the first, or the second where the third is 1.
       wa = _mm512_ternarylogic_epi32(wa, _mm512_srli_epi16(xa, p - 1), one, 0xF8);
       wb = _mm512_ternarylogic_epi32(wb, _mm512_srli_epi16(xb, p - 1), one, 0xF8);
-      const __m512i a = _mm512_srli_epi16(_mm512_subs_epu16(wa, below_a), p - 1);
-      const __m512i b = _mm512_srli_epi16(_mm512_subs_epu16(wb, below_b), p - 1);
-      const __m512i signs = _mm512_srli_epi16(_mm512_packs_epi16(xa, xb), 2);
-      return _mm512_ternarylogic_epi32(_mm512_packus_epi16(a, b), signs, _mm512_set1_epi8(32),
+      const __m512i index =
+          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b));
+      return _mm512_ternarylogic_epi32(index, bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32),
                                        0xF8);
     } else {
       const __m512i minus_zero = _mm512_set1_epi16(-0x8000);
@@ -106,7 +232,7 @@ struct Avx512QuantizeRow {
       __m512i b = _mm512_subs_epu16(wb, below_b);
       a = _mm512_mask_add_epi16(a, _mm512_cmpgt_epu16_mask(xa, minus_zero), a, sign);
       b = _mm512_mask_add_epi16(b, _mm512_cmpgt_epu16_mask(xb, minus_zero), b, sign);
-      return _mm512_packus_epi16(_mm512_srli_epi16(a, p - 1), _mm512_srli_epi16(b, p - 1));
+      return bytes_of_words<p - 1>(a, b);
     }
   }
 
@@ -115,23 +241,26 @@ struct Avx512QuantizeRow {
     const __m512i codes = x86::permute_bytes(index, _mm512_loadu_si512(codes_of_indices.data()));
     return _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));  // low + 16 * high
   }
-  /// Sums of squares of two blocks: per lane one and the other.
+  /// Sums of squares of two blocks: of each 64 bits one and the other.
   KOKKOSMX_AVX512_INLINE static __m512i square_sums(__m512i index) {
     const __m512i squares =
         x86::permute_bytes(index, _mm512_loadu_si512(squares_of_indices.data()));
-    return _mm512_sad_epu8(squares, _mm512_setzero_si512());
-  }
-  KOKKOSMX_AVX512_INLINE static void store_group(__m512i first, __m512i second,
-                                                 std::uint8_t* codes) {
-    const __m512i order = _mm512_loadu_si512(group_order<Words::is_f32>.data());
-    _mm512_storeu_si512(codes, x86::permute_bytes(order, _mm512_packus_epi16(first, second)));
+    return x86::dot_add(_mm512_setzero_si512(), squares, _mm512_set1_epi8(1));
   }
 
-  /// Quantizes 8 blocks. scales and sums: of the 8 blocks. The bits of the result are the groups
-  /// (0, 1) that hold blocks which are not for the vectors: what was stored for them is wrong.
-  KOKKOSMX_AVX512_INLINE static unsigned quantize_8(const unsigned char* x, std::uint8_t* codes_0,
-                                                    std::uint8_t* codes_1, std::uint8_t* scales,
-                                                    std::uint16_t* sums, __m512i rounding) {
+  /// What quantizing 8 blocks gives.
+  struct Eight {
+    __m512i codes[2];  ///< of the groups, in the order that was asked for
+    __m128i scales;    ///< 8 bytes
+    __m128i sums;      ///< 8 words
+    /// The bits are the groups (0, 1) that hold blocks which are not for the vectors: what stands
+    /// here for them is wrong.
+    unsigned others;
+  };
+
+  KOKKOSMX_AVX512_INLINE static Eight quantize_8(const unsigned char* x, __m512i rounding,
+                                                 __m512i order) {
+    Eight result;
     const __m512i x0 = words(x), x1 = words(x + bytes);
     const __m512i x2 = words(x + 2 * bytes), x3 = words(x + 3 * bytes);
     const __m512i x4 = words(x + 4 * bytes), x5 = words(x + 5 * bytes);
@@ -166,8 +295,7 @@ struct Avx512QuantizeRow {
                               : _mm512_maskz_add_epi16(_mm512_test_epi16_mask(t, t), t,
                                                        _mm512_set1_epi16(Words::scale_offset));
     const __m512i scale_order = _mm512_set1_epi64(0x3828180830201000);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(scales),
-                     _mm512_castsi512_si128(x86::permute_bytes(scale_order, scale)));
+    result.scales = _mm512_castsi512_si128(x86::permute_bytes(scale_order, scale));
 
     // Neither zero nor from least on and below end.
     __mmask32 others = _mm512_mask_cmpge_epu16_mask(
@@ -190,78 +318,69 @@ struct Avx512QuantizeRow {
 
     const __m512i i01 = indices(x0, w0, base, x1, w1, base + 4);
     const __m512i i23 = indices(x2, w2, base + 8, x3, w3, base + 12);
-    store_group(code_words(i01), code_words(i23), codes_0);
+    result.codes[0] =
+        x86::permute_bytes(order, _mm512_packus_epi16(code_words(i01), code_words(i23)));
     const __m512i i45 = indices(x4, w4, base + 2, x5, w5, base + 6);
     const __m512i i67 = indices(x6, w6, base + 10, x7, w7, base + 14);
-    store_group(code_words(i45), code_words(i67), codes_1);
+    result.codes[1] =
+        x86::permute_bytes(order, _mm512_packus_epi16(code_words(i45), code_words(i67)));
     if constexpr (Sums) {
       // A sum is at most 32 * 144, a word.
-      const __m512i s = _mm512_or_si512(
-          _mm512_or_si512(square_sums(i01), _mm512_slli_epi64(square_sums(i23), 16)),
-          _mm512_or_si512(_mm512_slli_epi64(square_sums(i45), 32),
-                          _mm512_slli_epi64(square_sums(i67), 48)));
+      const __m512i s0 = _mm512_or_si512(square_sums(i01), _mm512_slli_epi32(square_sums(i23), 16));
+      const __m512i s1 = _mm512_or_si512(square_sums(i45), _mm512_slli_epi32(square_sums(i67), 16));
+      const __m512i s =
+          _mm512_add_epi16(_mm512_unpacklo_epi64(s0, s1), _mm512_unpackhi_epi64(s0, s1));
       const __m256i half =
           _mm256_add_epi16(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
       const __m128i lane =
           _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-      // Words of the blocks 0, 2, 4, 6, 1, 3, 5, 7.
-      const __m128i order = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_shuffle_epi8(lane, order));
+      // Words of the blocks 0, 2, 1, 3, 4, 6, 5, 7.
+      const __m128i sum_order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+      result.sums = _mm_shuffle_epi8(lane, sum_order);
     }
-    return ((others & 0x0F0F0F0Fu) != 0 ? 1u : 0u) | ((others & 0xF0F0F0F0u) != 0 ? 2u : 0u);
+    result.others =
+        ((others & 0x0F0F0F0Fu) != 0 ? 1u : 0u) | ((others & 0xF0F0F0F0u) != 0 ? 2u : 0u);
+    return result;
   }
 
-  /// The least byte of 64.
-  KOKKOSMX_AVX512_INLINE static int least_byte(__m512i v) {
-    const __m256i half =
-        _mm256_min_epu8(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-    __m128i lane = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    lane = _mm_min_epu8(lane, _mm_srli_epi16(lane, 8));
-    return _mm_cvtsi128_si32(_mm_minpos_epu16(lane)) & 0xFF;
-  }
-
-  /// Merges a list of blocks into the summary of their row.
-  KOKKOSMX_AVX512_INLINE static void add_summary(RowSummary& row, const BlockList& list,
-                                                 int blocks) {
-    const __m512i scale = _mm512_load_si512(list.scale);
-    const __m512i one = _mm512_set1_epi8(1), all = _mm512_set1_epi8(-1);
-    const int hi = 255 - least_byte(_mm512_xor_si512(scale, all));
-    if (hi == 0) return;  // zeros
-    const int lo = least_byte(_mm512_sub_epi8(scale, one)) + 1;
-    RowSummary part{};
-    part.n = 1;
-    part.lo = static_cast<std::uint8_t>(lo);
-    part.hi = static_cast<std::uint8_t>(hi);
-    if constexpr (Sums) {
-      if (hi - lo > 16) {
-        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
-        return;
-      }
-      __m512i n = _mm512_setzero_si512();
-      for (int k = 0; k < blocks; k += 8) {
-        const __m512i s =
-            _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(list.scale + k)));
-        const __m512i sum =
-            _mm512_cvtepu16_epi64(_mm_load_si128(reinterpret_cast<const __m128i*>(list.sum + k)));
-        // A block of zeros is shifted by what is no count of bits: it stays zero.
-        const __m512i bits = _mm512_sub_epi64(_mm512_add_epi64(s, s), _mm512_set1_epi64(2 * lo));
-        n = _mm512_add_epi64(n, _mm512_sllv_epi64(sum, bits));
-      }
-      part.n = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(n));
+  /// The codes of a group that has 4 places.
+  KOKKOSMX_AVX512_INLINE static void store_group(const BlockRows& rows, std::uint8_t* to,
+                                                 __m512i codes) {
+    if (rows.codes_block == 0 || rows.codes_block == block_bytes) {
+      _mm512_storeu_si512(to, codes);
+      return;
     }
-    merge(row, part);
+    const auto at = [&](int b) { return reinterpret_cast<__m128i*>(to + b * rows.codes_block); };
+    _mm_storeu_si128(at(0), _mm512_castsi512_si128(codes));
+    _mm_storeu_si128(at(1), _mm512_extracti32x4_epi32(codes, 1));
+    _mm_storeu_si128(at(2), _mm512_extracti32x4_epi32(codes, 2));
+    _mm_storeu_si128(at(3), _mm512_extracti32x4_epi32(codes, 3));
+  }
+  /// The scales of two groups that have 8 places.
+  KOKKOSMX_AVX512_INLINE static void store_scales(const BlockRows& rows, std::uint8_t* to,
+                                                  __m128i scales) {
+    if (rows.scales_1 == 1 && rows.scales_4 == group_blocks) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), scales);
+    } else if (rows.scales_1 == 1) {
+      const int first = _mm_cvtsi128_si32(scales), second = _mm_extract_epi32(scales, 1);
+      std::memcpy(to, &first, sizeof(first));
+      std::memcpy(to + rows.scales_4, &second, sizeof(second));
+    } else {
+      auto bytes = static_cast<std::uint64_t>(_mm_cvtsi128_si64(scales));
+      for (int b = 0; b < group_blocks; ++b) {
+        to[b * rows.scales_1] = static_cast<std::uint8_t>(bytes >> (8 * b));
+        to[b * rows.scales_1 + rows.scales_4] = static_cast<std::uint8_t>(bytes >> (32 + 8 * b));
+      }
+    }
   }
 
-  /// The groups of `others` among the blocks of a step, by the loops; they leave the list.
-  static void replace(unsigned others, const unsigned char* x, int blocks, std::uint8_t* codes,
-                      std::int64_t codes_stride, std::uint8_t* scales, std::int64_t scales_stride,
-                      QuantizeRule rule, std::uint8_t* list_scale, std::uint16_t* list_sum,
-                      RowSummary& row);
+  /// The groups of `others` among the 8 blocks from block k of a row on, by the loops; they leave
+  /// the list, which is null without Sums.
+  __attribute__((noinline)) static void replace(unsigned others, const BlockRows& rows,
+                                                std::int64_t row, std::int64_t k, BlockList* list,
+                                                RowSummary& summary);
 
-  KOKKOSMX_AVX512_FUNCTION static RowSummary run(const unsigned char* x, std::int64_t blocks,
-                                                 std::uint8_t* codes, std::int64_t codes_stride,
-                                                 std::uint8_t* scales, std::int64_t scales_stride,
-                                                 QuantizeRule rule);
+  KOKKOSMX_AVX512_FUNCTION static bool run(const BlockRows& rows);
 };
 
 struct Avx512QuantizeAtom {
@@ -273,22 +392,52 @@ struct Avx512QuantizeAtom {
     return QuantizeLoops<Format>::quantize(x, codes, rule);
   }
   template <class Format, bool Sums>
-  static RowSummary quantize_row(const unsigned char* x, std::int64_t blocks, std::uint8_t* codes,
-                                 std::int64_t codes_stride, std::uint8_t* scales,
-                                 std::int64_t scales_stride, QuantizeRule rule) {
-    return rule.rounding() == Rounding::nearest_even
-               ? Avx512QuantizeRow<Format, true, Sums>::run(x, blocks, codes, codes_stride, scales,
-                                                            scales_stride, rule)
-               : Avx512QuantizeRow<Format, false, Sums>::run(x, blocks, codes, codes_stride, scales,
-                                                             scales_stride, rule);
+  static bool quantize_rows(const BlockRows& rows) {
+    return rows.rule.rounding() == Rounding::nearest_even
+               ? Avx512QuantizeRow<Format, true, Sums>::run(rows)
+               : Avx512QuantizeRow<Format, false, Sums>::run(rows);
   }
-  KOKKOSMX_AVX512_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                    std::uint8_t* plain) {
+  template <class Format>
+  KOKKOSMX_AVX512_FUNCTION static void dequantize_rows(const BlockRows& rows);
+  KOKKOSMX_AVX512_FUNCTION static void summarize_rows(const BlockRows& rows) {
+    const BlockRows from = rows;
     const __m512i order = _mm512_loadu_si512(plain_order.data());
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const __m512i group = _mm512_loadu_si512(codes + g * group_bytes);
-      _mm512_storeu_si512(plain + g * group_bytes, x86::permute_bytes(order, group));
+    Avx512Lists lists;
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      RowSummary& summary = from.summaries[row * from.summaries_row];
+      summary = {};
+      for (std::int64_t k = 0; k < from.blocks; k += group_blocks) {
+        const std::int64_t left = from.blocks - k, group = k / group_blocks;
+        const int in_list = static_cast<int>(k % summary_blocks);
+        BlockList& list = lists.open();
+        if (in_list == 0 && left < summary_blocks) list = {};
+        const std::uint8_t* codes = from.codes_at(row, group);
+        const std::uint8_t* scales = from.scales_at(row, group);
+        __m512i plain;
+        if (from.codes_block == 0) {
+          plain = x86::permute_bytes(order, _mm512_loadu_si512(codes));
+        } else if (left >= group_blocks && from.codes_block == block_bytes) {
+          plain = _mm512_loadu_si512(codes);
+        } else {
+          alignas(64) std::uint8_t bytes[group_bytes] = {};
+          from.get_codes(row, group, bytes);
+          plain = _mm512_load_si512(bytes);
+        }
+        // Past the row's end there may be anything.
+        const int count = BlockRows::places(from.blocks, group);
+        const __mmask8 inside = static_cast<__mmask8>((1u << count) - 1);
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(list.sum + in_list),
+                         _mm256_maskz_cvtepi64_epi16(inside, Avx512Summaries::square_sums(plain)));
+        if (count == group_blocks && from.scales_1 == 1) {
+          std::memcpy(list.scale + in_list, scales, group_blocks);
+        } else {
+          for (int b = 0; b < count; ++b) list.scale[in_list + b] = scales[b * from.scales_1];
+        }
+        if (in_list + group_blocks < summary_blocks && left > group_blocks) continue;
+        lists.close<true, true>(summary, in_list + count);
+      }
     }
+    lists.add<true, true>();
   }
   template <class Format>
   KOKKOSMX_AVX512_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,
@@ -301,68 +450,173 @@ struct Avx512QuantizeAtom {
 };
 
 template <class Format, bool ToEven, bool Sums>
-__attribute__((noinline)) void Avx512QuantizeRow<Format, ToEven, Sums>::replace(
-    unsigned others, const unsigned char* x, int blocks, std::uint8_t* codes,
-    std::int64_t codes_stride, std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule,
-    std::uint8_t* list_scale, std::uint16_t* list_sum, RowSummary& row) {
-  for (int first = 0; first < blocks; first += group_blocks) {
-    if ((others & 1u) != 0) {
-      const int count = blocks - first < group_blocks ? blocks - first : group_blocks;
-      merge(row, quantize_row_by_blocks<Avx512QuantizeAtom, Format, true>(
-                     x + first * bytes, count, codes, 0, scales, 0, rule));
-      std::memset(list_scale + first, 0, group_blocks);
-      std::memset(list_sum + first, 0, group_blocks * sizeof(*list_sum));
-    }
-    others >>= 1;
-    codes += codes_stride;
-    scales += scales_stride;
+void Avx512QuantizeRow<Format, ToEven, Sums>::replace(unsigned others, const BlockRows& rows,
+                                                      std::int64_t row, std::int64_t k,
+                                                      BlockList* list, RowSummary& summary) {
+  for (int g = 0; g < 2; ++g) {
+    const std::int64_t group = k / group_blocks + g;
+    if ((others >> g & 1u) == 0 || group_blocks * group >= rows.blocks) continue;
+    quantize_group_by_blocks<Avx512QuantizeAtom, Format>(rows, row, group, summary);
+    if (list == nullptr) continue;
+    std::memset(list->scale + k % summary_blocks + g * group_blocks, 0, group_blocks);
+    std::memset(list->sum + k % summary_blocks + g * group_blocks, 0,
+                group_blocks * sizeof(*list->sum));
   }
 }
 
 template <class Format, bool ToEven, bool Sums>
-KOKKOSMX_AVX512_FUNCTION RowSummary Avx512QuantizeRow<Format, ToEven, Sums>::run(
-    const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
-    std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
-  RowSummary row{};
+KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const BlockRows& rows) {
+  const BlockRows to = rows;  // for all that a compiler knows, bytes could be its members
   const __m512i rounding =
-      _mm512_set1_epi16(static_cast<short>(Words::rounding_of(rule.scale_mode())));
-  alignas(64) unsigned char rest[step * bytes];
-  alignas(64) std::uint8_t unused[group_bytes];
-  BlockList list;
-  while (blocks > 0) {
-    const int count = blocks < summary_blocks ? static_cast<int>(blocks) : summary_blocks;
-    if (count < summary_blocks) std::memset(list.scale, 0, sizeof(list.scale));
-    for (int k = 0; k < count; k += step) {
-      const int here = count - k < step ? count - k : step;
-      const unsigned char* from = x;
-      if (here < step) {
-        std::memset(rest, 0, sizeof(rest));
-        std::memcpy(rest, x, static_cast<std::size_t>(here) * bytes);
-        from = rest;
-      } else {
+      _mm512_set1_epi16(static_cast<short>(Words::rounding_of(to.rule.scale_mode())));
+  const __m512i order =
+      _mm512_loadu_si512(to.codes_block == 0 ? group_order<Words::is_f32, true>.data()
+                                             : group_order<Words::is_f32, false>.data());
+  bool regular = true;
+  Avx512Lists lists;
+  for (std::int64_t row = 0; row < to.rows; ++row) {
+    const unsigned char* x = to.x + row * to.x_row;
+    std::uint8_t* codes = to.codes_at(row, 0);
+    std::uint8_t* scales = to.scales_at(row, 0);
+    RowSummary unasked{};
+    RowSummary* summary = &unasked;
+    if constexpr (Sums) {
+      summary = to.summaries + row * to.summaries_row;
+      *summary = {};
+    }
+    for (std::int64_t k = 0; k < to.blocks; k += step) {
+      const std::int64_t left = to.blocks - k;
+      const int in_list = static_cast<int>(k % summary_blocks);
+      BlockList& list = lists.open();
+      if (Sums && in_list == 0 && left < summary_blocks) {
+        std::memset(list.scale, 0, sizeof(list.scale));
+      }
+      unsigned others;
+      if (left >= step) {
         for (int line = 0; line < step * bytes; line += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(x) + ahead + line, _MM_HINT_T0);
         }
-      }
-      const int groups = here > group_blocks ? 2 : 1;
-      const unsigned others = quantize_8(from, codes, groups == 2 ? codes + codes_stride : unused,
-                                         list.scale + k, list.sum + k, rounding);
-      for (int g = 0; g < groups; ++g) {
-        std::memcpy(scales + g * scales_stride, list.scale + k + g * group_blocks, group_blocks);
+        const Eight eight = quantize_8(x, rounding, order);
+        store_group(to, codes, eight.codes[0]);
+        store_group(to, codes + to.codes_group, eight.codes[1]);
+        store_scales(to, scales, eight.scales);
+        if constexpr (Sums) {
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(list.scale + in_list), eight.scales);
+          _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
+        }
+        others = eight.others;
+        x += step * bytes;
+        codes += 2 * to.codes_group;
+        scales += to.scales_8;
+      } else {
+        alignas(64) unsigned char rest[step * bytes] = {};
+        std::memcpy(rest, x, static_cast<std::size_t>(left) * bytes);
+        const Eight eight = quantize_8(rest, rounding, order);
+        alignas(64) std::uint8_t bytes_of[2][group_bytes];
+        _mm512_store_si512(bytes_of[0], eight.codes[0]);
+        _mm512_store_si512(bytes_of[1], eight.codes[1]);
+        std::uint8_t scale_of[step];
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(scale_of), eight.scales);
+        for (int g = 0; group_blocks * g < left; ++g) {
+          to.put_codes(row, k / group_blocks + g, bytes_of[g]);
+          to.put_scales(row, k / group_blocks + g, scale_of + group_blocks * g);
+        }
+        if constexpr (Sums) {
+          std::memcpy(list.scale + in_list, scale_of, sizeof(scale_of));
+          _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
+        }
+        others = eight.others;
       }
       if (others != 0) [[unlikely]] {
-        replace(others, x, here, codes, codes_stride, scales, scales_stride, rule, list.scale + k,
-                list.sum + k, row);
+        replace(others, to, row, k, Sums ? &list : nullptr, *summary);
+        regular = false;
       }
-      x += here * bytes;
-      codes += groups * codes_stride;
-      scales += groups * scales_stride;
+      if constexpr (Sums) {
+        if (in_list + step == summary_blocks || left <= step) {
+          lists.close<Sums, false>(
+              *summary, static_cast<int>(in_list + (left < step ? left : std::int64_t{step})));
+        }
+      }
     }
-    add_summary(row, list, count);
-    blocks -= count;
   }
-  if (!Sums && row.n != 0) row.n = 1;
-  return row;
+  if constexpr (Sums) lists.add<Sums, false>();
+  return regular;
+}
+
+/// Dequantizes blocks whose scales have normal numbers only, by a table of a code's numbers that a
+/// block's exponent is added to.
+template <class Format>
+struct Avx512Dequantize {
+  using bits = typename Format::bits;
+  using Loops = QuantizeLoops<Format>;
+  static constexpr int size = 64 / static_cast<int>(sizeof(bits));
+
+  /// The numbers of code i % 16 at the scale 128 less the bias: what is added is 0 there.
+  static constexpr std::array<bits, size> table = [] {
+    std::array<bits, size> numbers{};
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const unsigned magnitude = i & 7;
+      const bits finite =
+          static_cast<bits>((magnitude - (magnitude == 1 ? 1u : 0u)) << (Format::mantissa - 1));
+      numbers[i] =
+          static_cast<bits>((magnitude == 0 ? 0u : finite) | ((i & 8) << (Loops::sign_shift - 3)));
+    }
+    return numbers;
+  }();
+
+  KOKKOSMX_AVX512_INLINE static void block(const std::uint8_t* codes, int scale, unsigned char* x) {
+    const auto exponent = static_cast<bits>((scale - 128 + Format::bias) * (1 << Format::mantissa));
+    const __m512i numbers = _mm512_loadu_si512(table.data());
+    const __m512i bytes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    if constexpr (sizeof(bits) == 2) {
+      const __m512i all = _mm512_mask_add_epi16(numbers, 0xFEFEFEFE, numbers,
+                                                _mm512_set1_epi16(static_cast<short>(exponent)));
+      // A byte's high nibble goes to the upper word; only 5 bits of an index count, and the
+      // table repeats.
+      const __m512i index = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+      _mm512_storeu_si512(x, _mm512_permutexvar_epi16(index, all));
+    } else {
+      const __m512i all = _mm512_mask_add_epi32(numbers, 0xFEFE, numbers,
+                                                _mm512_set1_epi32(static_cast<int>(exponent)));
+      // Only 4 bits of an index count.
+      const __m512i even = _mm512_permutexvar_epi32(bytes, all);
+      const __m512i odd = _mm512_permutexvar_epi32(_mm512_srli_epi32(bytes, 4), all);
+      const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+      _mm512_storeu_si512(x, _mm512_permutex2var_epi32(even, low, odd));
+      _mm512_storeu_si512(x + 64, _mm512_permutex2var_epi32(even, high, odd));
+    }
+  }
+};
+
+template <class Format>
+KOKKOSMX_AVX512_FUNCTION void Avx512QuantizeAtom::dequantize_rows(const BlockRows& rows) {
+  using Loops = QuantizeLoops<Format>;
+  const BlockRows from = rows;
+  const __m512i order = _mm512_loadu_si512(plain_order.data());
+  for (std::int64_t row = 0; row < from.rows; ++row) {
+    unsigned char* x = from.x + row * from.x_row;
+    for (std::int64_t group = 0; group_blocks * group < from.blocks; ++group) {
+      const std::uint8_t* codes = from.codes_at(row, group);
+      const std::uint8_t* scales = from.scales_at(row, group);
+      std::int64_t codes_step = from.codes_block;
+      alignas(64) std::uint8_t plain[group_bytes];
+      if (codes_step == 0) {
+        _mm512_store_si512(plain, x86::permute_bytes(order, _mm512_loadu_si512(codes)));
+        codes = plain;
+        codes_step = block_bytes;
+      }
+      for (int b = 0; b < BlockRows::places(from.blocks, group); ++b, x += Loops::bytes) {
+        const std::uint8_t scale = scales[b * from.scales_1];
+        if (scale >= Loops::least_normal_scale && scale <= Loops::most_normal_scale) [[likely]] {
+          Avx512Dequantize<Format>::block(codes + b * codes_step, scale, x);
+        } else {
+          dequantize<Format>(codes + b * codes_step, scale, x);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace KokkosMX::Impl

@@ -296,49 +296,140 @@ struct QuantizeLoops {
   }
 };
 
-/// Quantizes `blocks` consecutive blocks of a row by an atom's function for one block.
-///
-/// What an atom's quantize_row does, whichever way: group g holds the blocks 4 g to 4 g + 3. Its 64
-/// bytes of codes are at codes + g * codes_stride, interleaved: byte 4 j + b is byte j of block
-/// 4 g + b. Its 4 scales are at scales + g * scales_stride. Blocks past the end of the row have
-/// codes 0 and scale 0. Returns the row's summary; without Sums its n only tells 0 from others,
-/// which are 1.
-template <class Atom, class Format, bool Sums>
-KOKKOS_INLINE_FUNCTION RowSummary quantize_row_by_blocks(
-    const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
-    std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
-  RowSummary row{};
-  for (; blocks > 0; blocks -= group_blocks) {
-    for (int b = 0; b < group_blocks; ++b) {
-      std::uint8_t plain[block_bytes] = {};
-      std::uint8_t scale = 0;
-      if (b < blocks) {
-        const BlockResult result = Atom::template quantize<Format>(x, plain, rule);
-        scale = result.scale;
-        merge(row, summary_of_block(result.scale, result.sum_of_squares));
-        x += QuantizeLoops<Format>::bytes;
-      }
-      for (int j = 0; j < block_bytes; ++j) codes[group_blocks * j + b] = plain[j];
-      scales[b] = scale;
-    }
-    codes += codes_stride;
-    scales += scales_stride;
+/// Rows that a host's atom takes together: dense (of quantize_rows and dequantize_rows), and their
+/// codes, scales and summaries. Group g of a row holds its blocks 4 g to 4 g + 3. Blocks past the
+/// row's end that have a place in its last group are written with 0.
+struct BlockRows {
+  unsigned char* x;
+  std::int64_t x_row;  ///< bytes from a row to the next, as all that ends in _row
+  std::int64_t rows, blocks;
+  QuantizeRule rule;
+  std::uint8_t* codes;
+  std::int64_t codes_row, codes_group;
+  /// From a block's 16 bytes to the next block's in a group; 0 where they take turns (woven): byte
+  /// 4 j + b of a group is byte j of block b.
+  std::int64_t codes_block;
+  std::int64_t codes_places;  ///< of a row's blocks
+  std::uint8_t* scales;
+  std::int64_t scales_row, scales_8, scales_4,
+      scales_1;  ///< from a column to the 8th after it, ...
+  std::int64_t scales_places;
+  RowSummary* summaries;
+  std::int64_t summaries_row;
+
+  KOKKOS_INLINE_FUNCTION std::uint8_t* codes_at(std::int64_t row, std::int64_t group) const {
+    return codes + row * codes_row + group * codes_group;
   }
-  if (!Sums && row.n != 0) row.n = 1;
-  return row;
+  KOKKOS_INLINE_FUNCTION std::uint8_t* scales_at(std::int64_t row, std::int64_t group) const {
+    return scales + row * scales_row + (group >> 1) * scales_8 + (group & 1) * scales_4;
+  }
+  /// The places of a group's blocks, at most 4.
+  KOKKOS_INLINE_FUNCTION static int places(std::int64_t all, std::int64_t group) {
+    const std::int64_t left = all - group_blocks * group;
+    return left < group_blocks ? static_cast<int>(left > 0 ? left : 0) : group_blocks;
+  }
+
+  /// A group's codes, woven or block after block as codes_block asks, to their places.
+  KOKKOS_INLINE_FUNCTION void put_codes(std::int64_t row, std::int64_t group,
+                                        const std::uint8_t* from) const {
+    std::uint8_t* to = codes_at(row, group);
+    if (codes_block == 0) {
+      std::memcpy(to, from, group_bytes);
+      return;
+    }
+    for (int b = 0; b < places(codes_places, group); ++b) {
+      std::memcpy(to + b * codes_block, from + b * block_bytes, block_bytes);
+    }
+  }
+  /// The codes of the blocks that a group has, block after block.
+  KOKKOS_INLINE_FUNCTION void get_codes(std::int64_t row, std::int64_t group,
+                                        std::uint8_t* to) const {
+    const std::uint8_t* from = codes_at(row, group);
+    for (int b = 0; b < places(blocks, group); ++b) {
+      if (codes_block != 0) {
+        std::memcpy(to + b * block_bytes, from + b * codes_block, block_bytes);
+      } else {
+        for (int j = 0; j < block_bytes; ++j) to[b * block_bytes + j] = from[group_blocks * j + b];
+      }
+    }
+  }
+  KOKKOS_INLINE_FUNCTION void put_scales(std::int64_t row, std::int64_t group,
+                                         const std::uint8_t* from) const {
+    std::uint8_t* to = scales_at(row, group);
+    for (int b = 0; b < places(scales_places, group); ++b) to[b * scales_1] = from[b];
+  }
+};
+
+/// A group of a row by an atom's function for one block; false where not every block is regular: a
+/// scale of 0 says that all codes are 0, any other that some are not, and none is 255.
+template <class Atom, class Format>
+KOKKOS_INLINE_FUNCTION bool quantize_group_by_blocks(const BlockRows& rows, std::int64_t row,
+                                                     std::int64_t group, RowSummary& summary) {
+  std::uint8_t codes[group_bytes] = {};
+  std::uint8_t scales[group_blocks] = {};
+  bool regular = true;
+  for (int b = 0; b < BlockRows::places(rows.blocks, group); ++b) {
+    std::uint8_t plain[block_bytes];
+    const BlockResult result = Atom::template quantize<Format>(
+        rows.x + row * rows.x_row + (group_blocks * group + b) * QuantizeLoops<Format>::bytes,
+        plain, rows.rule);
+    for (int j = 0; j < block_bytes; ++j) {
+      codes[rows.codes_block == 0 ? group_blocks * j + b : block_bytes * b + j] = plain[j];
+    }
+    scales[b] = result.scale;
+    merge(summary, summary_of_block(result.scale, result.sum_of_squares));
+    regular = regular && result.scale != 255 && (result.scale != 0) == (result.sum_of_squares != 0);
+  }
+  rows.put_codes(row, group, codes);
+  rows.put_scales(row, group, scales);
+  return regular;
 }
 
-/// The codes of `groups` groups, each 64 bytes as quantize_row gives them, to blocks of 16 bytes
-/// one after the other.
-KOKKOS_FORCEINLINE_FUNCTION void deinterleave_loop(const std::uint8_t* codes, std::int64_t groups,
-                                                   std::uint8_t* plain) {
-  for (std::int64_t g = 0; g < groups; ++g) {
-    for (int b = 0; b < group_blocks; ++b) {
-      for (int j = 0; j < block_bytes; ++j) {
-        plain[g * group_bytes + b * block_bytes + j] =
-            codes[g * group_bytes + group_blocks * j + b];
+/// What an atom's quantize_rows does, whichever way: true where every block is regular. Summaries
+/// are written only with Sums.
+template <class Atom, class Format, bool Sums>
+KOKKOS_INLINE_FUNCTION bool quantize_rows_by_blocks(const BlockRows& rows) {
+  bool regular = true;
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    RowSummary summary{};
+    for (std::int64_t group = 0; group_blocks * group < rows.blocks; ++group) {
+      regular &= quantize_group_by_blocks<Atom, Format>(rows, row, group, summary);
+    }
+    if (Sums) rows.summaries[row * rows.summaries_row] = summary;
+  }
+  return regular;
+}
+
+/// What an atom's dequantize_rows and summarize_rows do, whichever way.
+template <class Atom, class Format>
+KOKKOS_INLINE_FUNCTION void dequantize_rows_by_blocks(const BlockRows& rows) {
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    unsigned char* x = rows.x + row * rows.x_row;
+    for (std::int64_t group = 0; group_blocks * group < rows.blocks; ++group) {
+      std::uint8_t codes[group_bytes];
+      rows.get_codes(row, group, codes);
+      const std::uint8_t* scales = rows.scales_at(row, group);
+      for (int b = 0; b < BlockRows::places(rows.blocks, group); ++b) {
+        Atom::template dequantize<Format>(codes + b * block_bytes, scales[b * rows.scales_1], x);
+        x += QuantizeLoops<Format>::bytes;
       }
     }
+  }
+}
+template <class Atom>
+KOKKOS_INLINE_FUNCTION void summarize_rows_by_blocks(const BlockRows& rows) {
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    RowSummary summary{};
+    for (std::int64_t group = 0; group_blocks * group < rows.blocks; ++group) {
+      std::uint8_t codes[group_bytes];
+      rows.get_codes(row, group, codes);
+      const std::uint8_t* scales = rows.scales_at(row, group);
+      for (int b = 0; b < BlockRows::places(rows.blocks, group); ++b) {
+        merge(summary, summary_of_block(scales[b * rows.scales_1],
+                                        Atom::sum_of_squares(codes + b * block_bytes)));
+      }
+    }
+    rows.summaries[row * rows.summaries_row] = summary;
   }
 }
 

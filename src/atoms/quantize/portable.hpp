@@ -24,15 +24,15 @@ struct PortableQuantizeAtom {
     KOKKOS_IF_ON_DEVICE((return QuantizeLoops<Format>::quantize_elements(x, codes, rule);))
   }
   template <class Format, bool Sums>
-  KOKKOS_INLINE_FUNCTION static RowSummary quantize_row(
-      const unsigned char* x, std::int64_t blocks, std::uint8_t* codes, std::int64_t codes_stride,
-      std::uint8_t* scales, std::int64_t scales_stride, QuantizeRule rule) {
-    return quantize_row_by_blocks<PortableQuantizeAtom, Format, Sums>(
-        x, blocks, codes, codes_stride, scales, scales_stride, rule);
+  KOKKOS_INLINE_FUNCTION static bool quantize_rows(const BlockRows& rows) {
+    return quantize_rows_by_blocks<PortableQuantizeAtom, Format, Sums>(rows);
   }
-  KOKKOSMX_ATOM_FUNCTION static void deinterleave(const std::uint8_t* codes, std::int64_t groups,
-                                                  std::uint8_t* plain) {
-    deinterleave_loop(codes, groups, plain);
+  template <class Format>
+  KOKKOS_INLINE_FUNCTION static void dequantize_rows(const BlockRows& rows) {
+    dequantize_rows_by_blocks<PortableQuantizeAtom, Format>(rows);
+  }
+  KOKKOS_INLINE_FUNCTION static void summarize_rows(const BlockRows& rows) {
+    summarize_rows_by_blocks<PortableQuantizeAtom>(rows);
   }
   template <class Format>
   KOKKOSMX_ATOM_FUNCTION static void dequantize(const std::uint8_t* codes, std::uint8_t scale,

@@ -27,6 +27,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../../numbers.hpp"
+#include "../../operand.hpp"
 #include "loops.hpp"
 
 #include <array>
@@ -102,6 +103,24 @@ inline constexpr int summary_blocks = 64;
 struct BlockList {
   alignas(64) std::uint8_t scale[summary_blocks];
   alignas(64) std::uint16_t sum[summary_blocks];
+
+  /// Of blocks with any codes and scales: brings the list into that shape. False where that cannot
+  /// be.
+  KOKKOS_FORCEINLINE_FUNCTION bool clear_zeros() {
+    std::uint16_t other = 0;
+    for (int k = 0; k < summary_blocks; ++k) {
+      const std::uint16_t s = scale[k];
+      other = static_cast<std::uint16_t>(other | ((s == 255 || (s == 0 && sum[k] != 0)) ? 1 : 0));
+    }
+    if (other != 0) return false;
+    for (int k = 0; k < summary_blocks; ++k) {
+      scale[k] = sum[k] == 0 ? std::uint8_t{0} : scale[k];
+    }
+    return true;
+  }
+  KOKKOS_INLINE_FUNCTION void add_one_by_one(RowSummary& row) const {
+    for (int k = 0; k < summary_blocks; ++k) merge(row, summary_of_block(scale[k], sum[k]));
+  }
 };
 
 }  // namespace KokkosMX::Impl
