@@ -316,19 +316,42 @@ struct SliceGemm {
     return own;
   }
 
-  /// Scales of a lane's part: of two rows, for four steps of 32 of K.
+  /// Scales of a lane's part: of two rows, for four steps of 32 of K, a byte each; no_scale where
+  /// there is nothing to multiply.
   struct YScales {
-    int of[2][group_blocks_k];
+    std::uint32_t of[2];
   };
+  static constexpr int no_scale = 255;
+
+  /// What a lane knows of its two rows.
+  struct Rows {
+    int lo[2], hi[2];
+  };
+  /// Notes a block's scale, and returns it as YScales has it.
+  __device__ static std::uint32_t note(int scale, int second, Rows& rows) {
+    if (scale >= 0) {
+      rows.lo[second] = min(rows.lo[second], scale);
+      rows.hi[second] = max(rows.hi[second], scale);
+      return static_cast<std::uint32_t>(scale);
+    }
+    if (scale == QuadQuantizer::not_a_number) rows.hi[second] = nan_hi;
+    return no_scale;
+  }
+
   /// Finds them; words of codes are brought into their order: word i of step i.
   __device__ YScales find_y_scales(const Place& at, const QuadQuantizer& quantizer, int stage,
-                                   const OwnScales& own, Words (&codes)[2]) const {
-    YScales scales;
+                                   const OwnScales& own, Words (&codes)[2], Rows& rows) const {
+    YScales scales{{0, 0}};
     if constexpr (Form == SliceForm::dense) {
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < group_blocks_k; ++i) {
-        quantizer.scales(*staged(at, stage, 2 * i), *staged(at, stage, 2 * i + 1), scales.of[0][i],
-                         scales.of[1][i]);
+        int scale[2];
+        quantizer.scales(*staged(at, stage, 2 * i), *staged(at, stage, 2 * i + 1), scale[0],
+                         scale[1]);
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+          scales.of[second] = scales.of[second] >> 8 | note(scale[second], second, rows) << 24;
+        }
       }
     } else {
 #pragma unroll
@@ -338,8 +361,7 @@ struct SliceGemm {
           const std::uint32_t any = (from.w[0] | from.w[1] | from.w[2] | from.w[3]) & 0x77777777u;
           const int scale =
               own.of[second] < 0 ? QuadQuantizer::empty : scale_of_codes(own.of[second], any != 0);
-#pragma unroll
-          for (int i = 0; i < group_blocks_k; ++i) scales.of[second][i] = scale;
+          scales.of[second] = note(scale, second, rows) * 0x01010101u;
           codes[second] = from;
         } else {
           // Byte 4 j + b of a group is byte j of block b.
@@ -359,10 +381,11 @@ struct SliceGemm {
           any |= CudaUnit::from_lane_xor(any, 2);
 #pragma unroll
           for (int i = 0; i < group_blocks_k; ++i) {
-            const auto scale = static_cast<int>(CudaUnit::from_lane(
+            const auto own_scale = static_cast<int>(CudaUnit::from_lane(
                 static_cast<std::uint32_t>(own.of[second]), (at.lane & 28) + i));
-            scales.of[second][i] =
-                scale < 0 ? QuadQuantizer::empty : scale_of_codes(scale, (any >> i & 1u) != 0);
+            const int scale = own_scale < 0 ? QuadQuantizer::empty
+                                            : scale_of_codes(own_scale, (any >> i & 1u) != 0);
+            scales.of[second] = scales.of[second] >> 8 | note(scale, second, rows) << 24;
           }
         }
       }
@@ -370,44 +393,22 @@ struct SliceGemm {
     return scales;
   }
 
-  /// What a lane knows of its two rows.
-  struct Rows {
-    int lo[2], hi[2];
-  };
-
   /// Adds a group's product to a warp's sums, in units of x's least scale of its band.
   __device__ void add_group(const Place& at, const QuadQuantizer& quantizer, int group, int stage,
                             const OwnScales& own, Rows& rows,
                             double (&sums)[ColumnTiles][Atom::values]) const {
     Words codes[2];
-    YScales scales = find_y_scales(at, quantizer, stage, own, codes);
-#pragma unroll
-    for (int second = 0; second < 2; ++second) {
-#pragma unroll
-      for (int i = 0; i < group_blocks_k; ++i) {
-        const int scale = scales.of[second][i];
-        if (scale >= 0) {
-          rows.lo[second] = min(rows.lo[second], scale);
-          rows.hi[second] = max(rows.hi[second], scale);
-        } else if (scale == QuadQuantizer::not_a_number) {
-          rows.hi[second] = nan_hi;
-        }
-      }
-    }
+    YScales scales = find_y_scales(at, quantizer, stage, own, codes, rows);
     const std::uint8_t* from = at.elements + (at.lane >> 2) * x_pitch() +
                                group_blocks_k * block_size * group +
                                (Form == SliceForm::blocks ? block_size : 8) * at.part;
-    bool is_left;
     do {
       // The least scales that are left: of a quad's lanes together.
       int base[2];
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        base[second] = no_lo;
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          if (scales.of[second][i] >= 0) base[second] = min(base[second], scales.of[second][i]);
-        }
+        const std::uint32_t least = __vminu4(scales.of[second], scales.of[second] >> 16);
+        base[second] = static_cast<int>(min(least & 0xFFu, least >> 8 & 0xFFu));
       }
       if constexpr (Form == SliceForm::blocks) {
         std::uint32_t both = static_cast<std::uint32_t>(base[0] | base[1] << 16);
@@ -416,40 +417,46 @@ struct SliceGemm {
         base[0] = static_cast<int>(both & 0xFFFFu);
         base[1] = static_cast<int>(both >> 16);
       }
-      Atom::Part part[2][group_blocks_k];
-      is_left = false;
-#pragma unroll
+      std::int32_t found[ColumnTiles][Atom::values] = {};
+#pragma unroll 1
       for (int i = 0; i < group_blocks_k; ++i) {
+        Atom::Part part[2];
 #pragma unroll
         for (int second = 0; second < 2; ++second) {
-          int& scale = scales.of[second][i];
+          // Bytes and words move round: registers have no index.
+          const int scale = static_cast<int>(scales.of[second] & 0xFFu);
+          const int known = scale == no_scale ? QuadQuantizer::empty : scale;
           if constexpr (Form == SliceForm::dense) {
-            part[second][i] =
-                quantizer.elements(*staged(at, stage, 2 * i + second), scale, base[second]);
+            part[second] =
+                quantizer.elements(*staged(at, stage, 2 * i + second), known, base[second]);
           } else {
-            part[second][i] = expand(codes[second].w[i], scale, base[second]);
+            const std::uint32_t word = codes[second].w[0];
+#pragma unroll
+            for (int w = 0; w < 3; ++w) codes[second].w[w] = codes[second].w[w + 1];
+            codes[second].w[3] = word;
+            part[second] = expand(word, known, base[second]);
           }
-          if (scale <= base[second] + Atom::max_shift) scale = QuadQuantizer::empty;
-          is_left = is_left || scale >= 0;
+          const bool is_done = scale <= base[second] + Atom::max_shift;
+          scales.of[second] =
+              scales.of[second] >> 8 | static_cast<std::uint32_t>(is_done ? no_scale : scale) << 24;
+        }
+        const std::uint8_t* column = from + (Form == SliceForm::blocks ? 8 : block_size) * i;
+#pragma unroll
+        for (int j = 0; j < ColumnTiles; ++j) {
+          const uint2 words = *reinterpret_cast<const uint2*>(column + j * Atom::cols * x_pitch());
+          Atom::multiply_add(found[j], part[0], part[1], {{words.x, words.y}});
         }
       }
       // 2^(base - 128); a row without blocks has sums of zero.
       const double unit[2] = {power_of_two(base[0]), power_of_two(base[1])};
 #pragma unroll
       for (int j = 0; j < ColumnTiles; ++j) {
-        std::int32_t found[Atom::values] = {};
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          const uint2 column = *reinterpret_cast<const uint2*>(
-              from + j * Atom::cols * x_pitch() + (Form == SliceForm::blocks ? 8 : block_size) * i);
-          Atom::multiply_add(found, part[0][i], part[1][i], {{column.x, column.y}});
-        }
 #pragma unroll
         for (int v = 0; v < Atom::values; ++v) {
-          sums[j][v] = __fma_rn(__int2double_rn(found[v]), unit[v >> 1], sums[j][v]);
+          sums[j][v] = __fma_rn(__int2double_rn(found[j][v]), unit[v >> 1], sums[j][v]);
         }
       }
-    } while (CudaUnit::any_lane(is_left));
+    } while (CudaUnit::any_lane((scales.of[0] & scales.of[1]) != 0xFFFFFFFFu));
   }
   __device__ static double power_of_two(int scale) {
     return __hiloint2double((scale + 1023 - 128) << 20, 0);

@@ -191,7 +191,6 @@ struct QuantizeRow {
   static constexpr bool by_eights = std::is_same_v<Format, BF16Format> && requires {
     typename Atom::Eight;
   };
-  // They hold more numbers at a time.
   static constexpr int groups_together = by_eights ? 4 : 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
@@ -204,12 +203,8 @@ struct QuantizeRow {
     bool done = false;
     if constexpr (by_eights) {
       if (is_row && Atom::template takes_eights<Format>(x.at(batch, row, 0))) {
-        if (rule.rounding() == Rounding::nearest_even) {
-          by_warp<true>(group, batch, row, part);
-        } else {
-          by_warp<false>(group, batch, row, part);
-        }
-        done = true;
+        done = rule.rounding() == Rounding::nearest_even ? by_warp<true>(group, batch, row, part)
+                                                         : by_warp<false>(group, batch, row, part);
       }
     }
     if (!done) {
@@ -245,11 +240,11 @@ struct QuantizeRow {
   }
 
   /// A row by a warp, whose quads of lanes share blocks, eight numbers a lane: what the warp loads
-  /// and stores lies together.
+  /// and stores lies together. False where a block is for by_block: then all of them are.
   template <bool ToEven, class Group>
-  KOKKOS_INLINE_FUNCTION void by_warp(const Group& group, std::int64_t batch, std::int64_t row,
+  KOKKOS_INLINE_FUNCTION bool by_warp(const Group& group, std::int64_t batch, std::int64_t row,
                                       RowSummary& part) const {
-    constexpr int ahead = 4;  // loads under way
+    constexpr int ahead = 8;  // loads under way
     constexpr int quads = 8;  // so a lane's blocks differ in the layouts' highest digits alone
     const int quad = group.rank() / 4, eighth = group.rank() % 4;
     const auto blocks = static_cast<std::int32_t>(q.blocks);
@@ -260,7 +255,8 @@ struct QuantizeRow {
     const bool by_words = q.codes.byte == 1 && reinterpret_cast<std::uintptr_t>(codes) % 4 == 0 &&
                           q.codes.block_4 % 2 == 0;
     const typename Atom::Eights atom(rule);
-    BlockTally tally;
+    BlockTally tally, far;  // far: outliers, which lie near one another
+    bool all_common = true;
     for (std::int32_t first = 0; first < blocks;
          first += ahead * quads) {  // as often by every lane
       typename Atom::Eight eights[ahead] = {};
@@ -270,32 +266,29 @@ struct QuantizeRow {
         }
       });
       from += ahead * quads * bytes;
-      unsigned rare = 0;  // bit i: for by_block
       unrolled<ahead>([&](auto i) {
         const auto result = Atom::template quantize_eight<ToEven>(eights[i], atom);
         if (first + i * quads + quad < blocks) {
-          if (result.scale < 0 || !tally.add(result.scale, result.sum_of_squares)) {
-            rare |= 1u << i;
+          all_common = all_common && result.scale >= 0 &&
+                       (result.is_zero || tally.add(result.scale, result.sum_of_squares) ||
+                        far.add(result.scale, result.sum_of_squares));
+          if (by_words) {
+            *reinterpret_cast<std::uint32_t*>(codes) = result.codes;
           } else {
-            if (by_words) {
-              *reinterpret_cast<std::uint32_t*>(codes) = result.codes;
-            } else {
-              for (int j = 0; j < 4; ++j) {
-                codes[j * q.codes.byte] = static_cast<std::uint8_t>(result.codes >> (8 * j));
-              }
+            for (int j = 0; j < 4; ++j) {
+              codes[j * q.codes.byte] = static_cast<std::uint8_t>(result.codes >> (8 * j));
             }
-            if (eighth == 0) *scales = static_cast<std::uint8_t>(result.scale);
           }
+          if (eighth == 0) *scales = static_cast<std::uint8_t>(result.scale);
         }
         codes += codes_step;
         scales += q.scales.col_8;
       });
-      if (eighth != 0) continue;
-      for (std::int32_t k = first + quad; rare != 0; rare >>= 1, k += quads) {
-        if ((rare & 1u) != 0) merge(part, by_block(batch, row, k));
-      }
     }
+    if (!Atom::all_lanes(all_common)) return false;
     merge(part, tally.summary());
+    merge(part, far.summary());
+    return true;
   }
 
   /// Writes the part of the row that only a layout has.

@@ -63,7 +63,17 @@ struct CudaQuantizeAtom : PortableQuantizeAtom {
     std::uint32_t sum_of_squares;
     /// Of the block, or negative where it is for quantize.
     int scale;
+    bool is_zero;  ///< the block
   };
+  KOKKOS_INLINE_FUNCTION static bool all_lanes(bool mine) {
+#if defined(__CUDA_ARCH__)
+    return !CudaUnit::any_lane(!mine);
+#else
+    return mine;
+#endif
+  }
+  /// With which zeros become codes of zero.
+  static constexpr int any_scale = 127;
   /// What depends on the rule, found once.
 #if defined(__CUDA_ARCH__)
   using Eights = Bf16Pairs;
@@ -75,17 +85,17 @@ struct CudaQuantizeAtom : PortableQuantizeAtom {
   template <bool ToEven>
   KOKKOS_INLINE_FUNCTION static EightResult quantize_eight([[maybe_unused]] const Eight& x,
                                                            [[maybe_unused]] const Eights& eights) {
-    EightResult result{0, 0, -1};
+    EightResult result{};
 #if defined(__CUDA_ARCH__)
     std::uint32_t largest = Bf16Pairs::largest(x);
     largest = max(largest, CudaUnit::from_lane_xor(largest, 1));
     largest = max(largest, CudaUnit::from_lane_xor(largest, 2));
-    const int scale = eights.scale(largest);
-    // Infinity and NaN come with larger scales.
-    if (!Bf16Pairs::takes(scale)) return result;
-    result.scale = scale;
+    result.is_zero = largest == 0;
+    const int scale = result.is_zero ? any_scale : eights.scale(largest);
     result.codes = Bf16Pairs::codes<ToEven>(x, scale);
     add_squares(result.codes, result.sum_of_squares);
+    // Infinity and NaN come with larger scales.
+    result.scale = result.is_zero ? 0 : Bf16Pairs::takes(scale) ? scale : -1;
 #endif
     return result;
   }
