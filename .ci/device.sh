@@ -92,7 +92,7 @@ compile() {
 export -f compile hip_compiler
 export dir generated nvcc
 # The longest first, two at a time.
-for source in src/gemm/gemm.cpp src/quantize/quantize.cpp src/shuffle/prepare.cpp \
+for source in src/gemm/gemm.cpp src/gemm/slices.cpp src/quantize/quantize.cpp src/shuffle/prepare.cpp \
   src/shuffle/shuffle.cpp src/atom_select.cpp src/gemm/compare.cpp; do
   printf '%s\n' "${targets[@]/%/ $source}"
 done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; compile "$0" "$1"'

@@ -21,7 +21,7 @@ MFMA_CYCLES = {"v_mfma_scale_f32_16x16x128_f8f6f4": 16, "v_mfma_i32_16x16x64_i8"
 
 def kernel_name(text):
     """KernelName<what tells it from its like>."""
-    found = re.search(r"run_(?:group|body)<(?:KokkosMX::Impl::RowKernel<)?"
+    found = re.search(r"run_(?:group|body|cluster)<(?:KokkosMX::Impl::RowKernel<)?"
                       r"KokkosMX::Impl::(?:(?:\(anonymous namespace\)|_GLOBAL__\w+)::)?"
                       r"(\w+)(?:<(.*))?", text)
     if not found:
@@ -36,6 +36,10 @@ def kernel_name(text):
     formats = re.search(r"(BF16|F16|F32)Format", rest)
     if formats and name in ("QuantizeRow", "DequantizeRow"):
         name += f"<{formats.group(1)}>"
+    numbers = re.match(r"(\d+), \(KokkosMX::Impl::SliceForm\)(\d+)>", rest)
+    if numbers:
+        name += "<{}x{}>".format(8 * int(numbers.group(1)),
+                                 ("dense", "interleaved", "blocks")[int(numbers.group(2))])
     flags = re.match(r"(true|false)(, (true|false))?>", rest)
     if flags:
         name += f"<{flags.group(0)}".replace(" ", "")

@@ -3,7 +3,8 @@
 #define KOKKOSMX_UNIT_TESTS_MATRIX_UNITS_HPP
 
 // Models of matrix instructions as their manuals define them (AMD Instinct MI300 and CDNA 4 ISA:
-// matrix fused-multiply-add), register by register. They share no code with the library.
+// matrix fused-multiply-add; PTX ISA: matrix fragments for mma.m16n8k32), register by register.
+// They share no code with the library.
 
 #include <cmath>
 #include <cstdint>
@@ -114,6 +115,41 @@ struct ModelInt8 {
 
  private:
   static std::int32_t byte(const std::uint32_t* registers, int i) {
+    return static_cast<std::int8_t>(registers[i / 4] >> (8 * (i % 4)) & 255u);
+  }
+};
+
+// mma.m16n8k32 with .s8 operands, 32 lanes, groupID = lane / 4, threadID_in_group = lane % 4:
+//   A (row): byte i of a0..a3: row groupID for i < 4 and 8 <= i < 12, else groupID + 8;
+//            column threadID_in_group * 4 + (i & 3), and 16 more for i >= 8;
+//   B (column): byte i of b0, b1: row threadID_in_group * 4 + (i & 3), and 16 more for i >= 4;
+//            column groupID;
+//   C, D: row groupID for i < 2, else groupID + 8; column threadID_in_group * 2 + (i & 1).
+struct ModelMmaInt8 {
+  // d(lane)[i] += what a(lane) and b(lane), arrays of registers, make.
+  template <class A, class B, class D>
+  static void multiply_add(const A& a, const B& b, const D& d) {
+    int x[16][32] = {}, y[32][8] = {};
+    for (int lane = 0; lane < 32; ++lane) {
+      const int group = lane / 4, in_group = lane % 4;
+      for (int i = 0; i < 16; ++i) {
+        const int row = i < 4 || (i >= 8 && i < 12) ? group : group + 8;
+        x[row][in_group * 4 + (i & 3) + (i >= 8 ? 16 : 0)] = byte(a(lane), i);
+      }
+      for (int i = 0; i < 8; ++i) {
+        y[in_group * 4 + (i & 3) + (i >= 4 ? 16 : 0)][group] = byte(b(lane), i);
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? lane / 4 : lane / 4 + 8, col = lane % 4 * 2 + (i & 1);
+        for (int k = 0; k < 32; ++k) d(lane)[i] += x[row][k] * y[k][col];
+      }
+    }
+  }
+
+ private:
+  static int byte(const std::uint32_t* registers, int i) {
     return static_cast<std::int8_t>(registers[i / 4] >> (8 * (i % 4)) & 255u);
   }
 };

@@ -18,6 +18,7 @@
 #include "MatrixUnits.hpp"
 #include "ReferenceGemm.hpp"
 #include "atoms/gemm/mfma.hpp"
+#include "atoms/gemm/mma.hpp"
 #include "gemm/fragment_kernel.hpp"
 #include "gemm/fragment_select.hpp"
 #include "gemm/self_check.hpp"
@@ -393,6 +394,47 @@ TEST(FragmentAtoms, AlignedBytes) {
     }
   }
 }
+// The warp-level atom of NVIDIA GPUs: its maps place operands and results in a product of 16 rows
+// by 8 columns by 32 of K, whichever K the atom says that a lane's bytes are.
+TEST(MmaAtom, LaneMaps) {
+  using Atom = Impl::MmaInt8Atom;
+  Stream random(11);
+  int a[16][32], b[8][32];
+  for (auto& row : a) {
+    for (int& x : row) x = static_cast<int>(random.below(193)) - 96;
+  }
+  for (auto& row : b) {
+    for (int& x : row) x = static_cast<int>(random.below(193)) - 96;
+  }
+  const auto part = [](const int(&row)[32], int lane) {
+    Atom::Part bytes{};
+    for (int i = 0; i < 8; ++i) {
+      bytes.word[i / 4] |= static_cast<std::uint32_t>(row[Atom::k_of(lane, i)] & 0xFF)
+                           << (8 * (i % 4));
+    }
+    return bytes;
+  };
+  Atom::Registers registers[Atom::lanes];
+  std::int32_t d[Atom::lanes][Atom::values] = {};
+  for (int lane = 0; lane < Atom::lanes; ++lane) {
+    const int row = Atom::operand_row(lane, 0);
+    registers[lane] = Atom::registers(part(a[row], lane), part(a[Atom::operand_row(lane, 1)], lane),
+                                      part(b[row], lane));
+    ASSERT_EQ(Atom::operand_part(lane), lane % 4);
+  }
+  KokkosMXTest::ModelMmaInt8::multiply_add([&](int lane) { return registers[lane].a; },
+                                           [&](int lane) { return registers[lane].b; },
+                                           [&](int lane) { return d[lane]; });
+  for (int lane = 0; lane < Atom::lanes; ++lane) {
+    for (int v = 0; v < Atom::values; ++v) {
+      const int row = Atom::row_of(lane, v), col = Atom::col_of(lane, v);
+      int expected = 0;
+      for (int k = 0; k < 32; ++k) expected += a[row][k] * b[col][k];
+      ASSERT_EQ(d[lane][v], expected) << lane << ' ' << v;
+    }
+  }
+}
+
 TEST(FragmentAtoms, Distances) {
   for (std::uint32_t scale = 0; scale < 256; ++scale) {
     for (std::uint32_t least = 0; least < 256; ++least) {

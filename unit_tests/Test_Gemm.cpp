@@ -533,6 +533,40 @@ TEST(Gemm, Bell) {
   }
 }
 
+// Every pattern of bf16 in the operand with fewer rows, and in the other, in every rule: the bits
+// of the product of what quantize makes of them.
+TEST(Gemm, EveryPatternInFewRows) {
+  using KokkosMX::NonFinite;
+  using KokkosMX::Rounding;
+  using KokkosMX::ScaleMode;
+  constexpr std::int64_t k = 4096;
+  std::vector<KokkosMX::QuantizeRule> all{KokkosMX::rules::reference};
+  for (const ScaleMode mode :
+       {ScaleMode::floor, ScaleMode::ceil, ScaleMode::rceil, ScaleMode::even}) {
+    for (const Rounding rounding : {Rounding::nearest_even, Rounding::ties_up}) {
+      all.push_back({mode, rounding, NonFinite::ocp});
+    }
+  }
+  // A block holds patterns that follow one another, or (257) of all magnitudes: most become zeros.
+  for (const std::uint32_t stride : {1u, 257u}) {
+    std::vector<std::uint16_t> patterns(1u << 16);
+    for (std::uint32_t i = 0; i < patterns.size(); ++i) {
+      patterns[i] = static_cast<std::uint16_t>(i * stride);
+    }
+    const auto every = device_matrix<BFloat16>(patterns, 16, k);
+    for (const std::int64_t rows : {5, 24}) {
+      const auto other = device_matrix<BFloat16>(bell(rows, k, 40, 9), rows, k);
+      for (const KokkosMX::QuantizeRule rule : all) {
+        const auto qe = KokkosMX::quantize(Exec(), every, rule);
+        const auto qo = KokkosMX::quantize(Exec(), other, rule);
+        const DeviceOutput<float> c(16, rows, rows, 1, 0, {});
+        call_quantize_gemm(every, other, c.view(), rule);
+        expect_equal_bits(gemm_f32(qe.matrix(), qo.matrix()), c.result(), rows, "every pattern");
+      }
+    }
+  }
+}
+
 // The types LayoutRight and LayoutLeft themselves, and both ways of calling.
 template <class T, class Layout>
 void check_view_type(const HostMatrix& a, const HostMatrix& b) {

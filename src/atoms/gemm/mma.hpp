@@ -46,17 +46,26 @@ struct MmaInt8Atom {
     std::uint32_t word[2];
   };
 
+  /// What the instruction takes of a lane, in its order: a, below: the lane's parts of its rows g
+  /// and g + 8 of the first operand; b: of its row of the second.
+  struct Registers {
+    std::uint32_t a[4], b[2];
+  };
+  KOKKOS_INLINE_FUNCTION static constexpr Registers registers(const Part& a, const Part& below,
+                                                              const Part& b) {
+    return {{a.word[0], below.word[0], a.word[1], below.word[1]}, {b.word[0], b.word[1]}};
+  }
+
 #ifdef KOKKOS_ENABLE_CUDA
-  /// d += A * B^T by all lanes of a warp: a, below: the lane's parts of its rows g and g + 8 of A;
-  /// b: of its row of B.
+  /// d += A * B^T by all lanes of a warp.
   __device__ static void multiply_add(std::int32_t (&d)[values], const Part& a, const Part& below,
                                       const Part& b) {
+    const Registers r = registers(a, below, b);
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a.word[0]), "r"(below.word[0]), "r"(a.word[1]), "r"(below.word[1]), "r"(b.word[0]),
-          "r"(b.word[1]));
+        : "r"(r.a[0]), "r"(r.a[1]), "r"(r.a[2]), "r"(r.a[3]), "r"(r.b[0]), "r"(r.b[1]));
   }
 #endif
 };
