@@ -332,7 +332,8 @@ class SliceProduct {
                          product.rule == nullptr ? rules::reference : *product.rule,
                          static_cast<int>(call_.batch), static_cast<int>(call_.blocks),
                          static_cast<int>(x_rows), static_cast<int>(y_rows),
-                         bits_of_sum(call_.blocks), product.minimum_tier, product.counts});
+                         bits_of_sum(call_.blocks), product.minimum_tier, product.counts,
+                         product.epilogue.is_plain() && product.epilogue.element == Element::bf16});
   }
 
  private:

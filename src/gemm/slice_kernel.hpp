@@ -79,6 +79,8 @@ struct SliceGemm {
     std::int32_t lo[most_rows], hi[most_rows];
     /// The same of every block's slice: lo in the low half.
     std::uint32_t slices[most_split][most_rows];
+    /// Of whole rows: the spread of the scales, negative where one is 255.
+    std::int16_t spread[most_rows];
     std::int16_t x_scale[x_tile][most_slice_groups * group_blocks_k];
     std::uint32_t x_bands[4];
   };
@@ -520,25 +522,31 @@ struct SliceGemm {
     }
   }
 
-  /// A whole row's state, from its slices.
-  __device__ RowState state_of(const Scratch& scratch, int row) const {
-    int lo = no_lo, hi = 0;
-    for (int r = 0; r < split; ++r) {
-      const std::uint32_t slice = scratch.slices[r][row];
-      lo = min(lo, static_cast<int>(slice & 0xFFFFu));
-      hi = max(hi, static_cast<int>(slice >> 16));
+  /// Finds what there is to know of whole rows, from their slices.
+  __device__ void merge_slices(const Place& at) const {
+    Scratch& scratch = *at.scratch;
+    const int y_tile = 1 << log_y_tile();
+    for (int i = at.thread; i < y_tile + x_tile; i += most_threads) {
+      const int row = i < y_tile ? i : most_y_tile + i - y_tile;
+      int lo = no_lo, hi = 0;
+      for (int r = 0; r < split; ++r) {
+        const std::uint32_t slice = scratch.slices[r][row];
+        lo = min(lo, static_cast<int>(slice & 0xFFFFu));
+        hi = max(hi, static_cast<int>(slice >> 16));
+      }
+      scratch.spread[row] = static_cast<std::int16_t>(hi >= nan_hi  ? -1
+                                                      : lo == no_lo ? 0
+                                                                    : hi - lo);
     }
-    const bool is_zero = lo == no_lo, is_nan = hi >= nan_hi;
-    return {0, is_zero ? 127 : lo, is_zero || is_nan ? 0 : hi - lo, is_nan};
   }
-  __device__ Tier tier_of_output(const RowState& a, const RowState& b) const {
-    if (a.has_nan || b.has_nan) return Tier::automatic;
-    if (p.minimum_tier <= Tier::aligned && a.spread <= Atom::max_shift &&
-        b.spread <= Atom::max_shift) {
+  __device__ Tier tier_of_output(int spread_x, int spread_y) const {
+    if (spread_x < 0 || spread_y < 0) return Tier::automatic;
+    if (p.minimum_tier <= Tier::aligned && spread_x <= Atom::max_shift &&
+        spread_y <= Atom::max_shift) {
       return Tier::aligned;  // K is at most 32 most_blocks
     }
-    return p.minimum_tier <= Tier::window && certified_window(a, b, p.sum_bits) ? Tier::window
-                                                                                : Tier::wide;
+    return p.minimum_tier <= Tier::window && spread_x + spread_y + p.sum_bits <= 63 ? Tier::window
+                                                                                    : Tier::wide;
   }
 
   /// Rounds and stores this block's share of the cluster's outputs.
@@ -553,18 +561,24 @@ struct SliceGemm {
       if (output >= outputs() || at.x_row + col >= p.x_rows || first + row >= p.y_rows) continue;
       double sum = 0;
       for (int r = 0; r < split; ++r) sum += at.shares[r * each + mine];
-      const RowState of_y = state_of(scratch, row);
-      const RowState of_x = state_of(scratch, most_y_tile + col);
-      const Tier tier = tier_of_output(of_x, of_y);
+      const int spread_y = scratch.spread[row], spread_x = scratch.spread[most_y_tile + col];
+      const Tier tier = tier_of_output(spread_x, spread_y);
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
         // The conversion is the one rounding, and the definition's.
-        product = tier != Tier::wide && of_x.spread + of_y.spread + p.sum_bits <= window_bits
+        product = tier != Tier::wide && spread_x + spread_y + p.sum_bits <= window_bits
                       ? Kokkos::bit_cast<std::uint32_t>(__double2float_rn(sum))
                       : wide_product(at.batch, at.x_row + col, first + row);
       }
-      const int i = at.x_row + col, j = first + row;
-      p.epilogue(at.batch, p.y_is_b ? i : j, p.y_is_b ? j : i, product);
+      const int i = p.y_is_b ? at.x_row + col : first + row;
+      const int j = p.y_is_b ? first + row : at.x_row + col;
+      if (p.is_plain_bf16) {
+        const Epilogue& e = p.epilogue;
+        static_cast<std::uint16_t*>(e.c)[at.batch * e.batch + i * e.row + j * e.col] =
+            f32_to_bf16(product);
+      } else {
+        p.epilogue(at.batch, i, j, product);
+      }
       if (p.counts != nullptr) {
 #pragma unroll
         for (int t = 0; t < tier_count; ++t) found[t] += static_cast<int>(tier) == t ? 1 : 0;
@@ -736,6 +750,8 @@ struct SliceGemm {
       } else {
         __syncthreads();
       }
+      merge_slices(at);
+      __syncthreads();
       store_outputs(at, first);
       if (is_last) return;
       if (split > 1) CudaUnit::cluster_arrive();

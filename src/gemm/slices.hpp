@@ -35,6 +35,7 @@ struct SliceProblem {
   int sum_bits;
   Tier minimum_tier;
   std::uint64_t* counts;  ///< null where nobody counts
+  bool is_plain_bf16;     ///< C is the product, converted
 };
 
 #ifdef KOKKOS_ENABLE_CUDA

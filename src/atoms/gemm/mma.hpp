@@ -7,9 +7,8 @@
 /// operand by 8 of the other by 32 of K, mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.
 ///
 /// Lane l is in quad g = l / 4 at place t = l % 4. It holds eight elements of K of rows g and g + 8
-/// of the first operand, and of row g of the second. Which eight of the 32 does not matter, where
-/// both operands agree: its first word is K = 4 t to 4 t + 3 to the instruction, its second
-/// 16 + 4 t to 16 + 4 t + 3.
+/// of the first operand, and of row g of the second: a quarter of the 32, whichever, where the
+/// quad's lanes have different ones and both operands agree.
 
 #include <Kokkos_Core.hpp>
 
@@ -29,10 +28,6 @@ struct MmaInt8Atom {
   }
   /// Which of the four parts of 32 elements of K.
   KOKKOS_INLINE_FUNCTION static constexpr int operand_part(int lane) { return lane & 3; }
-  /// Where the instruction sees byte b (0..7) of a lane's part in K.
-  KOKKOS_INLINE_FUNCTION static constexpr int k_of(int lane, int b) {
-    return 16 * (b >> 2) + 4 * (lane & 3) + (b & 3);
-  }
   /// Where accumulator v of a lane belongs in the 16 x 8 outputs.
   KOKKOS_INLINE_FUNCTION static constexpr int row_of(int lane, int v) {
     return (lane >> 2) + 8 * (v >> 1);
