@@ -241,10 +241,16 @@ class ImageProduct {
     is_transposed_ = is_transposed(checked);
     a_ = images(is_transposed_ ? checked.b.matrix : checked.a.matrix, Atom::tile_m, pieces);
     b_ = images(is_transposed_ ? checked.a.matrix : checked.b.matrix, Atom::tile_n, pieces);
+    if constexpr (gathers) gathering_ = pieces.take<Gathering>(1);
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
     const Call& call = matrices_.call();
+    if constexpr (gathers) {
+      const ForgetOutliers forget{{a_.columns, b_.columns}, gathering_, call.blocks};
+      static const std::string label = "KokkosMX::gemm: no outliers";
+      launch(label, exec, forget.items(), threads<ForgetOutliers::threads>, forget);
+    }
     with_atoms<ExecSpace>([&](auto atoms) {
       using Make = MakeImages<Atom, typename decltype(atoms)::Quantize>;
       const Make make{{part<Make>(is_transposed_ ? b_ : a_, matrices_.a(), call.a),
@@ -253,6 +259,11 @@ class ImageProduct {
       static const std::string label = "KokkosMX::gemm: images";
       launch(label, exec, make.items(), threads<Make::threads>, make);
     });
+    if constexpr (gathers) {
+      const GatherOutliers<Atom> gather{{a_, b_}, gathering_};
+      static const std::string label = "KokkosMX::gemm: outliers";
+      launch(label, exec, gather.items(), threads<GatherOutliers<Atom>::threads>, gather);
+    }
     const Epilogue& epilogue = product.epilogue;
     const bool pairs = call.n % 2 == 0 && epilogue.row % 2 == 0 && epilogue.batch % 2 == 0 &&
                        reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
@@ -262,6 +273,7 @@ class ImageProduct {
     const ImageGemm<Atom> kernel{
         a_,
         b_,
+        gathering_,
         is_transposed_,
         epilogue,
         call.batch,
@@ -279,6 +291,8 @@ class ImageProduct {
   }
 
  private:
+  static constexpr bool gathers = Atom::gathered_steps > 0;
+
   /// Small tiles are higher than wide: the side with more rows comes first.
   static bool is_transposed(const Call& call) {
     return Atom::tile_n <= ImageGemm<Atom>::most_transposed_n && call.n > call.m;
@@ -294,16 +308,27 @@ class ImageProduct {
     return {images, source, prepared.dense, operand.dense.element};
   }
   static ImageOperand images(const MatrixMap& matrix, int tile_rows, Pieces& pieces) {
-    ImageOperand operand{matrix, nullptr, tile_rows, (matrix.rows + tile_rows - 1) / tile_rows,
-                         (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks};
-    operand.images = pieces.take<std::uint8_t>(matrix.batch * operand.tiles * operand.steps *
+    ImageOperand operand{};
+    operand.matrix = matrix;
+    operand.tile_rows = tile_rows;
+    operand.tiles = (matrix.rows + tile_rows - 1) / tile_rows;
+    operand.steps = (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks;
+    operand.gathered_steps = Atom::gathered_steps;
+    const std::int64_t tiles = matrix.batch * operand.tiles;
+    operand.images = pieces.take<std::uint8_t>(tiles * (operand.steps + Atom::gathered_steps) *
                                                tile_rows * Atom::step_bytes);
+    if constexpr (gathers) {
+      operand.splits = pieces.take<RowSplit>(tiles * tile_rows);
+      operand.has_outliers = pieces.take<std::uint8_t>(tiles * tile_rows / 8);
+      operand.columns = pieces.take<std::uint32_t>(matrix.blocks);
+    }
     return operand;
   }
 
   Matrices matrices_;
   bool is_transposed_;
   ImageOperand a_, b_;
+  Gathering* gathering_ = nullptr;
 };
 #endif
 

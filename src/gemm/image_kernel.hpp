@@ -6,7 +6,11 @@
 /// GEMM on devices whose matrix unit reads large tiles from shared memory. Each operand is expanded
 /// once into images: its codes aligned to their row's least scale, as the unit wants to find them.
 /// The atom owns the pipeline of images; the kernel owns tiling, edges, tiers and the epilogue.
-/// Rows whose scales spread too far are zeros in the images: their outputs are summed one by one.
+///
+/// Rows whose scales spread too far for that are split (row_split.hpp), where the atom has room for
+/// it: their images hold the main part. Outliers that lie in few columns of K, whatever the rows,
+/// are gathered: three more steps of images hold these columns alone, and tiles with outliers
+/// multiply these too. All other rows are zeros in the images: their outputs are summed one by one.
 
 #include <KokkosMX/Types.hpp>
 
@@ -16,6 +20,7 @@
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
+#include "row_split.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -23,16 +28,41 @@
 
 namespace KokkosMX::Impl {
 
-/// A matrix and its images: [batch][row tile][step], each of tile_rows rows.
+/// A matrix and its images: [batch][row tile][step], each of tile_rows rows; the steps of gathered
+/// columns come last. What is said of rows and octets (8 rows) counts the rows that only fill the
+/// last tile.
 struct ImageOperand {
   MatrixMap matrix;
   std::uint8_t* images;
-  std::int64_t tile_rows, tiles, steps;
+  std::int64_t tile_rows, tiles, steps, gathered_steps;
+  RowSplit* splits;            ///< [batch][row]
+  std::uint8_t* has_outliers;  ///< [batch][octet]: not 0 if any of its rows has
+  std::uint32_t* columns;      ///< [block]: bit i says that column i of it has outliers in some row
 
+  KOKKOS_INLINE_FUNCTION std::int64_t tile_number(std::int64_t batch, std::int64_t t) const {
+    return (matrix.batch == 1 ? 0 : batch) * tiles + t;
+  }
   KOKKOS_INLINE_FUNCTION std::uint8_t* tile(std::int64_t batch, std::int64_t t,
                                             std::int64_t step_bytes) const {
-    return images + ((matrix.batch == 1 ? 0 : batch) * tiles + t) * steps * tile_rows * step_bytes;
+    return images + tile_number(batch, t) * (steps + gathered_steps) * tile_rows * step_bytes;
   }
+  KOKKOS_INLINE_FUNCTION RowSplit* splits_of(std::int64_t batch, std::int64_t t) const {
+    return splits + tile_number(batch, t) * tile_rows;
+  }
+  /// Whether any row of the tile has outliers.
+  KOKKOS_INLINE_FUNCTION bool tile_has_outliers(std::int64_t batch, std::int64_t t) const {
+    const std::int64_t octets = tile_rows / 8;
+    const auto* eight =
+        reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
+    std::uint64_t any = 0;
+    for (std::int64_t i = 0; i < octets / 8; ++i) any |= eight[i];
+    return any != 0;
+  }
+};
+
+/// Images of a row's 16 elements.
+struct alignas(16) ImageChunk {
+  std::uint32_t word[4];
 };
 
 /// What is left to do for an operand before its images can be made.
@@ -62,8 +92,18 @@ struct MakeImages {
   static constexpr int rows = 8;
   static constexpr int step_threads = rows * Atom::step_blocks;
   static constexpr int row_threads = threads / rows;
+  static constexpr bool splits = Atom::gathered_steps > 0;
+  struct Splitting {
+    std::uint32_t elements_of[rows][256];  ///< see choose_split
+    std::uint32_t outliers[rows];          ///< that the row has
+    RowSplit split[rows];
+  };
   struct Scratch {
-    RowSummary summary[rows][row_threads];
+    union {
+      RowSummary summary[rows][row_threads];
+      Splitting splitting;
+    };
+    int any_is_wide, any_has_outliers;
   };
 
   std::int64_t items() const { return parts[0].items() + parts[1].items(); }
@@ -114,7 +154,7 @@ struct MakeImages {
       summary = of_row[0];
       if (rank == 0 && place.is_row) *q.summaries.at(place.batch, place.row) = summary;
     }
-    expand(part, place, summary);
+    expand(part, place, split(group, scratch, part, place, summary));
   }
 
  private:
@@ -122,6 +162,7 @@ struct MakeImages {
     std::int64_t batch, octet, row;
     int row_in_octet, block_in_step, first_step;
     bool is_row;
+    KOKKOS_INLINE_FUNCTION bool leads_row() const { return first_step == 0 && block_in_step == 0; }
   };
 
   /// f(block) for each of the thread's blocks of its row.
@@ -150,39 +191,270 @@ struct MakeImages {
     });
   }
 
+  /// How the thread's row is split; tells the others who need it.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION RowSplit split(const Group& group, Scratch& scratch, const Part& part,
+                                        const Place& place, const RowSummary& summary) const {
+    const ImageOperand& operand = part.operand;
+    const MatrixMap& q = operand.matrix;
+    const int spread = summary.hi - summary.lo;
+    const bool is_narrow = summary.has_nan == 0 && spread <= Atom::max_shift;
+    RowSplit result{summary.lo, summary.lo};
+    if (!is_narrow) result.out = RowSplit::is_rest;
+    if constexpr (splits) {
+      const bool is_wide =
+          place.is_row && !is_narrow && summary.has_nan == 0 && spread <= RowSplit::most_spread;
+      if (group.rank() == 0) scratch.any_is_wide = scratch.any_has_outliers = 0;
+      group.barrier();
+      if (is_wide) scratch.any_is_wide = 1;
+      group.barrier();
+      if (scratch.any_is_wide != 0) {
+        Splitting& splitting = scratch.splitting;
+        const int row = place.row_in_octet;
+        for_each(group, rows * 256,
+                 [&](std::int64_t i) { splitting.elements_of[i / 256][i % 256] = 0; });
+        for_each(group, rows, [&](std::int64_t i) { splitting.outliers[i] = 0; });
+        group.barrier();
+        const auto block_at = [&](std::int64_t block) {
+          return load_block(q.codes, q.codes.at(place.batch, place.row, block));
+        };
+        const auto scale_at = [&](std::int64_t block) {
+          return int{*q.scales.at(place.batch, place.row, block)};
+        };
+        if (is_wide) {
+          over_blocks(part, place, [&](std::int64_t block) {
+            const std::uint32_t found = codes_from(block_at(block), 1);
+            if (found != 0) {
+              Kokkos::atomic_add(&splitting.elements_of[row][scale_at(block)],
+                                 static_cast<std::uint32_t>(bits_in(found)));
+            }
+          });
+        }
+        group.barrier();
+        if (place.leads_row()) {
+          splitting.split[row] =
+              is_wide ? choose_split(splitting.elements_of[row], summary.lo, summary.hi) : result;
+        }
+        group.barrier();
+        result = splitting.split[row];
+        const auto outliers_at = [&](std::int64_t block) {
+          return codes_from(block_at(block), least_outlier(scale_at(block) - result.base));
+        };
+        if (is_wide && result.has_outliers()) {
+          over_blocks(part, place, [&](std::int64_t block) {
+            const std::uint32_t found = outliers_at(block);
+            if (found != 0) {
+              Kokkos::atomic_add(&splitting.outliers[row],
+                                 static_cast<std::uint32_t>(bits_in(found)));
+            }
+          });
+        }
+        group.barrier();
+        // More than can be gathered: not for this row's sake shall nobody's be.
+        if (splitting.outliers[row] > static_cast<std::uint32_t>(Atom::step_bytes)) {
+          result.out = RowSplit::is_rest;
+        }
+        if (is_wide && result.has_outliers()) {
+          scratch.any_has_outliers = 1;
+          over_blocks(part, place, [&](std::int64_t block) {
+            const std::uint32_t found = outliers_at(block);
+            // Mostly other rows have said so.
+            if ((Kokkos::atomic_load(&operand.columns[block]) & found) != found) {
+              Kokkos::atomic_or(&operand.columns[block], found);
+            }
+          });
+        }
+        group.barrier();
+      }
+      const std::int64_t octet = (q.batch == 1 ? 0 : place.batch) * part.octets() + place.octet;
+      if (place.leads_row()) operand.splits[octet * rows + place.row_in_octet] = result;
+      if (group.rank() == 0) {
+        operand.has_outliers[octet] = static_cast<std::uint8_t>(scratch.any_has_outliers);
+      }
+    }
+    return result;
+  }
+
   KOKKOS_INLINE_FUNCTION void expand(const Part& part, const Place& place,
-                                     const RowSummary& summary) const {
-    struct alignas(16) Chunk {
-      std::uint32_t word[4];
-    };
+                                     const RowSplit& split) const {
     const ImageOperand& operand = part.operand;
     const MatrixMap& q = operand.matrix;
     const std::int64_t first_row = place.octet * rows;
     const std::int64_t tile = first_row / operand.tile_rows;
     const int in_tile = static_cast<int>(first_row % operand.tile_rows) + place.row_in_octet;
     std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes);
-    const bool fits = place.is_row && summary.hi - summary.lo <= Atom::max_shift;
+    const bool fits = place.is_row && split.out != RowSplit::is_rest;
     for (std::int64_t step = place.first_step; step < operand.steps;
          step += threads / step_threads) {
       const std::int64_t block = step * Atom::step_blocks + place.block_in_step;
-      Chunk chunks[2] = {};
+      ImageChunk chunks[2] = {};
       if (fits && block < q.blocks) {
-        const int shift = *q.scales.at(place.batch, place.row, block) - summary.lo;
-        // Outside 0..spread only for blocks of zeros and rows with NaN, where no shift matters.
-        if (shift >= 0 && shift <= Atom::max_shift) {
+        // Blocks of zeros may have any.
+        const MainMagnitudes main =
+            main_magnitudes(*q.scales.at(place.batch, place.row, block) - split.base);
+        if (main.low != 0) {
           const BlockCodes codes = load_block(q.codes, q.codes.at(place.batch, place.row, block));
           for (int i = 0; i < 8; ++i) {
-            chunks[i / 4].word[i % 4] = expand_codes(codes.word[i / 2] >> (16 * (i % 2)),
-                                                     halves_low << shift, halves_high << shift);
+            chunks[i / 4].word[i % 4] =
+                expand_codes(codes.word[i / 2] >> (16 * (i % 2)), main.low, main.high);
           }
         }
       }
       for (int h = 0; h < 2; ++h) {
         const int chunk = 2 * place.block_in_step + h;
-        *reinterpret_cast<Chunk*>(image + step * operand.tile_rows * Atom::step_bytes +
-                                  Atom::offset(in_tile, chunk)) = chunks[h];
+        *reinterpret_cast<ImageChunk*>(image + step * operand.tile_rows * Atom::step_bytes +
+                                       Atom::offset(in_tile, chunk)) = chunks[h];
       }
     }
+  }
+};
+
+/// What became of the columns of K in which some row of either operand has outliers.
+enum class Gathering : std::uint32_t { none, done, too_many };
+
+/// Nothing has outliers yet.
+struct ForgetOutliers {
+  std::uint32_t* columns[2];
+  Gathering* gathering;
+  std::int64_t blocks;
+
+  static constexpr int threads = 256;
+  struct Scratch {};
+  std::int64_t items() const { return (blocks + threads) / threads; }
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
+    for_each(group, threads, [&](std::int64_t i) {
+      const std::int64_t block = item * threads + i;
+      if (block < blocks) columns[0][block] = columns[1][block] = 0;
+      if (block == blocks) *gathering = Gathering::none;
+    });
+  }
+};
+
+/// Makes the images of columns with outliers: of `a` the high digits of its outliers in its own
+/// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
+/// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
+/// both operands have are the first common_columns of either's, in the same order.
+template <class Atom>
+struct GatherOutliers {
+  ImageOperand operands[2];
+  Gathering* gathering;
+
+  static constexpr int threads = 256, rows = 8, chunks = Atom::step_bytes / 16;
+  static constexpr int common = Atom::common_columns, most = Atom::step_bytes;
+  struct Scratch {
+    std::uint64_t found[threads];
+    std::int32_t columns[2][most];  ///< -1: none
+  };
+
+  KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
+    return operand.matrix.batch * operand.tiles * operand.tile_rows / rows;
+  }
+  std::int64_t items() const { return octets(operands[0]) + octets(operands[1]); }
+
+  template <class Group>
+  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
+    if (!list_columns(group, scratch, item == 0)) return;
+    const int side = item < octets(operands[0]) ? 0 : 1;
+    const ImageOperand& operand = operands[side];
+    const MatrixMap& q = operand.matrix;
+    const std::int64_t octet = side == 0 ? item : item - octets(operands[0]);
+    const Divided tile = divided(group, octet, operand.tile_rows / rows);
+    const Divided batch = divided(group, tile.quotient, operand.tiles);
+    for_each(group, rows * chunks * Atom::gathered_steps, [&](std::int64_t i) {
+      const int in_tile = static_cast<int>(tile.remainder) * rows + static_cast<int>(i % rows);
+      const int chunk = static_cast<int>(i / rows % chunks);
+      const int step = static_cast<int>(i / rows / chunks);
+      const int part = (step + 2 * side) % 3;  // 0 high, 1 low digits, 2 main part
+      const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
+      ImageChunk image{};
+      const RowSplit split = operand.splits[octet * rows + i % rows];
+      if (row < q.rows && split.out != RowSplit::is_rest) {
+        const std::int32_t* columns = scratch.columns[part == 2 ? 1 - side : side] + 16 * chunk;
+        for (int j = 0; j < 16; ++j) {
+          if (columns[j] < 0) continue;
+          image.word[j / 4] |= (static_cast<std::uint32_t>(
+                                    element(q, batch.quotient, row, columns[j], split, part)) &
+                                0xFFu)
+                               << (8 * (j % 4));
+        }
+      }
+      *reinterpret_cast<ImageChunk*>(
+          operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
+          (operand.steps + step) * operand.tile_rows * Atom::step_bytes +
+          Atom::offset(in_tile, chunk)) = image;
+    });
+  }
+
+ private:
+  KOKKOS_INLINE_FUNCTION static int element(const MatrixMap& q, std::int64_t batch,
+                                            std::int64_t row, std::int32_t column,
+                                            const RowSplit& split, int part) {
+    const int block = column / block_size, in_block = column % block_size;
+    const int code =
+        q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
+    const int scale = *q.scales.at(batch, row, block);
+    if (part == 2) return main_part(code, scale, split);
+    const int value = outlier_part(code, scale, split);
+    return part == 0 ? high_digit(value) : low_digit(value);
+  }
+
+  /// Both lists of columns, if there are any and not too many; tells so.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION bool list_columns(const Group& group, Scratch& scratch, bool tells) const {
+    // How many columns are common, the first's alone, the second's alone: 21 bits each.
+    const std::int64_t blocks = operands[0].matrix.blocks;
+    const std::int64_t each = (blocks + threads - 1) / threads;
+    const std::int64_t first = group.rank() * each;
+    const std::int64_t end = first + each < blocks ? first + each : blocks;
+    std::uint64_t mine = 0;
+    for (std::int64_t block = first; block < end; ++block) {
+      const std::uint32_t a = operands[0].columns[block], b = operands[1].columns[block];
+      mine += static_cast<std::uint64_t>(bits_in(a & b)) |
+              static_cast<std::uint64_t>(bits_in(a & ~b)) << 21 |
+              static_cast<std::uint64_t>(bits_in(b & ~a)) << 42;
+    }
+    std::uint64_t upto = mine;
+    scratch.found[group.rank()] = upto;
+    for (int distance = 1; distance < threads; distance *= 2) {
+      group.barrier();
+      if (group.rank() >= distance) upto += scratch.found[group.rank() - distance];
+      group.barrier();
+      scratch.found[group.rank()] = upto;
+    }
+    group.barrier();
+    const std::uint64_t all = scratch.found[threads - 1];
+    const auto number = [](std::uint64_t counts, int which) {
+      return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
+    };
+    if (all == 0) return false;
+    const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
+                     number(all, 2) <= most - common;
+    if (tells && group.rank() == 0) *gathering = fit ? Gathering::done : Gathering::too_many;
+    if (!fit) return false;
+    for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
+    group.barrier();
+    const std::uint64_t before = upto - mine;
+    int at_common = number(before, 0);
+    int at[2] = {common + number(before, 1), common + number(before, 2)};
+    for (std::int64_t block = first; block < end; ++block) {
+      const std::uint32_t a = operands[0].columns[block], b = operands[1].columns[block];
+      for (std::uint32_t left = a | b; left != 0; left &= left - 1) {
+        const int bit = first_bit(left);
+        const auto column = static_cast<std::int32_t>(block * block_size + bit);
+        if ((a & b) >> bit & 1u) {
+          scratch.columns[0][at_common] = scratch.columns[1][at_common] = column;
+          ++at_common;
+        } else if (a >> bit & 1u) {
+          scratch.columns[0][at[0]++] = column;
+        } else {
+          scratch.columns[1][at[1]++] = column;
+        }
+      }
+    }
+    group.barrier();
+    return true;
   }
 };
 
@@ -190,7 +462,8 @@ struct MakeImages {
 template <class Atom>
 struct ImageGemm {
   ImageOperand a, b;
-  bool is_transposed;  ///< a's rows are C's columns; small tiles only
+  const Gathering* gathering;  ///< null where the atom has no room for gathered columns
+  bool is_transposed;          ///< a's rows are C's columns; small tiles only
   Epilogue epilogue;
   std::int64_t batch, m, n, blocks;  ///< m and n rows of a and b
   std::int64_t groups;               ///< that share the tiles: an item is a group
@@ -207,6 +480,7 @@ struct ImageGemm {
   struct States {
     std::int16_t a_lo[Atom::tile_m], a_spread[Atom::tile_m];
     std::int16_t b_lo[Atom::tile_n], b_spread[Atom::tile_n];
+    RowSplit a_split[Atom::tile_m], b_split[Atom::tile_n];
   };
   static constexpr std::int16_t not_a_number = -1;  // as a spread
 
@@ -216,6 +490,8 @@ struct ImageGemm {
     /// Some output of the tile is not Tier::aligned, or its product may leave float32's normal
     /// numbers before it is rounded.
     int is_special[3];
+    int has_outliers[3];  ///< in gathered columns
+    int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
     std::int32_t own[8][Atom::multiplying];
   };
 
@@ -230,7 +506,11 @@ struct ImageGemm {
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
     const int thread = group.rank() - (threads - Atom::multiplying);
-    if (group.rank() < 3) scratch.is_special[group.rank()] = 0;
+    if (group.rank() < 3) {
+      scratch.is_special[group.rank()] = 0;
+      scratch.has_outliers[group.rank()] = 0;
+      scratch.has_rest[group.rank()] = 0;
+    }
     int turn = 0;
     Atom::run(
         scratch.pipeline, item, tiles(), groups, a.steps,
@@ -239,22 +519,32 @@ struct ImageGemm {
           return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
                                        b.tile(place.batch, place.tile_col, Atom::step_bytes)};
         },
+        [&](std::int64_t tile) { return gathers(place_of(tile)); },
         [&](std::int64_t tile) { load_states(scratch, place_of(tile), thread, turn); },
-        [&](std::int64_t tile, std::int32_t(&d)[Atom::values]) {
+        [&](std::int64_t tile, std::int32_t(&d)[Atom::values], auto& gathered) {
           const Place place = place_of(tile);
           const States& states = scratch.states[turn & 1];
           const bool special = scratch.is_special[turn % 3] != 0;
+          const bool has_outliers = scratch.has_outliers[turn % 3] != 0;
+          const bool has_rest = scratch.has_rest[turn % 3] != 0;
           // The slot of the tile before: nobody reads it any more, nobody sets it yet.
-          if (thread == 0) scratch.is_special[(turn + 2) % 3] = 0;
+          if (thread == 0) {
+            scratch.is_special[(turn + 2) % 3] = 0;
+            scratch.has_outliers[(turn + 2) % 3] = 0;
+            scratch.has_rest[(turn + 2) % 3] = 0;
+          }
           const bool is_whole = place.rows == Atom::tile_m && place.cols == Atom::tile_n;
-          if (!special && is_plain_bf16 && is_whole) {
+          if (has_outliers) {
+            const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
+            store_with_outliers(scratch, place, states, thread, is_plain, d, gathered);
+          } else if (!special && is_plain_bf16 && is_whole) {
             store_plain<true>(place, states, thread, d);
           } else if (!special && is_plain_bf16 && Atom::values <= 32) {
             if constexpr (Atom::values <= 32) store_plain<false>(place, states, thread, d);
           } else {
             store_any(scratch, place, states, thread, d);
           }
-          if (special) store_rest(place, states, thread);
+          if (has_rest) store_rest(place, states, thread);
           if (counts != nullptr) count(place, states, thread);
           ++turn;
         });
@@ -286,20 +576,48 @@ struct ImageGemm {
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_lo = 68, largest_lo = 176;
 
+  /// Some outliers can be had from gathered columns alone.
+  KOKKOS_INLINE_FUNCTION bool can_gather() const {
+    return gathering != nullptr && minimum_tier <= Tier::aligned && *gathering == Gathering::done;
+  }
+  /// The tile takes the steps of gathered columns, too.
+  KOKKOS_INLINE_FUNCTION bool gathers(const Place& place) const {
+    if constexpr (Atom::gathered_steps == 0) {
+      return false;
+    } else {
+      return can_gather() && (a.tile_has_outliers(place.batch, place.tile_row) ||
+                              b.tile_has_outliers(place.batch, place.tile_col));
+    }
+  }
+
   KOKKOS_INLINE_FUNCTION void load_state(Scratch& scratch, const MatrixMap& matrix,
+                                         [[maybe_unused]] const RowSplit* split_of_row,
                                          std::int64_t batch_of_tile, std::int64_t row,
-                                         std::int16_t& lo, std::int16_t& spread, int turn) const {
+                                         std::int16_t& lo, std::int16_t& spread, RowSplit& split,
+                                         int turn) const {
     lo = 127;
     spread = 0;
+    split = {127, 127};
     if (row >= matrix.rows) return;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
+    [[maybe_unused]] RowSplit made{};
+    if constexpr (Atom::gathered_steps > 0) made = *split_of_row;
     const bool zero = summary.n == 0;
     if (!zero) lo = summary.lo;
     spread = static_cast<std::int16_t>(summary.has_nan != 0 ? not_a_number
                                        : zero               ? 0
                                                             : summary.hi - summary.lo);
-    if (minimum_tier > Tier::aligned || spread < 0 || spread > Atom::max_shift || lo < least_lo ||
-        lo > largest_lo) {
+    const bool is_narrow = spread >= 0 && spread <= Atom::max_shift;
+    split = {lo, lo};
+    if (minimum_tier > Tier::aligned || !is_narrow) split.out = RowSplit::is_rest;
+    if constexpr (Atom::gathered_steps > 0) {
+      if (!is_narrow && made.has_outliers() && can_gather()) {
+        split = made;
+        scratch.has_outliers[turn % 3] = 1;
+      }
+    }
+    if (!fits(split)) scratch.has_rest[turn % 3] = 1;
+    if (minimum_tier > Tier::aligned || !is_narrow || lo < least_lo || lo > largest_lo) {
       scratch.is_special[turn % 3] = 1;
     }
   }
@@ -307,12 +625,12 @@ struct ImageGemm {
                                           int turn) const {
     States& states = scratch.states[turn & 1];
     for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
-      load_state(scratch, a.matrix, place.batch, place.row + i, states.a_lo[i], states.a_spread[i],
-                 turn);
+      load_state(scratch, a.matrix, a.splits_of(place.batch, place.tile_row) + i, place.batch,
+                 place.row + i, states.a_lo[i], states.a_spread[i], states.a_split[i], turn);
     }
     for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
-      load_state(scratch, b.matrix, place.batch, place.col + i, states.b_lo[i], states.b_spread[i],
-                 turn);
+      load_state(scratch, b.matrix, b.splits_of(place.batch, place.tile_col) + i, place.batch,
+                 place.col + i, states.b_lo[i], states.b_spread[i], states.b_split[i], turn);
     }
   }
 
@@ -391,8 +709,92 @@ struct ImageGemm {
     }
   }
 
-  KOKKOS_INLINE_FUNCTION bool fits(int spread) const {
-    return minimum_tier <= Tier::aligned && spread >= 0 && spread <= Atom::max_shift;
+  /// All outputs of a tile with outliers but those that store_rest sums.
+  template <class Gathered>
+  KOKKOS_INLINE_FUNCTION void store_with_outliers(Scratch& scratch, const Place& place,
+                                                  const States& states, int thread, bool is_plain,
+                                                  std::int32_t (&d)[Atom::values],
+                                                  Gathered& gathered) const {
+    if constexpr (Atom::gathered_steps > 0) {
+      gathered.wait();
+      KOKKOSMX_NO_UNROLL
+      for (int first = 0; first < Atom::values; first += 8) {
+        typename Atom::OutlierSums sums;
+        gathered.multiply(first / 8, sums);
+        std::uint32_t products[8];
+        bool needs_more = false;
+        KOKKOSMX_UNROLL
+        for (int v = 0; v < 8; ++v) {
+          const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
+          const bool fits_double =
+              split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits);
+          needs_more = needs_more || !fits_double;
+          products[v] = round_split_sum_in_double(sums_of(d[v], sums, v), row_state(states, row),
+                                                  col_state(states, col));
+        }
+        if (needs_more) {
+          KOKKOSMX_NO_UNROLL
+          for (int i = 0; i < 8; ++i) {
+            const int row = Atom::row_of(thread, i), col = Atom::col_of(thread, first + i);
+            if (split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits)) {
+              continue;
+            }
+            SplitSums found{};
+            KOKKOSMX_UNROLL
+            for (int v = 0; v < 8; ++v) {  // registers have no index at run time
+              if (v == i) found = sums_of(d[v], sums, v);
+            }
+            const std::uint32_t product =
+                round_split_sum(found, row_state(states, row), col_state(states, col));
+            KOKKOSMX_UNROLL
+            for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
+          }
+        }
+        for (int v = 0; v + 8 < Atom::values; ++v) d[v] = d[v + 8];
+        if (is_plain) {
+          auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
+          KOKKOSMX_UNROLL
+          for (int v = 0; v < 8; v += 2) {
+            const std::int64_t row = place.row + Atom::row_of(thread, v);
+            const std::int64_t col = place.col + Atom::col_of(thread, first + v);
+            *reinterpret_cast<std::uint32_t*>(c + row * epilogue.row + col) = bf16_pair(
+                Kokkos::bit_cast<float>(products[v]), Kokkos::bit_cast<float>(products[v + 1]));
+          }
+          continue;
+        }
+        for (int v = 0; v < 8; ++v) {
+          scratch.own[v][thread] = static_cast<std::int32_t>(products[v]);
+        }
+        KOKKOSMX_NO_UNROLL
+        for (int v = 0; v < 8; ++v) {
+          const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
+          if (row >= place.rows || col >= place.cols) continue;
+          const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
+          if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
+          store(place, row, col,
+                is_nan ? f32_nan : static_cast<std::uint32_t>(scratch.own[v][thread]));
+        }
+      }
+      gathered.release();
+    }
+  }
+  template <class Sums>
+  KOKKOS_INLINE_FUNCTION static SplitSums sums_of(std::int32_t main, const Sums& sums, int v) {
+    return {main, sums.outliers_main[v], sums.main_outliers[v], sums.outliers_high[v],
+            sums.outliers_low[v]};
+  }
+  KOKKOS_INLINE_FUNCTION static SplitState row_state(const States& states, int row) {
+    return {states.a_lo[row], states.a_spread[row], states.a_split[row].base,
+            states.a_split[row].out};
+  }
+  KOKKOS_INLINE_FUNCTION static SplitState col_state(const States& states, int col) {
+    return {states.b_lo[col], states.b_spread[col], states.b_split[col].base,
+            states.b_split[col].out};
+  }
+
+  /// The images hold the row, or its main part and its outliers.
+  KOKKOS_INLINE_FUNCTION static bool fits(const RowSplit& split) {
+    return split.out != RowSplit::is_rest;
   }
   /// The other outputs, one thread each: all of a row that does not fit, then what is left of each
   /// column that does not.
@@ -400,15 +802,15 @@ struct ImageGemm {
                                                             const States& states,
                                                             int thread) const {
     for (int row = 0; row < place.rows; ++row) {
-      if (fits(states.a_spread[row])) continue;
+      if (fits(states.a_split[row])) continue;
       for (int col = thread; col < place.cols; col += Atom::multiplying) {
         store_sum(place, states, row, col);
       }
     }
     for (int col = 0; col < place.cols; ++col) {
-      if (fits(states.b_spread[col])) continue;
+      if (fits(states.b_split[col])) continue;
       for (int row = thread; row < place.rows; row += Atom::multiplying) {
-        if (fits(states.a_spread[row])) store_sum(place, states, row, col);
+        if (fits(states.a_split[row])) store_sum(place, states, row, col);
       }
     }
   }
