@@ -510,28 +510,11 @@ TEST(GemmFull, LargeTiles) {
 TEST(GemmFull, LargeTilesWithOutliers) {
   constexpr std::int64_t m = 1100, n = 2200, k = 416;
   Stream stream(73);
-  // Only whole columns: all else in their blocks is zero.
-  const auto columns = [&](std::int64_t rows, int every, int row_every, int up) {
-    HostMatrix x = random_matrix(rows, k, stream.next(), 100, 102);
-    zero_some(x, 60, stream.next());
-    std::vector<bool> column(k);
-    for (std::int64_t i = 0; i < k; ++i) column[i] = stream.below(every) == 0;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      if (stream.below(row_every) != 0) continue;
-      for (std::int64_t i = 0; i < k; ++i) {
-        if (!column[i]) continue;
-        x.scale(row, i / 32) = static_cast<std::uint8_t>(100 + up + stream.below(9));
-        for (int j = 0; j < 32; ++j) {
-          if (!column[i / 32 * 32 + j]) x.set_code(row, i / 32 * 32 + j, 0);
-        }
-      }
-    }
-    return x;
-  };
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     SCOPED_TRACE("data " + std::to_string(i));
-    HostMatrix a = columns(m, 40, i == 1 ? 100 : 1, i % 2 == 0 ? 9 : 30);
-    HostMatrix b = columns(n, 60, i == 1 ? 100 : 1 + i / 2, i == 3 ? 9 : 30);
+    HostMatrix a = outlier_columns(m, k, 40, i == 1 ? 100 : 1, i % 2 == 0 ? 9 : 30, stream.next());
+    HostMatrix b =
+        outlier_columns(n, k, 60, i == 1 ? 100 : 1 + i / 2, i == 3 ? 9 : 30, stream.next());
     if (i >= 2) {
       nan_some(a, 9000, 1);
       for (std::int64_t row = 5; row < n; row += 301) b.scale(row, 4) = 250;
@@ -539,6 +522,8 @@ TEST(GemmFull, LargeTilesWithOutliers) {
     if (i == 4) {
       a = make_outliers({.up = 9, .block_every = 64}, m, k, 3);
       b = make_outliers({.up = 30, .block_every = 64}, n, k, 4);
+    } else if (i == 5) {  // more of them than a tile lists
+      a = lone_outliers(m, k, 9, 5);
     }
     const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
     Counted::total().shapes += 1;

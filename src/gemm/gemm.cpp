@@ -247,7 +247,7 @@ class ImageProduct {
   void run(const ExecSpace& exec, const Product& product) const {
     const Call& call = matrices_.call();
     if constexpr (gathers) {
-      const ForgetOutliers forget{{a_.columns, b_.columns}, gathering_, call.blocks};
+      const ForgetOutliers forget{{a_.columns, b_.columns}, call.blocks};
       static const std::string label = "KokkosMX::gemm: no outliers";
       launch(label, exec, forget.items(), threads<ForgetOutliers::threads>, forget);
     }
@@ -321,6 +321,7 @@ class ImageProduct {
       operand.splits = pieces.take<RowSplit>(tiles * tile_rows);
       operand.has_outliers = pieces.take<std::uint8_t>(tiles * tile_rows / 8);
       operand.columns = pieces.take<std::uint32_t>(matrix.blocks);
+      operand.rows_listed = pieces.take<std::uint32_t>(tiles * matrix.blocks * tile_rows / 32);
     }
     return operand;
   }

@@ -10,16 +10,20 @@
 /// Rows whose scales spread too far for that are split (row_split.hpp), where the atom has room for
 /// it: their images hold the main part. Outliers that lie in few columns of K, whatever the rows,
 /// are gathered: three more steps of images hold these columns alone, and tiles with outliers
-/// multiply these too. All other rows are zeros in the images: their outputs are summed one by one.
+/// multiply these too. Outliers anywhere are listed block by block (outlier_lists.hpp). All other
+/// rows are zeros in the images: their outputs are summed one by one.
 
 #include <KokkosMX/Types.hpp>
 
 #include "../atoms/gemm/int8_codes.hpp"
+#include "../atoms/gemm/wgmma.hpp"
 #include "../atoms/quantize/loops.hpp"
 #include "../launch.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
+#include "image_operand.hpp"
+#include "outlier_lists.hpp"
 #include "row_split.hpp"
 
 #include <Kokkos_Core.hpp>
@@ -27,43 +31,6 @@
 #include <cstdint>
 
 namespace KokkosMX::Impl {
-
-/// A matrix and its images: [batch][row tile][step], each of tile_rows rows; the steps of gathered
-/// columns come last. What is said of rows and octets (8 rows) counts the rows that only fill the
-/// last tile.
-struct ImageOperand {
-  MatrixMap matrix;
-  std::uint8_t* images;
-  std::int64_t tile_rows, tiles, steps, gathered_steps;
-  RowSplit* splits;            ///< [batch][row]
-  std::uint8_t* has_outliers;  ///< [batch][octet]: not 0 if any of its rows has
-  std::uint32_t* columns;      ///< [block]: bit i says that column i of it has outliers in some row
-
-  KOKKOS_INLINE_FUNCTION std::int64_t tile_number(std::int64_t batch, std::int64_t t) const {
-    return (matrix.batch == 1 ? 0 : batch) * tiles + t;
-  }
-  KOKKOS_INLINE_FUNCTION std::uint8_t* tile(std::int64_t batch, std::int64_t t,
-                                            std::int64_t step_bytes) const {
-    return images + tile_number(batch, t) * (steps + gathered_steps) * tile_rows * step_bytes;
-  }
-  KOKKOS_INLINE_FUNCTION RowSplit* splits_of(std::int64_t batch, std::int64_t t) const {
-    return splits + tile_number(batch, t) * tile_rows;
-  }
-  /// Whether any row of the tile has outliers.
-  KOKKOS_INLINE_FUNCTION bool tile_has_outliers(std::int64_t batch, std::int64_t t) const {
-    const std::int64_t octets = tile_rows / 8;
-    const auto* eight =
-        reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
-    std::uint64_t any = 0;
-    for (std::int64_t i = 0; i < octets / 8; ++i) any |= eight[i];
-    return any != 0;
-  }
-};
-
-/// Images of a row's 16 elements.
-struct alignas(16) ImageChunk {
-  std::uint32_t word[4];
-};
 
 /// What is left to do for an operand before its images can be made.
 enum class ImageSource { matrix, matrix_without_summaries, dense };
@@ -175,6 +142,16 @@ struct MakeImages {
     }
   }
 
+  /// More of them are not for gathering, nor worth a list; and sums with them fit 32 bits.
+  KOKKOS_INLINE_FUNCTION static std::uint32_t most_outliers(std::int64_t blocks) {
+    constexpr std::uint32_t most = 896;
+    static_assert(most * std::uint64_t{96u} * (12u << RowSplit::most_shift) < 1u << 31);
+    const std::int64_t eighth = blocks * (block_size / 8);
+    return eighth < Atom::step_bytes ? Atom::step_bytes
+           : eighth < most           ? static_cast<std::uint32_t>(eighth)
+                                     : most;
+  }
+
   template <class Format>
   KOKKOS_INLINE_FUNCTION void quantize(const Part& part, const Place& place,
                                        RowSummary& summary) const {
@@ -250,10 +227,7 @@ struct MakeImages {
           });
         }
         group.barrier();
-        // More than can be gathered: not for this row's sake shall nobody's be.
-        if (splitting.outliers[row] > static_cast<std::uint32_t>(Atom::step_bytes)) {
-          result.out = RowSplit::is_rest;
-        }
+        if (splitting.outliers[row] > most_outliers(q.blocks)) result.out = RowSplit::is_rest;
         if (is_wide && result.has_outliers()) {
           scratch.any_has_outliers = 1;
           over_blocks(part, place, [&](std::int64_t block) {
@@ -290,7 +264,7 @@ struct MakeImages {
       ImageChunk chunks[2] = {};
       if (fits && block < q.blocks) {
         // Blocks of zeros may have any.
-        const MainMagnitudes main =
+        const Magnitudes main =
             main_magnitudes(*q.scales.at(place.batch, place.row, block) - split.base);
         if (main.low != 0) {
           const BlockCodes codes = load_block(q.codes, q.codes.at(place.batch, place.row, block));
@@ -309,25 +283,24 @@ struct MakeImages {
   }
 };
 
-/// What became of the columns of K in which some row of either operand has outliers.
-enum class Gathering : std::uint32_t { none, done, too_many };
+/// What became of the columns of K in which some row of either operand has outliers: there are
+/// none, they are gathered, or they are too many, and blocks are listed.
+enum class Gathering : std::uint32_t { none, done, listed };
 
-/// Nothing has outliers yet.
+/// No column has outliers yet.
 struct ForgetOutliers {
   std::uint32_t* columns[2];
-  Gathering* gathering;
   std::int64_t blocks;
 
   static constexpr int threads = 256;
   struct Scratch {};
-  std::int64_t items() const { return (blocks + threads) / threads; }
+  std::int64_t items() const { return (blocks + threads - 1) / threads; }
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
     for_each(group, threads, [&](std::int64_t i) {
       const std::int64_t block = item * threads + i;
       if (block < blocks) columns[0][block] = columns[1][block] = 0;
-      if (block == blocks) *gathering = Gathering::none;
     });
   }
 };
@@ -335,7 +308,8 @@ struct ForgetOutliers {
 /// Makes the images of columns with outliers: of `a` the high digits of its outliers in its own
 /// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
 /// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
-/// both operands have are the first common_columns of either's, in the same order.
+/// both operands have are the first common_columns of either's, in the same order. Where there are
+/// more, says of each block of K which rows have outliers in it.
 template <class Atom>
 struct GatherOutliers {
   ImageOperand operands[2];
@@ -355,13 +329,19 @@ struct GatherOutliers {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-    if (!list_columns(group, scratch, item == 0)) return;
+    const Gathering todo = list_columns(group, scratch);
+    if (item == 0 && group.rank() == 0) *gathering = todo;
+    if (todo == Gathering::none) return;
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
     const MatrixMap& q = operand.matrix;
     const std::int64_t octet = side == 0 ? item : item - octets(operands[0]);
     const Divided tile = divided(group, octet, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
+    if (todo == Gathering::listed) {
+      list_rows(group, operand, batch, tile.remainder);
+      return;
+    }
     for_each(group, rows * chunks * Atom::gathered_steps, [&](std::int64_t i) {
       const int in_tile = static_cast<int>(tile.remainder) * rows + static_cast<int>(i % rows);
       const int chunk = static_cast<int>(i / rows % chunks);
@@ -400,9 +380,30 @@ struct GatherOutliers {
     return part == 0 ? high_digit(value) : low_digit(value);
   }
 
-  /// Both lists of columns, if there are any and not too many; tells so.
+  /// The octet's byte in rows_listed of every block.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION bool list_columns(const Group& group, Scratch& scratch, bool tells) const {
+  KOKKOS_INLINE_FUNCTION static void list_rows(const Group& group, const ImageOperand& operand,
+                                               const Divided& batch, std::int64_t in_tile) {
+    const MatrixMap& q = operand.matrix;
+    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder) + in_tile * rows;
+    for_each(group, q.blocks, [&](std::int64_t block) {
+      unsigned found = 0;
+      for (int i = 0; i < rows; ++i) {
+        if (!splits[i].has_outliers()) continue;
+        const std::int64_t row = batch.remainder * operand.tile_rows + in_tile * rows + i;
+        const int least = least_outlier(*q.scales.at(batch.quotient, row, block) - splits[i].base);
+        if (least > 7) continue;
+        const BlockCodes codes = load_block(q.codes, q.codes.at(batch.quotient, row, block));
+        if (codes_from(codes, least) != 0) found |= 1u << i;
+      }
+      reinterpret_cast<std::uint8_t*>(operand.rows_with_outliers(
+          batch.quotient, batch.remainder, block))[in_tile] = static_cast<std::uint8_t>(found);
+    });
+  }
+
+  /// Both lists of columns, if there are any and not too many.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION Gathering list_columns(const Group& group, Scratch& scratch) const {
     // How many columns are common, the first's alone, the second's alone: 21 bits each.
     const std::int64_t blocks = operands[0].matrix.blocks;
     const std::int64_t each = (blocks + threads - 1) / threads;
@@ -428,11 +429,10 @@ struct GatherOutliers {
     const auto number = [](std::uint64_t counts, int which) {
       return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
     };
-    if (all == 0) return false;
+    if (all == 0) return Gathering::none;
     const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
                      number(all, 2) <= most - common;
-    if (tells && group.rank() == 0) *gathering = fit ? Gathering::done : Gathering::too_many;
-    if (!fit) return false;
+    if (!fit) return Gathering::listed;
     for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
     group.barrier();
     const std::uint64_t before = upto - mine;
@@ -454,7 +454,7 @@ struct GatherOutliers {
       }
     }
     group.barrier();
-    return true;
+    return Gathering::done;
   }
 };
 
@@ -490,7 +490,7 @@ struct ImageGemm {
     /// Some output of the tile is not Tier::aligned, or its product may leave float32's normal
     /// numbers before it is rounded.
     int is_special[3];
-    int has_outliers[3];  ///< in gathered columns
+    int has_outliers[3];  ///< gathered or listed
     int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
     std::int32_t own[8][Atom::multiplying];
   };
@@ -519,11 +519,11 @@ struct ImageGemm {
           return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
                                        b.tile(place.batch, place.tile_col, Atom::step_bytes)};
         },
-        [&](std::int64_t tile) { return gathers(place_of(tile)); },
+        [&](std::int64_t tile) { return steps_after(place_of(tile)); },
         [&](std::int64_t tile) { load_states(scratch, place_of(tile), thread, turn); },
-        [&](std::int64_t tile, std::int32_t(&d)[Atom::values], auto& gathered) {
+        [&](std::int64_t tile, std::int32_t(&d)[Atom::values], const auto& gathered) {
           const Place place = place_of(tile);
-          const States& states = scratch.states[turn & 1];
+          States& states = scratch.states[turn & 1];
           const bool special = scratch.is_special[turn % 3] != 0;
           const bool has_outliers = scratch.has_outliers[turn % 3] != 0;
           const bool has_rest = scratch.has_rest[turn % 3] != 0;
@@ -535,8 +535,11 @@ struct ImageGemm {
           }
           const bool is_whole = place.rows == Atom::tile_m && place.cols == Atom::tile_n;
           if (has_outliers) {
-            const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
-            store_with_outliers(scratch, place, states, thread, is_plain, d, gathered);
+            if constexpr (Atom::gathered_steps > 0) {
+              const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
+              store_with_outliers(scratch, place, states, thread, is_plain, Kept(d),
+                                  gathered.wait());
+            }
           } else if (!special && is_plain_bf16 && is_whole) {
             store_plain<true>(place, states, thread, d);
           } else if (!special && is_plain_bf16 && Atom::values <= 32) {
@@ -544,7 +547,7 @@ struct ImageGemm {
           } else {
             store_any(scratch, place, states, thread, d);
           }
-          if (has_rest) store_rest(place, states, thread);
+          if (has_rest || has_outliers) store_rest(place, states, thread);
           if (counts != nullptr) count(place, states, thread);
           ++turn;
         });
@@ -576,18 +579,23 @@ struct ImageGemm {
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_lo = 68, largest_lo = 176;
 
-  /// Some outliers can be had from gathered columns alone.
-  KOKKOS_INLINE_FUNCTION bool can_gather() const {
-    return gathering != nullptr && minimum_tier <= Tier::aligned && *gathering == Gathering::done;
+  /// How outliers are added.
+  KOKKOS_INLINE_FUNCTION Gathering gathers() const {
+    if (gathering == nullptr || minimum_tier > Tier::aligned) return Gathering::none;
+    const Gathering how = *gathering;
+    return how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks ? Gathering::none
+                                                                                : how;
   }
-  /// The tile takes the steps of gathered columns, too.
-  KOKKOS_INLINE_FUNCTION bool gathers(const Place& place) const {
-    if constexpr (Atom::gathered_steps == 0) {
-      return false;
-    } else {
-      return can_gather() && (a.tile_has_outliers(place.batch, place.tile_row) ||
-                              b.tile_has_outliers(place.batch, place.tile_col));
+  /// What follows a tile's steps.
+  KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place) const {
+    if constexpr (Atom::gathered_steps > 0) {
+      const Gathering how = gathers();
+      if (how != Gathering::none && (a.tile_has_outliers(place.batch, place.tile_row) ||
+                                     b.tile_has_outliers(place.batch, place.tile_col))) {
+        return how == Gathering::done ? StepsAfter::gathered : StepsAfter::room;
+      }
     }
+    return StepsAfter::none;
   }
 
   KOKKOS_INLINE_FUNCTION void load_state(Scratch& scratch, const MatrixMap& matrix,
@@ -611,7 +619,7 @@ struct ImageGemm {
     split = {lo, lo};
     if (minimum_tier > Tier::aligned || !is_narrow) split.out = RowSplit::is_rest;
     if constexpr (Atom::gathered_steps > 0) {
-      if (!is_narrow && made.has_outliers() && can_gather()) {
+      if (!is_narrow && made.has_outliers() && gathers() != Gathering::none) {
         split = made;
         scratch.has_outliers[turn % 3] = 1;
       }
@@ -709,79 +717,121 @@ struct ImageGemm {
     }
   }
 
+  /// Accumulators in memory: what they were is no burden to other tiles' registers.
+  struct Kept {
+    std::int32_t d[Atom::values];
+    KOKKOS_INLINE_FUNCTION explicit Kept(const std::int32_t (&from)[Atom::values]) {
+      for (int v = 0; v < Atom::values; ++v) d[v] = from[v];
+    }
+  };
   /// All outputs of a tile with outliers but those that store_rest sums.
-  template <class Gathered>
-  KOKKOS_INLINE_FUNCTION void store_with_outliers(Scratch& scratch, const Place& place,
-                                                  const States& states, int thread, bool is_plain,
-                                                  std::int32_t (&d)[Atom::values],
-                                                  Gathered& gathered) const {
-    if constexpr (Atom::gathered_steps > 0) {
-      gathered.wait();
-      KOKKOSMX_NO_UNROLL
-      for (int first = 0; first < Atom::values; first += 8) {
-        typename Atom::OutlierSums sums;
-        gathered.multiply(first / 8, sums);
-        std::uint32_t products[8];
-        bool needs_more = false;
+  template <class StepsAfterTile>
+  __attribute__((noinline)) KOKKOS_FUNCTION void store_with_outliers(
+      Scratch& scratch, const Place& place, States& states, int thread, bool is_plain,
+      const Kept& kept, const StepsAfterTile& gathered) const {
+    using Lists = OutlierLists<Atom>;
+    Lists lists(a, b, place.batch, place.tile_row, place.tile_col, thread,
+                gathered.template room<typename Lists::Room>());
+    const bool are_gathered = *gathering == Gathering::done;
+    const bool are_listed = !are_gathered && lists.make();
+    if (!are_gathered && !are_listed) {
+      leave_to_rest(states, thread);
+      is_plain = false;
+      Atom::synchronize();
+    }
+    KOKKOSMX_NO_UNROLL
+    for (int first = 0; first < Atom::values; first += 8) {
+      SplitSums sums[8] = {};
+      const int col = Atom::col_of(0, first);
+      if (are_gathered) {
+        typename Atom::OutlierSums found;
+        gathered.multiply(first / 8, found);
         KOKKOSMX_UNROLL
         for (int v = 0; v < 8; ++v) {
-          const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
-          const bool fits_double =
-              split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits);
-          needs_more = needs_more || !fits_double;
-          products[v] = round_split_sum_in_double(sums_of(d[v], sums, v), row_state(states, row),
-                                                  col_state(states, col));
+          sums[v] = {0,
+                     found.outliers_main[v],
+                     found.main_outliers[v],
+                     found.outliers_high[v],
+                     found.outliers_low[v],
+                     RowSplit::digit_bits};
         }
-        if (needs_more) {
-          KOKKOSMX_NO_UNROLL
-          for (int i = 0; i < 8; ++i) {
-            const int row = Atom::row_of(thread, i), col = Atom::col_of(thread, first + i);
-            if (split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits)) {
-              continue;
-            }
-            SplitSums found{};
-            KOKKOSMX_UNROLL
-            for (int v = 0; v < 8; ++v) {  // registers have no index at run time
-              if (v == i) found = sums_of(d[v], sums, v);
-            }
-            const std::uint32_t product =
-                round_split_sum(found, row_state(states, row), col_state(states, col));
-            KOKKOSMX_UNROLL
-            for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
-          }
-        }
-        for (int v = 0; v + 8 < Atom::values; ++v) d[v] = d[v + 8];
-        if (is_plain) {
-          auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
-          KOKKOSMX_UNROLL
-          for (int v = 0; v < 8; v += 2) {
-            const std::int64_t row = place.row + Atom::row_of(thread, v);
-            const std::int64_t col = place.col + Atom::col_of(thread, first + v);
-            *reinterpret_cast<std::uint32_t*>(c + row * epilogue.row + col) = bf16_pair(
-                Kokkos::bit_cast<float>(products[v]), Kokkos::bit_cast<float>(products[v + 1]));
-          }
-          continue;
-        }
+      } else if (are_listed) {
+        if (col % Lists::chunk_columns == 0) lists.add_up(col / Lists::chunk_columns);
+        KOKKOSMX_UNROLL
         for (int v = 0; v < 8; ++v) {
-          scratch.own[v][thread] = static_cast<std::int32_t>(products[v]);
-        }
-        KOKKOSMX_NO_UNROLL
-        for (int v = 0; v < 8; ++v) {
-          const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
-          if (row >= place.rows || col >= place.cols) continue;
-          const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
-          if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
-          store(place, row, col,
-                is_nan ? f32_nan : static_cast<std::uint32_t>(scratch.own[v][thread]));
+          sums[v] = lists.sums(Atom::row_of(thread, v), Atom::col_of(thread, first + v));
         }
       }
-      gathered.release();
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; ++v) sums[v].main = kept.d[first + v];
+      store_eight(scratch, place, states, thread, first, is_plain, sums);
+    }
+    gathered.release();
+  }
+  /// Outputs of rows and columns with outliers become single ones.
+  KOKKOS_INLINE_FUNCTION static void leave_to_rest(States& states, int thread) {
+    for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
+      if (states.a_split[i].has_outliers()) states.a_split[i].out = RowSplit::is_rest;
+    }
+    for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
+      if (states.b_split[i].has_outliers()) states.b_split[i].out = RowSplit::is_rest;
     }
   }
-  template <class Sums>
-  KOKKOS_INLINE_FUNCTION static SplitSums sums_of(std::int32_t main, const Sums& sums, int v) {
-    return {main, sums.outliers_main[v], sums.main_outliers[v], sums.outliers_high[v],
-            sums.outliers_low[v]};
+  /// Outputs first to first + 7 of each thread.
+  KOKKOS_FORCEINLINE_FUNCTION void store_eight(Scratch& scratch, const Place& place,
+                                               const States& states, int thread, int first,
+                                               bool is_plain, const SplitSums (&sums)[8]) const {
+    std::uint32_t products[8];
+    bool needs_more = false;
+    KOKKOSMX_UNROLL
+    for (int v = 0; v < 8; ++v) {
+      const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
+      const bool fits_double =
+          split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits);
+      needs_more = needs_more || !fits_double;
+      products[v] =
+          round_split_sum_in_double(sums[v], row_state(states, row), col_state(states, col));
+    }
+    if (needs_more) {
+      KOKKOSMX_NO_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const int row = Atom::row_of(thread, i), col = Atom::col_of(thread, first + i);
+        if (split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits)) {
+          continue;
+        }
+        SplitSums found{};
+        KOKKOSMX_UNROLL
+        for (int v = 0; v < 8; ++v) {  // registers have no index at run time
+          if (v == i) found = sums[v];
+        }
+        const std::uint32_t product =
+            round_split_sum(found, row_state(states, row), col_state(states, col));
+        KOKKOSMX_UNROLL
+        for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
+      }
+    }
+    if (is_plain) {
+      auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; v += 2) {
+        const std::int64_t row = place.row + Atom::row_of(thread, v);
+        const std::int64_t col = place.col + Atom::col_of(thread, first + v);
+        *reinterpret_cast<std::uint32_t*>(c + row * epilogue.row + col) = bf16_pair(
+            Kokkos::bit_cast<float>(products[v]), Kokkos::bit_cast<float>(products[v + 1]));
+      }
+      return;
+    }
+    for (int v = 0; v < 8; ++v) {
+      scratch.own[v][thread] = static_cast<std::int32_t>(products[v]);
+    }
+    KOKKOSMX_NO_UNROLL
+    for (int v = 0; v < 8; ++v) {
+      const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
+      if (row >= place.rows || col >= place.cols) continue;
+      const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
+      if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
+      store(place, row, col, is_nan ? f32_nan : static_cast<std::uint32_t>(scratch.own[v][thread]));
+    }
   }
   KOKKOS_INLINE_FUNCTION static SplitState row_state(const States& states, int row) {
     return {states.a_lo[row], states.a_spread[row], states.a_split[row].base,

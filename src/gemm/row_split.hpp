@@ -64,11 +64,19 @@ KOKKOS_INLINE_FUNCTION int first_bit(std::uint32_t x) {
   return Kokkos::Experimental::countr_zero_builtin(x);
 }
 
-/// The main part's magnitudes of codes 0 to 3 and 4 to 7 in a block of scale base + shift.
-struct MainMagnitudes {
+/// Magnitudes of codes 0 to 3 and 4 to 7.
+struct Magnitudes {
   std::uint32_t low, high;
 };
-KOKKOS_INLINE_FUNCTION MainMagnitudes main_magnitudes(int shift) {
+/// The outliers' in halves, in a block of scale base + shift.
+KOKKOS_INLINE_FUNCTION Magnitudes outlier_magnitudes(int shift) {
+  const int least = least_outlier(shift);
+  if (least > 7) return {0, 0};
+  return {least < 4 ? halves_low & ~0u << (8 * least) : 0u,
+          least > 4 ? halves_high & ~0u << (8 * (least - 4)) : halves_high};
+}
+/// The main part's in halves << shift.
+KOKKOS_INLINE_FUNCTION Magnitudes main_magnitudes(int shift) {
   if (shift < 0 || shift > 6) return {0, 0};
   return {shift <= 5 ? halves_low << shift : 0x00004000u, shift <= 3   ? halves_high << shift
                                                           : shift == 4 ? 0x00006040u
@@ -119,9 +127,10 @@ struct SplitState {
   int base, out;
 };
 /// The four sums of an output, each in units of 2^(base or out of the row + that of the column -
-/// 256), the last one in two parts: 256 * outliers_high + outliers_low.
+/// 256), the last one in two parts: 2^high_bits * outliers_high + outliers_low.
 struct SplitSums {
   std::int32_t main, outliers_main, main_outliers, outliers_high, outliers_low;
+  int high_bits;
 };
 
 /// x as a double, without the unit that converts 16 numbers a cycle.
@@ -159,7 +168,8 @@ KOKKOS_INLINE_FUNCTION std::uint32_t round_split_sum_in_double(const SplitSums& 
   const double by_main =
       Kokkos::fma(exact_double(sums.main), col_base, exact_double(sums.main_outliers) * col_out);
   const double outliers =
-      Kokkos::fma(exact_double(sums.outliers_high), 256.0, exact_double(sums.outliers_low));
+      Kokkos::fma(exact_double(sums.outliers_high), half_unit(sums.high_bits + 128),
+                  exact_double(sums.outliers_low));
   const double by_outliers =
       Kokkos::fma(exact_double(sums.outliers_main), col_base, outliers * col_out);
   return round_to_f32(Kokkos::fma(half_unit(row.base), by_main, half_unit(row.out) * by_outliers));
@@ -172,7 +182,8 @@ KOKKOS_INLINE_FUNCTION std::uint32_t round_split_sum(const SplitSums& sums, cons
   __extension__ using Unsigned = unsigned __int128;
   const int row_base = row.base - row.lo, row_out = row.out - row.lo;
   const int col_base = col.base - col.lo, col_out = col.out - col.lo;
-  const std::int64_t outliers = std::int64_t{sums.outliers_high} * 256 + sums.outliers_low;
+  const std::int64_t outliers =
+      std::int64_t{sums.outliers_high} * (std::int64_t{1} << sums.high_bits) + sums.outliers_low;
   const auto part = [](std::int64_t sum, int shift) { return static_cast<Int>(sum) << shift; };
   const Int sum = part(sums.main, row_base + col_base) +
                   part(sums.outliers_main, row_out + col_base) +

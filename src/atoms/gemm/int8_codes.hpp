@@ -82,6 +82,19 @@ KOKKOS_INLINE_FUNCTION BlockCodes load_block(const CodesMap& codes, const std::u
   return block;
 }
 
+/// sum + the dot product of four int8 elements of each.
+KOKKOS_INLINE_FUNCTION std::int32_t dot_int8(std::uint32_t x, std::uint32_t y, std::int32_t sum) {
+#if defined(__CUDA_ARCH__)
+  return __dp4a(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sum);
+#else
+  for (int k = 0; k < 4; ++k) {
+    sum += std::int32_t{static_cast<std::int8_t>(x >> (8 * k))} *
+           static_cast<std::int8_t>(y >> (8 * k));
+  }
+  return sum;
+#endif
+}
+
 /// The dot product of two blocks, in quarters.
 KOKKOS_INLINE_FUNCTION std::int32_t dot_blocks(const BlockCodes& a, const BlockCodes& b) {
   std::int32_t sum = 0;
@@ -89,14 +102,7 @@ KOKKOS_INLINE_FUNCTION std::int32_t dot_blocks(const BlockCodes& a, const BlockC
     for (int h = 0; h < 2; ++h) {
       const std::uint32_t x = expand_codes(a.word[i] >> (16 * h), halves_low, halves_high);
       const std::uint32_t y = expand_codes(b.word[i] >> (16 * h), halves_low, halves_high);
-#if defined(__CUDA_ARCH__)
-      sum = __dp4a(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sum);
-#else
-      for (int k = 0; k < 4; ++k) {
-        sum += std::int32_t{static_cast<std::int8_t>(x >> (8 * k))} *
-               static_cast<std::int8_t>(y >> (8 * k));
-      }
-#endif
+      sum = dot_int8(x, y, sum);
     }
   }
   return sum;

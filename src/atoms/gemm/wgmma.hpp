@@ -20,6 +20,10 @@
 
 namespace KokkosMX::Impl {
 
+/// What follows the steps of a tile: nothing, as many steps of gathered columns as there are, or no
+/// steps but the memory of as many, for its threads to use.
+enum class StepsAfter { none, gathered, room };
+
 /// Images of int8 elements, whoever makes them: see the top of this file.
 struct Int8Images {
   static constexpr int step_blocks = 4;
@@ -83,21 +87,20 @@ struct WgmmaInt8Atom : Int8Images {
     const std::uint8_t* b;
   };
 
-  /// The steps of gathered columns, in three of the pipeline's stages. For the multiplying threads,
-  /// all of them together.
-  class Gathered {
-   public:
-    KOKKOS_FORCEINLINE_FUNCTION Gathered(Pipeline& pipeline, int& stage, int& phase, int thread)
-        : pipeline_(pipeline), stage_(stage), phase_(phase), thread_(thread) {}
+  /// The multiplying threads wait for each other.
+  KOKKOS_FORCEINLINE_FUNCTION static void synchronize() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    /// Until they are there.
-    __device__ __forceinline__ void wait() {
-      first_ = stage_;
-      for (int i = 0; i < gathered_steps; ++i) {
-        CudaUnit::barrier_wait(&pipeline_.full[stage_], phase_);
-        advance(stage_, phase_);
-      }
-    }
+    CudaUnit::named_barrier(1, multiplying);
+#endif
+  }
+
+  /// The steps after a tile's, in three of the pipeline's stages. For the multiplying threads,
+  /// all of them together.
+  class MoreSteps {
+   public:
+    KOKKOS_FORCEINLINE_FUNCTION MoreSteps(Pipeline& pipeline, int first, int thread)
+        : memory_(reinterpret_cast<std::uint8_t*>(&pipeline)), first_(first), thread_(thread) {}
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     /// Of accumulators 8 * i to 8 * i + 7. By warp-level products: those of warpgroups would have
     /// the compiler wait for each in the main loop, too.
     __device__ __forceinline__ void multiply(int i, OutlierSums& sums) const {
@@ -110,9 +113,9 @@ struct WgmmaInt8Atom : Int8Images {
 #pragma unroll 1
       for (int k = 0; k < step_bytes / 32; ++k) {
         std::uint32_t a[4], a_2[4], b[4], b_2[4];
-        load_a(a, pipeline_.a[s0], k);
-        load_a(a_2, pipeline_.a[s1], k);
-        load_b(b, pipeline_.b[s0], i, k);
+        load_a(a, pipeline().a[s0], k);
+        load_a(a_2, pipeline().a[s1], k);
+        load_b(b, pipeline().b[s0], i, k);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           std::int32_t high[4] = {}, low[4] = {};
@@ -120,8 +123,8 @@ struct WgmmaInt8Atom : Int8Images {
           CudaUnit::multiply_int8(low, a_2, b + 2 * h);
           add(sums.outliers_main + 4 * h, high, low);
         }
-        load_b(b, pipeline_.b[s1], i, k);
-        load_b(b_2, pipeline_.b[s2], i, k);
+        load_b(b, pipeline().b[s1], i, k);
+        load_b(b_2, pipeline().b[s2], i, k);
         if (k == 0) {  // the common columns
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
@@ -133,7 +136,7 @@ struct WgmmaInt8Atom : Int8Images {
             CudaUnit::multiply_int8(sums.outliers_low + 4 * h, a_2, b_2 + 2 * h);
           }
         }
-        load_a(a, pipeline_.a[s2], k);
+        load_a(a, pipeline().a[s2], k);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           std::int32_t high[4] = {}, low[4] = {};
@@ -143,14 +146,29 @@ struct WgmmaInt8Atom : Int8Images {
         }
       }
     }
+    /// The memory of the three stages.
+    template <class Room>
+    __device__ __forceinline__ Room room() const {
+      static_assert(Room::small_bytes <= a_bytes && Room::large_bytes <= b_bytes);
+      Room room;
+      for (int i = 0; i < gathered_steps; ++i) {
+        room.small[i] = memory_ + at(i) * a_bytes;
+        room.large[i] = memory_ + stages * a_bytes + at(i) * b_bytes;
+      }
+      return room;
+    }
     /// Their stages are free again.
     __device__ __forceinline__ void release() const {
+      CudaUnit::before_bulk_copies();
       CudaUnit::named_barrier(1, multiplying);
       if (thread_ % 128 != 0) return;
-      for (int i = 0; i < gathered_steps; ++i) CudaUnit::barrier_arrive(&pipeline_.empty[at(i)]);
+      for (int i = 0; i < gathered_steps; ++i) CudaUnit::barrier_arrive(&pipeline().empty[at(i)]);
     }
 
    private:
+    __device__ __forceinline__ Pipeline& pipeline() const {
+      return *reinterpret_cast<Pipeline*>(memory_);
+    }
     /// sums += 256 * high + low.
     __device__ __forceinline__ static void add(std::int32_t* sums, const std::int32_t (&high)[4],
                                                const std::int32_t (&low)[4]) {
@@ -173,29 +191,48 @@ struct WgmmaInt8Atom : Int8Images {
     }
     __device__ __forceinline__ int at(int i) const { return (first_ + i) % stages; }
 #else
-    KOKKOS_INLINE_FUNCTION void wait() {}
     KOKKOS_INLINE_FUNCTION void multiply(int, OutlierSums&) const {}
+    template <class Room>
+    KOKKOS_INLINE_FUNCTION Room room() const {
+      return {};
+    }
     KOKKOS_INLINE_FUNCTION void release() const {}
 
    private:
 #endif
-    Pipeline& pipeline_;
-    int& stage_;
-    int& phase_;
-    int thread_;
-    int first_ = 0;
+    std::uint8_t* memory_;  // the pipeline
+    int first_, thread_;
+  };
+
+  /// Until they are there.
+  struct Gathered {
+    Pipeline& pipeline;
+    int& stage;
+    int& phase;
+    int thread;
+
+    KOKKOS_FORCEINLINE_FUNCTION MoreSteps wait() const {
+      const int first = stage;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+      for (int i = 0; i < gathered_steps; ++i) {
+        CudaUnit::barrier_wait(&pipeline.full[stage], phase);
+        advance(stage, phase);
+      }
+#endif
+      return {pipeline, first, thread};
+    }
   };
 
   /// For each tile: prepare(tile) by the multiplying threads, then the product over `steps`, then
-  /// store(tile, accumulators, gathered) by the same, which waits for the gathered columns exactly
-  /// where gathers(tile). images(tile) tells where the operands are. prepare must not wait for
-  /// other threads. Tiles: first, first + stride, ... below end.
-  template <class ImagesOf, class Gathers, class Prepare, class Store>
+  /// store(tile, accumulators, gathered) by the same, which waits for the steps after these exactly
+  /// where steps_after(tile) says that there are any. images(tile) tells where the operands are.
+  /// prepare must not wait for other threads. Tiles: first, first + stride, ... below end.
+  template <class ImagesOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
       [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int64_t first,
       [[maybe_unused]] std::int64_t end, [[maybe_unused]] std::int64_t stride,
       [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
-      [[maybe_unused]] const Gathers& gathers, [[maybe_unused]] const Prepare& prepare,
+      [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
       [[maybe_unused]] const Store& store) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using namespace CudaUnit;
@@ -213,12 +250,18 @@ struct WgmmaInt8Atom : Int8Images {
       if (threadIdx.x != 0) return;
       for (std::int64_t tile = first; tile < end; tile += stride) {
         const Images from = images(tile);
-        const std::int64_t all = gathers(tile) ? steps + gathered_steps : steps;
+        const StepsAfter after = steps_after(tile);
+        const std::int64_t all = after == StepsAfter::gathered ? steps + gathered_steps : steps;
         for (std::int64_t s = 0; s < all; ++s) {
           barrier_wait(&pipeline.empty[stage], phase ^ 1);
           barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
           bulk_copy(pipeline.a[stage], from.a + s * a_bytes, a_bytes, &pipeline.full[stage]);
           bulk_copy(pipeline.b[stage], from.b + s * b_bytes, b_bytes, &pipeline.full[stage]);
+          advance(stage, phase);
+        }
+        for (int i = 0; after == StepsAfter::room && i < gathered_steps; ++i) {
+          barrier_wait(&pipeline.empty[stage], phase ^ 1);
+          barrier_arrive(&pipeline.full[stage]);
           advance(stage, phase);
         }
       }
@@ -259,8 +302,7 @@ struct WgmmaInt8Atom : Int8Images {
         release(last);
       }
       named_barrier(1, multiplying);
-      Gathered gathered(pipeline, stage, phase, thread);
-      store(tile, d, gathered);
+      store(tile, d, Gathered{pipeline, stage, phase, thread});
     }
 #else
     Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");
