@@ -234,8 +234,7 @@ class OutlierLists {
         for (int at = first_of(first[i]); at < end_of(first[i]); ++at) {
           const std::uint32_t place = a_.place[at];
           const std::int32_t sum = dot(listed_elements(a_, at), main[i]);
-          Kokkos::atomic_add(&outliers_main_[cell(row_of(place), lane)],
-                             sum * (1 << shift_of(place)));
+          add_shared(&outliers_main_[cell(row_of(place), lane)], sum * (1 << shift_of(place)));
         }
         add_common(chunk, first[i], b_.first[from + i * warps]);
       }
@@ -254,8 +253,8 @@ class OutlierLists {
             std::int64_t{dot(listed_elements(a_, at_a), listed_elements(b_, at_b))} *
             (std::int64_t{1} << (shift_of(place_a) + shift_of(place_b)));
         const int at = cell(row_of(place_a), row_of(place_b) % chunk_columns);
-        Kokkos::atomic_add(&outliers_high_[at], static_cast<std::int32_t>(term >> 16));
-        Kokkos::atomic_add(&outliers_low_[at], static_cast<std::int32_t>(term & 0xFFFF));
+        add_shared(&outliers_high_[at], static_cast<std::int32_t>(term >> 16));
+        add_shared(&outliers_low_[at], static_cast<std::int32_t>(term & 0xFFFF));
       }
     }
   }
@@ -285,8 +284,8 @@ class OutlierLists {
           const int col = row_of(place) % chunk_columns;
           KOKKOSMX_UNROLL
           for (int i = 0; i < together; ++i) {
-            Kokkos::atomic_add(&main_outliers_[cell(row + i * warp, col)],
-                               dot(outliers, main[i]) * (1 << shift_of(place)));
+            add_shared(&main_outliers_[cell(row + i * warp, col)],
+                       dot(outliers, main[i]) * (1 << shift_of(place)));
           }
         }
       }

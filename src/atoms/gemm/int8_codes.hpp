@@ -37,6 +37,19 @@ KOKKOS_INLINE_FUNCTION std::uint32_t bf16_pair(float low, float high) {
 #endif
 }
 
+/// Adds to a number in the memory that a group shares. A device's compiler that does not see where
+/// the number is makes much more of that.
+KOKKOS_INLINE_FUNCTION void add_shared(std::int32_t* to, std::int32_t term) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "r"(term)
+               : "memory");
+#else
+  Kokkos::atomic_add(to, term);
+#endif
+}
+
 /// Four codes (the low 16 bits of a word) to int8 in halves, times 2^shift.
 KOKKOS_INLINE_FUNCTION std::uint32_t expand_codes(std::uint32_t codes, std::uint32_t low,
                                                   std::uint32_t high) {
