@@ -41,6 +41,7 @@ struct ModelAtom : Impl::Int8Images {
     alignas(16) std::uint8_t small[3][16384];
     alignas(16) std::uint8_t large[3][32768];
   };
+  static void publish() {}
   static void synchronize() { ThreadGroup<threads>::current()->barrier(); }
   struct Images {
     const std::uint8_t* a;
@@ -160,7 +161,7 @@ struct Operand {
     images = random_bytes(rows * (operand.steps + ModelAtom::gathered_steps) * 128, 1);
     has_outliers = random_bytes(rows / 8, 2);
     splits.assign(rows, RowSplit{77, 78});
-    columns.assign(blocks + 1, 0xDEADBEEFu);
+    columns.assign(rows / 8 * blocks, 0xDEADBEEFu);
     operand.images = images.data();
     operand.splits = splits.data();
     operand.has_outliers = has_outliers.data();
@@ -181,33 +182,35 @@ Result run_kernel(const HostMatrix& a, const HostMatrix& b, Tier minimum) {
   Operand x(a, ModelAtom::tile_m), y(b, ModelAtom::tile_n);
   Result result;
   std::vector<typename OutputType<T>::bits> c(a.rows * b.rows, 1);
-  const Impl::ForgetOutliers forget{{x.columns.data(), y.columns.data()}, a.k / 32};
-  run_in_threads(forget, forget.items());
+  std::vector<std::uint32_t> columns[2];
+  for (auto& each : columns) each.assign(a.k / 32, 0xDEADBEEFu);
+  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::listed};
   using Make = Impl::MakeImages<ModelAtom, Impl::PortableQuantizeAtom>;
   constexpr auto source = Impl::ImageSource::matrix_without_summaries;
   const Make make{{{x.operand, source, {}, {}}, {y.operand, source, {}, {}}},
-                  KokkosMX::rules::reference};
+                  KokkosMX::rules::reference,
+                  &gathering};
   run_in_threads(make, make.items());
-  const Impl::GatherOutliers<ModelAtom> gather{{x.operand, y.operand}, &result.gathering};
-  run_in_threads(gather, gather.items());
   const Impl::Epilogue epilogue{
       c.data(), KokkosMX::Impl::element_of<T>(), 0, b.rows, 1, Impl::f32_one, 0u, nullptr, 1};
   const std::int64_t tiles = x.operand.tiles * y.operand.tiles;
-  const Impl::ImageGemm<ModelAtom> kernel{x.operand,
-                                          y.operand,
-                                          &result.gathering,
-                                          false,
-                                          epilogue,
-                                          1,
-                                          a.rows,
-                                          b.rows,
-                                          a.k / 32,
-                                          std::min<std::int64_t>(tiles, 3),
-                                          Impl::bits_of_sum(a.k / 32),
-                                          minimum,
-                                          result.counts.data(),
-                                          OutputType<T>::format.nan() == 0x7FC0 && b.rows % 2 == 0};
+  const Impl::ImageGemm<ModelAtom> kernel{
+      x.operand,
+      y.operand,
+      {{x.operand, y.operand}, {columns[0].data(), columns[1].data()}, &gathering},
+      false,
+      epilogue,
+      1,
+      a.rows,
+      b.rows,
+      a.k / 32,
+      std::min<std::int64_t>(tiles, 3),
+      Impl::bits_of_sum(a.k / 32),
+      minimum,
+      result.counts.data(),
+      OutputType<T>::format.nan() == 0x7FC0 && b.rows % 2 == 0};
   run_in_threads(kernel, kernel.groups);
+  result.gathering = gathering.gathering;
   result.bits.assign(c.begin(), c.end());
   return result;
 }
@@ -380,10 +383,10 @@ TEST(RowSplit, Parts) {
 // The band with the most blocks, and outliers within reach or not.
 TEST(RowSplit, Choice) {
   const auto choose = [](const std::vector<std::pair<int, int>>& blocks) {
-    std::uint32_t of[256] = {};
+    std::int32_t of[256] = {};
     int lo = 255, hi = 0;
     for (const auto& [scale, count] : blocks) {
-      of[scale] = static_cast<std::uint32_t>(count);
+      of[scale] = count;
       lo = std::min(lo, scale);
       hi = std::max(hi, scale);
     }

@@ -56,7 +56,7 @@ __device__ inline void bulk_copy(void* to, const void* from, int bytes, std::uin
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
-/// What the thread wrote to shared memory comes before bulk copies to it.
+/// What the thread wrote, or saw, comes before bulk copies from or to there.
 __device__ inline void before_bulk_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
 /// Four matrices of 8 rows of 16 bytes, of shared memory: lane l names row l % 8 of matrix l / 8,
 /// and gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4 of each.

@@ -241,29 +241,23 @@ class ImageProduct {
     is_transposed_ = is_transposed(checked);
     a_ = images(is_transposed_ ? checked.b.matrix : checked.a.matrix, Atom::tile_m, pieces);
     b_ = images(is_transposed_ ? checked.a.matrix : checked.b.matrix, Atom::tile_n, pieces);
-    if constexpr (gathers) gathering_ = pieces.take<Gathering>(1);
+    if constexpr (gathers) {
+      for (std::uint32_t*& columns : columns_) columns = pieces.take<std::uint32_t>(checked.blocks);
+      gathering_ = pieces.take<GatherState>(1);
+    }
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
     const Call& call = matrices_.call();
-    if constexpr (gathers) {
-      const ForgetOutliers forget{{a_.columns, b_.columns}, call.blocks};
-      static const std::string label = "KokkosMX::gemm: no outliers";
-      launch(label, exec, forget.items(), threads<ForgetOutliers::threads>, forget);
-    }
     with_atoms<ExecSpace>([&](auto atoms) {
       using Make = MakeImages<Atom, typename decltype(atoms)::Quantize>;
       const Make make{{part<Make>(is_transposed_ ? b_ : a_, matrices_.a(), call.a),
                        part<Make>(is_transposed_ ? a_ : b_, matrices_.b(), call.b)},
-                      product.rule == nullptr ? rules::reference : *product.rule};
+                      product.rule == nullptr ? rules::reference : *product.rule,
+                      gathering_};
       static const std::string label = "KokkosMX::gemm: images";
       launch(label, exec, make.items(), threads<Make::threads>, make);
     });
-    if constexpr (gathers) {
-      const GatherOutliers<Atom> gather{{a_, b_}, gathering_};
-      static const std::string label = "KokkosMX::gemm: outliers";
-      launch(label, exec, gather.items(), threads<GatherOutliers<Atom>::threads>, gather);
-    }
     const Epilogue& epilogue = product.epilogue;
     const bool pairs = call.n % 2 == 0 && epilogue.row % 2 == 0 && epilogue.batch % 2 == 0 &&
                        reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
@@ -273,7 +267,7 @@ class ImageProduct {
     const ImageGemm<Atom> kernel{
         a_,
         b_,
-        gathering_,
+        {{a_, b_}, {columns_[0], columns_[1]}, gathering_},
         is_transposed_,
         epilogue,
         call.batch,
@@ -320,7 +314,7 @@ class ImageProduct {
     if constexpr (gathers) {
       operand.splits = pieces.take<RowSplit>(tiles * tile_rows);
       operand.has_outliers = pieces.take<std::uint8_t>(tiles * tile_rows / 8);
-      operand.columns = pieces.take<std::uint32_t>(matrix.blocks);
+      operand.columns = pieces.take<std::uint32_t>(tiles * tile_rows / 8 * matrix.blocks);
       operand.rows_listed = pieces.take<std::uint32_t>(tiles * matrix.blocks * tile_rows / 32);
     }
     return operand;
@@ -329,7 +323,8 @@ class ImageProduct {
   Matrices matrices_;
   bool is_transposed_;
   ImageOperand a_, b_;
-  Gathering* gathering_ = nullptr;
+  std::uint32_t* columns_[2] = {};  ///< see GatherOutliers
+  GatherState* gathering_ = nullptr;
 };
 #endif
 

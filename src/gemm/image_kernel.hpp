@@ -35,6 +35,17 @@ namespace KokkosMX::Impl {
 /// What is left to do for an operand before its images can be made.
 enum class ImageSource { matrix, matrix_without_summaries, dense };
 
+/// What became of the columns of K in which some row of either operand has outliers: there are
+/// none, they are gathered, or they are too many, and blocks are listed.
+enum class Gathering : std::uint32_t { none, done, listed };
+
+/// Of the groups that gather outliers together: they take one piece of work after the other, first
+/// columns, then octets, and wait only for pieces that a running group has taken.
+struct GatherState {
+  std::uint32_t taken[2], done[2];
+  Gathering gathering;
+};
+
 /// Makes the images of both operands. A group makes those of 8 rows: it quantizes them where they
 /// are dense, finds their summaries where there are none, and expands their codes. 32 threads share
 /// a step, whose blocks they keep.
@@ -54,6 +65,7 @@ struct MakeImages {
   };
   Part parts[2];
   QuantizeRule rule;
+  GatherState* gathering;  ///< null where the atom has no room for gathered columns
 
   static constexpr int threads = 256, groups_together = 2;
   static constexpr int rows = 8;
@@ -61,8 +73,8 @@ struct MakeImages {
   static constexpr int row_threads = threads / rows;
   static constexpr bool splits = Atom::gathered_steps > 0;
   struct Splitting {
-    std::uint32_t elements_of[rows][256];  ///< see choose_split
-    std::uint32_t outliers[rows];          ///< that the row has
+    std::int32_t elements_of[rows][256];  ///< see choose_split
+    std::int32_t outliers[rows];          ///< that the row has
     RowSplit split[rows];
   };
   struct Scratch {
@@ -80,6 +92,9 @@ struct MakeImages {
     const bool first = item < parts[0].items();
     const Part& part = parts[first ? 0 : 1];
     const MatrixMap& q = part.operand.matrix;
+    if constexpr (splits) {
+      if (item == 0 && group.rank() == 0) *gathering = {};
+    }
     if (!first) item -= parts[0].items();
     Place place;
     const auto octets = static_cast<std::uint32_t>(part.octets());
@@ -134,7 +149,7 @@ struct MakeImages {
 
   /// f(block) for each of the thread's blocks of its row.
   template <class F>
-  KOKKOS_INLINE_FUNCTION void over_blocks(const Part& part, const Place& place, const F& f) const {
+  KOKKOS_INLINE_FUNCTION static void over_blocks(const Part& part, const Place& place, const F& f) {
     const std::int64_t blocks = place.is_row ? part.operand.matrix.blocks : 0;
     for (std::int64_t block = place.first_step * Atom::step_blocks + place.block_in_step;
          block < blocks; block += threads / rows) {
@@ -143,12 +158,12 @@ struct MakeImages {
   }
 
   /// More of them are not for gathering, nor worth a list; and sums with them fit 32 bits.
-  KOKKOS_INLINE_FUNCTION static std::uint32_t most_outliers(std::int64_t blocks) {
-    constexpr std::uint32_t most = 896;
+  KOKKOS_INLINE_FUNCTION static std::int32_t most_outliers(std::int64_t blocks) {
+    constexpr std::int32_t most = 896;
     static_assert(most * std::uint64_t{96u} * (12u << RowSplit::most_shift) < 1u << 31);
     const std::int64_t eighth = blocks * (block_size / 8);
     return eighth < Atom::step_bytes ? Atom::step_bytes
-           : eighth < most           ? static_cast<std::uint32_t>(eighth)
+           : eighth < most           ? static_cast<std::int32_t>(eighth)
                                      : most;
   }
 
@@ -168,82 +183,106 @@ struct MakeImages {
     });
   }
 
+  /// Whether any row of the octet is: a warp has threads of all of them.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION static bool any_row([[maybe_unused]] const Group& group,
+                                             [[maybe_unused]] Scratch& scratch, bool is) {
+#ifdef __CUDA_ARCH__
+    static_assert(step_threads == 32);
+    return __any_sync(~0u, is) != 0;
+#else
+    if (group.rank() == 0) scratch.any_is_wide = 0;
+    group.barrier();
+    if (is) Kokkos::atomic_store(&scratch.any_is_wide, 1);
+    group.barrier();
+    return scratch.any_is_wide != 0;
+#endif
+  }
+
   /// How the thread's row is split; tells the others who need it.
   template <class Group>
   KOKKOS_INLINE_FUNCTION RowSplit split(const Group& group, Scratch& scratch, const Part& part,
                                         const Place& place, const RowSummary& summary) const {
-    const ImageOperand& operand = part.operand;
-    const MatrixMap& q = operand.matrix;
     const int spread = summary.hi - summary.lo;
     const bool is_narrow = summary.has_nan == 0 && spread <= Atom::max_shift;
-    RowSplit result{summary.lo, summary.lo};
-    if (!is_narrow) result.out = RowSplit::is_rest;
+    RowSplit result{summary.lo, is_narrow ? std::int16_t{summary.lo} : RowSplit::is_rest};
     if constexpr (splits) {
+      const std::int64_t octet =
+          (part.operand.matrix.batch == 1 ? 0 : place.batch) * part.octets() + place.octet;
       const bool is_wide =
           place.is_row && !is_narrow && summary.has_nan == 0 && spread <= RowSplit::most_spread;
-      if (group.rank() == 0) scratch.any_is_wide = scratch.any_has_outliers = 0;
-      group.barrier();
-      if (is_wide) scratch.any_is_wide = 1;
-      group.barrier();
-      if (scratch.any_is_wide != 0) {
-        Splitting& splitting = scratch.splitting;
-        const int row = place.row_in_octet;
-        for_each(group, rows * 256,
-                 [&](std::int64_t i) { splitting.elements_of[i / 256][i % 256] = 0; });
-        for_each(group, rows, [&](std::int64_t i) { splitting.outliers[i] = 0; });
-        group.barrier();
-        const auto block_at = [&](std::int64_t block) {
-          return load_block(q.codes, q.codes.at(place.batch, place.row, block));
-        };
-        const auto scale_at = [&](std::int64_t block) {
-          return int{*q.scales.at(place.batch, place.row, block)};
-        };
-        if (is_wide) {
-          over_blocks(part, place, [&](std::int64_t block) {
-            const std::uint32_t found = codes_from(block_at(block), 1);
-            if (found != 0) {
-              Kokkos::atomic_add(&splitting.elements_of[row][scale_at(block)],
-                                 static_cast<std::uint32_t>(bits_in(found)));
-            }
-          });
-        }
-        group.barrier();
-        if (place.leads_row()) {
-          splitting.split[row] =
-              is_wide ? choose_split(splitting.elements_of[row], summary.lo, summary.hi) : result;
-        }
-        group.barrier();
-        result = splitting.split[row];
-        const auto outliers_at = [&](std::int64_t block) {
-          return codes_from(block_at(block), least_outlier(scale_at(block) - result.base));
-        };
-        if (is_wide && result.has_outliers()) {
-          over_blocks(part, place, [&](std::int64_t block) {
-            const std::uint32_t found = outliers_at(block);
-            if (found != 0) {
-              Kokkos::atomic_add(&splitting.outliers[row],
-                                 static_cast<std::uint32_t>(bits_in(found)));
-            }
-          });
-        }
-        group.barrier();
-        if (splitting.outliers[row] > most_outliers(q.blocks)) result.out = RowSplit::is_rest;
-        if (is_wide && result.has_outliers()) {
-          scratch.any_has_outliers = 1;
-          over_blocks(part, place, [&](std::int64_t block) {
-            const std::uint32_t found = outliers_at(block);
-            // Mostly other rows have said so.
-            if ((Kokkos::atomic_load(&operand.columns[block]) & found) != found) {
-              Kokkos::atomic_or(&operand.columns[block], found);
-            }
-          });
-        }
-        group.barrier();
+      bool has_outliers = false;
+      if (any_row(group, scratch, is_wide)) {
+        result = split_wide(group, scratch, part, place, octet, is_wide, summary.lo, summary.hi,
+                            result.out);
+        has_outliers = scratch.any_has_outliers != 0;
       }
-      const std::int64_t octet = (q.batch == 1 ? 0 : place.batch) * part.octets() + place.octet;
-      if (place.leads_row()) operand.splits[octet * rows + place.row_in_octet] = result;
+      if (place.leads_row()) part.operand.splits[octet * rows + place.row_in_octet] = result;
       if (group.rank() == 0) {
-        operand.has_outliers[octet] = static_cast<std::uint8_t>(scratch.any_has_outliers);
+        part.operand.has_outliers[octet] = static_cast<std::uint8_t>(has_outliers);
+      }
+    }
+    return result;
+  }
+  /// The same for octets with rows that are wide. Not a part of what most octets run.
+  template <class Group>
+  __attribute__((noinline)) KOKKOS_FUNCTION static RowSplit split_wide(
+      const Group& group, Scratch& scratch, const Part& part, const Place place, std::int64_t octet,
+      bool is_wide, int lo, int hi, std::int16_t out) {
+    const ImageOperand& operand = part.operand;
+    const MatrixMap& q = operand.matrix;
+    Splitting& splitting = scratch.splitting;
+    const int row = place.row_in_octet;
+    group.barrier();
+    if (group.rank() == 0) scratch.any_has_outliers = 0;
+    for_each(group, rows * 256,
+             [&](std::int64_t i) { splitting.elements_of[i / 256][i % 256] = 0; });
+    for_each(group, rows, [&](std::int64_t i) { splitting.outliers[i] = 0; });
+    group.barrier();
+    const auto block_at = [&](std::int64_t block) {
+      return load_block(q.codes, q.codes.at(place.batch, place.row, block));
+    };
+    const auto scale_at = [&](std::int64_t block) {
+      return int{*q.scales.at(place.batch, place.row, block)};
+    };
+    if (is_wide) {
+      over_blocks(part, place, [&](std::int64_t block) {
+        const std::uint32_t found = codes_from(block_at(block), 1);
+        if (found != 0) {
+          add_shared(&splitting.elements_of[row][scale_at(block)], bits_in(found));
+        }
+      });
+    }
+    group.barrier();
+    if (place.leads_row()) {
+      splitting.split[row] = is_wide ? choose_split(splitting.elements_of[row], lo, hi)
+                                     : RowSplit{static_cast<std::int16_t>(lo), out};
+    }
+    group.barrier();
+    RowSplit result = splitting.split[row];
+    const auto outliers_at = [&](std::int64_t block) {
+      return codes_from(block_at(block), least_outlier(scale_at(block) - result.base));
+    };
+    if (is_wide && result.has_outliers()) {
+      over_blocks(part, place, [&](std::int64_t block) {
+        const std::uint32_t found = outliers_at(block);
+        if (found != 0) add_shared(&splitting.outliers[row], bits_in(found));
+      });
+    }
+    group.barrier();
+    if (splitting.outliers[row] > most_outliers(q.blocks)) result.out = RowSplit::is_rest;
+    const bool has_outliers = is_wide && result.has_outliers();
+    if (has_outliers) scratch.any_has_outliers = 1;
+    group.barrier();
+    if (scratch.any_has_outliers != 0) {
+      std::uint32_t* columns = operand.columns + octet * q.blocks;
+      for_each(group, q.blocks, [&](std::int64_t block) { columns[block] = 0; });
+      group.barrier();
+      if (has_outliers) {
+        over_blocks(part, place, [&](std::int64_t block) {
+          const std::uint32_t found = outliers_at(block);
+          if (found != 0) Kokkos::atomic_or(&columns[block], found);
+        });
       }
     }
     return result;
@@ -283,28 +322,6 @@ struct MakeImages {
   }
 };
 
-/// What became of the columns of K in which some row of either operand has outliers: there are
-/// none, they are gathered, or they are too many, and blocks are listed.
-enum class Gathering : std::uint32_t { none, done, listed };
-
-/// No column has outliers yet.
-struct ForgetOutliers {
-  std::uint32_t* columns[2];
-  std::int64_t blocks;
-
-  static constexpr int threads = 256;
-  struct Scratch {};
-  std::int64_t items() const { return (blocks + threads - 1) / threads; }
-
-  template <class Group>
-  KOKKOS_FUNCTION void operator()(const Group& group, Scratch&, std::int64_t item) const {
-    for_each(group, threads, [&](std::int64_t i) {
-      const std::int64_t block = item * threads + i;
-      if (block < blocks) columns[0][block] = columns[1][block] = 0;
-    });
-  }
-};
-
 /// Makes the images of columns with outliers: of `a` the high digits of its outliers in its own
 /// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
 /// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
@@ -313,25 +330,104 @@ struct ForgetOutliers {
 template <class Atom>
 struct GatherOutliers {
   ImageOperand operands[2];
-  Gathering* gathering;
+  std::uint32_t* columns[2];  ///< [block]: bit i says that column i of it has outliers in some row
+  GatherState* state;
 
-  static constexpr int threads = 256, rows = 8, chunks = Atom::step_bytes / 16;
+  static constexpr int threads = Atom::threads, rows = 8, chunks = Atom::step_bytes / 16;
   static constexpr int common = Atom::common_columns, most = Atom::step_bytes;
   struct Scratch {
     std::uint64_t found[threads];
     std::int32_t columns[2][most];  ///< -1: none
+    std::uint32_t item;
   };
 
   KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
     return operand.matrix.batch * operand.tiles * operand.tile_rows / rows;
   }
-  std::int64_t items() const { return octets(operands[0]) + octets(operands[1]); }
+  /// Whether any row of either operand has outliers, as far as the thread is to look.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION bool any(const Group& group) const {
+    std::uint64_t found = 0;
+    for (const ImageOperand& operand : operands) {
+      const auto* eight = reinterpret_cast<const std::uint64_t*>(operand.has_outliers);
+      for_each(group, octets(operand) / 8, [&](std::int64_t i) { found |= eight[i]; });
+    }
+    return found != 0;
+  }
+
+  /// By groups that share the work, if any row has outliers.
+  template <class Group>
+  __attribute__((noinline)) KOKKOS_FUNCTION Gathering operator()(const Group& group,
+                                                                 Scratch& scratch) const {
+    constexpr int words = 16;  // of a piece of work
+    const std::int64_t blocks = operands[0].matrix.blocks;
+    share(group, scratch, 0, (2 * blocks + words - 1) / words,
+          [&](std::int64_t item) { merge_columns(group, scratch, words, item); });
+    const Gathering todo = list_columns(group, scratch);
+    if (group.rank() == 0) state->gathering = todo;
+    share(group, scratch, 1, octets(operands[0]) + octets(operands[1]),
+          [&](std::int64_t item) { gather(group, scratch, todo, item); });
+    return todo;
+  }
+
+ private:
+  /// f(item) for those of the phase's items that other groups do not take; waits for these.
+  template <class Group, class F>
+  KOKKOS_INLINE_FUNCTION void share(const Group& group, Scratch& scratch, int phase,
+                                    std::int64_t items, const F& f) const {
+    const auto all = static_cast<std::uint32_t>(items);
+    std::uint32_t finished = 0;
+    for (;;) {
+      if (group.rank() == 0) scratch.item = Kokkos::atomic_fetch_add(&state->taken[phase], 1u);
+      group.barrier();
+      const std::uint32_t item = scratch.item;
+      group.barrier();
+      if (item >= all) break;
+      f(item);
+      ++finished;
+    }
+    Atom::publish();
+    group.barrier();
+    if (group.rank() == 0) {
+      Kokkos::atomic_add(&state->done[phase], finished);
+      while (Kokkos::atomic_fetch_add(&state->done[phase], 0u) < all) {
+      }
+    }
+    group.barrier();
+    Atom::publish();
+  }
+
+  /// What any octet has in some of the words of both operands.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void merge_columns(const Group& group, Scratch& scratch, int words,
+                                            std::int64_t item) const {
+    const std::int64_t blocks = operands[0].matrix.blocks;
+    auto* merged = reinterpret_cast<std::uint32_t*>(scratch.columns);
+    if (group.rank() < words) merged[group.rank()] = 0;
+    group.barrier();
+    const int word = group.rank() % words;
+    const std::int64_t at = item * words + word;
+    if (at < 2 * blocks) {
+      const int side = at < blocks ? 0 : 1;
+      const std::int64_t block = at - side * blocks;
+      const ImageOperand& operand = operands[side];
+      std::uint32_t found = 0;
+      for (std::int64_t octet = group.rank() / words; octet < octets(operand);
+           octet += threads / words) {
+        if (operand.has_outliers[octet] != 0) found |= operand.columns[octet * blocks + block];
+      }
+      if (found != 0) Kokkos::atomic_or(&merged[word], found);
+    }
+    group.barrier();
+    if (group.rank() < words && at < 2 * blocks) {
+      columns[at < blocks ? 0 : 1][at < blocks ? at : at - blocks] = merged[word];
+    }
+    group.barrier();
+  }
 
   template <class Group>
-  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-    const Gathering todo = list_columns(group, scratch);
-    if (item == 0 && group.rank() == 0) *gathering = todo;
-    if (todo == Gathering::none) return;
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, Gathering todo,
+                                     std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
     const MatrixMap& q = operand.matrix;
@@ -367,7 +463,6 @@ struct GatherOutliers {
     });
   }
 
- private:
   KOKKOS_INLINE_FUNCTION static int element(const MatrixMap& q, std::int64_t batch,
                                             std::int64_t row, std::int32_t column,
                                             const RowSplit& split, int part) {
@@ -411,7 +506,7 @@ struct GatherOutliers {
     const std::int64_t end = first + each < blocks ? first + each : blocks;
     std::uint64_t mine = 0;
     for (std::int64_t block = first; block < end; ++block) {
-      const std::uint32_t a = operands[0].columns[block], b = operands[1].columns[block];
+      const std::uint32_t a = columns[0][block], b = columns[1][block];
       mine += static_cast<std::uint64_t>(bits_in(a & b)) |
               static_cast<std::uint64_t>(bits_in(a & ~b)) << 21 |
               static_cast<std::uint64_t>(bits_in(b & ~a)) << 42;
@@ -439,7 +534,7 @@ struct GatherOutliers {
     int at_common = number(before, 0);
     int at[2] = {common + number(before, 1), common + number(before, 2)};
     for (std::int64_t block = first; block < end; ++block) {
-      const std::uint32_t a = operands[0].columns[block], b = operands[1].columns[block];
+      const std::uint32_t a = columns[0][block], b = columns[1][block];
       for (std::uint32_t left = a | b; left != 0; left &= left - 1) {
         const int bit = first_bit(left);
         const auto column = static_cast<std::int32_t>(block * block_size + bit);
@@ -462,8 +557,8 @@ struct GatherOutliers {
 template <class Atom>
 struct ImageGemm {
   ImageOperand a, b;
-  const Gathering* gathering;  ///< null where the atom has no room for gathered columns
-  bool is_transposed;          ///< a's rows are C's columns; small tiles only
+  GatherOutliers<Atom> gather_outliers;  ///< of a and b; none where the atom has no room for these
+  bool is_transposed;                    ///< a's rows are C's columns; small tiles only
   Epilogue epilogue;
   std::int64_t batch, m, n, blocks;  ///< m and n rows of a and b
   std::int64_t groups;               ///< that share the tiles: an item is a group
@@ -492,6 +587,7 @@ struct ImageGemm {
     int is_special[3];
     int has_outliers[3];  ///< gathered or listed
     int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
+    int any_has_outliers;
     std::int32_t own[8][Atom::multiplying];
   };
 
@@ -511,6 +607,42 @@ struct ImageGemm {
       scratch.has_outliers[group.rank()] = 0;
       scratch.has_rest[group.rank()] = 0;
     }
+    Gathering how = Gathering::none;
+    if constexpr (Atom::gathered_steps > 0) how = gather(group, scratch);
+    multiply(scratch, thread, item, how);
+  }
+
+ private:
+  /// What follows a tile's steps.
+  KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place, Gathering how) const {
+    if (how == Gathering::none || !(a.tile_has_outliers(place.batch, place.tile_row) ||
+                                    b.tile_has_outliers(place.batch, place.tile_col))) {
+      return StepsAfter::none;
+    }
+    return how == Gathering::done ? StepsAfter::gathered : StepsAfter::room;
+  }
+
+  /// What became of the outliers; none if nothing is done about them.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION Gathering gather(const Group& group, Scratch& scratch) const {
+    using Gather = GatherOutliers<Atom>;
+    static_assert(sizeof(typename Gather::Scratch) <= sizeof(typename Atom::Pipeline));
+    if (minimum_tier > Tier::aligned) return Gathering::none;
+    const bool mine = gather_outliers.any(group);
+    if (group.rank() == 0) scratch.any_has_outliers = 0;
+    group.barrier();
+    if (mine) scratch.any_has_outliers = 1;
+    group.barrier();
+    if (scratch.any_has_outliers == 0) return Gathering::none;
+    const Gathering how =
+        gather_outliers(group, *reinterpret_cast<typename Gather::Scratch*>(&scratch.pipeline));
+    return how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks ? Gathering::none
+                                                                                : how;
+  }
+
+  KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group, std::int64_t item,
+                                       Gathering how) const {
+    constexpr bool may_have_outliers = Atom::gathered_steps > 0;
     int turn = 0;
     Atom::run(
         scratch.pipeline, item, tiles(), groups, a.steps,
@@ -519,26 +651,30 @@ struct ImageGemm {
           return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
                                        b.tile(place.batch, place.tile_col, Atom::step_bytes)};
         },
-        [&](std::int64_t tile) { return steps_after(place_of(tile)); },
-        [&](std::int64_t tile) { load_states(scratch, place_of(tile), thread, turn); },
+        [&](std::int64_t tile) { return steps_after(place_of(tile), how); },
+        [&](std::int64_t tile) {
+          load_states(scratch, place_of(tile), thread_of_group, turn, how);
+        },
         [&](std::int64_t tile, std::int32_t(&d)[Atom::values], const auto& gathered) {
+          // Registers of the product are not for what is quickly found again.
+          const int thread = opaque(thread_of_group);
           const Place place = place_of(tile);
           States& states = scratch.states[turn & 1];
           const bool special = scratch.is_special[turn % 3] != 0;
-          const bool has_outliers = scratch.has_outliers[turn % 3] != 0;
+          const bool has_outliers = may_have_outliers && scratch.has_outliers[turn % 3] != 0;
           const bool has_rest = scratch.has_rest[turn % 3] != 0;
           // The slot of the tile before: nobody reads it any more, nobody sets it yet.
           if (thread == 0) {
             scratch.is_special[(turn + 2) % 3] = 0;
-            scratch.has_outliers[(turn + 2) % 3] = 0;
+            if (may_have_outliers) scratch.has_outliers[(turn + 2) % 3] = 0;
             scratch.has_rest[(turn + 2) % 3] = 0;
           }
           const bool is_whole = place.rows == Atom::tile_m && place.cols == Atom::tile_n;
           if (has_outliers) {
-            if constexpr (Atom::gathered_steps > 0) {
+            if constexpr (may_have_outliers) {
               const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
-              store_with_outliers(scratch, place, states, thread, is_plain, Kept(d),
-                                  gathered.wait());
+              store_with_outliers(scratch, place, states, thread, is_plain, how == Gathering::done,
+                                  Kept(d), gathered.wait());
             }
           } else if (!special && is_plain_bf16 && is_whole) {
             store_plain<true>(place, states, thread, d);
@@ -553,7 +689,6 @@ struct ImageGemm {
         });
   }
 
- private:
   /// Columns of tiles within bands of rows of tiles, so that what is read lies in the second cache.
   KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t tile) const {  // fewer than 2^31
     constexpr std::uint32_t band = 16;
@@ -579,37 +714,16 @@ struct ImageGemm {
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_lo = 68, largest_lo = 176;
 
-  /// How outliers are added.
-  KOKKOS_INLINE_FUNCTION Gathering gathers() const {
-    if (gathering == nullptr || minimum_tier > Tier::aligned) return Gathering::none;
-    const Gathering how = *gathering;
-    return how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks ? Gathering::none
-                                                                                : how;
-  }
-  /// What follows a tile's steps.
-  KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place) const {
-    if constexpr (Atom::gathered_steps > 0) {
-      const Gathering how = gathers();
-      if (how != Gathering::none && (a.tile_has_outliers(place.batch, place.tile_row) ||
-                                     b.tile_has_outliers(place.batch, place.tile_col))) {
-        return how == Gathering::done ? StepsAfter::gathered : StepsAfter::room;
-      }
-    }
-    return StepsAfter::none;
-  }
-
   KOKKOS_INLINE_FUNCTION void load_state(Scratch& scratch, const MatrixMap& matrix,
                                          [[maybe_unused]] const RowSplit* split_of_row,
                                          std::int64_t batch_of_tile, std::int64_t row,
                                          std::int16_t& lo, std::int16_t& spread, RowSplit& split,
-                                         int turn) const {
+                                         int turn, Gathering how) const {
     lo = 127;
     spread = 0;
     split = {127, 127};
     if (row >= matrix.rows) return;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
-    [[maybe_unused]] RowSplit made{};
-    if constexpr (Atom::gathered_steps > 0) made = *split_of_row;
     const bool zero = summary.n == 0;
     if (!zero) lo = summary.lo;
     spread = static_cast<std::int16_t>(summary.has_nan != 0 ? not_a_number
@@ -619,8 +733,8 @@ struct ImageGemm {
     split = {lo, lo};
     if (minimum_tier > Tier::aligned || !is_narrow) split.out = RowSplit::is_rest;
     if constexpr (Atom::gathered_steps > 0) {
-      if (!is_narrow && made.has_outliers() && gathers() != Gathering::none) {
-        split = made;
+      if (!is_narrow && how != Gathering::none && split_of_row->has_outliers()) {
+        split = *split_of_row;
         scratch.has_outliers[turn % 3] = 1;
       }
     }
@@ -630,15 +744,15 @@ struct ImageGemm {
     }
   }
   KOKKOS_INLINE_FUNCTION void load_states(Scratch& scratch, const Place& place, int thread,
-                                          int turn) const {
+                                          int turn, Gathering how) const {
     States& states = scratch.states[turn & 1];
     for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
       load_state(scratch, a.matrix, a.splits_of(place.batch, place.tile_row) + i, place.batch,
-                 place.row + i, states.a_lo[i], states.a_spread[i], states.a_split[i], turn);
+                 place.row + i, states.a_lo[i], states.a_spread[i], states.a_split[i], turn, how);
     }
     for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
       load_state(scratch, b.matrix, b.splits_of(place.batch, place.tile_col) + i, place.batch,
-                 place.col + i, states.b_lo[i], states.b_spread[i], states.b_split[i], turn);
+                 place.col + i, states.b_lo[i], states.b_spread[i], states.b_split[i], turn, how);
     }
   }
 
@@ -728,11 +842,10 @@ struct ImageGemm {
   template <class StepsAfterTile>
   __attribute__((noinline)) KOKKOS_FUNCTION void store_with_outliers(
       Scratch& scratch, const Place& place, States& states, int thread, bool is_plain,
-      const Kept& kept, const StepsAfterTile& gathered) const {
+      bool are_gathered, const Kept& kept, const StepsAfterTile& gathered) const {
     using Lists = OutlierLists<Atom>;
     Lists lists(a, b, place.batch, place.tile_row, place.tile_col, thread,
                 gathered.template room<typename Lists::Room>());
-    const bool are_gathered = *gathering == Gathering::done;
     const bool are_listed = !are_gathered && lists.make();
     if (!are_gathered && !are_listed) {
       leave_to_rest(states, thread);

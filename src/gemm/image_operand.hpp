@@ -23,7 +23,9 @@ struct ImageOperand {
   std::int64_t tile_rows, tiles, steps, gathered_steps;
   RowSplit* splits;            ///< [batch][row]
   std::uint8_t* has_outliers;  ///< [batch][octet]: not 0 if any of its rows has
-  std::uint32_t* columns;      ///< [block]: bit i says that column i of it has outliers in some row
+  /// [batch][octet][block], where the octet has outliers: bit i says that column i of the block
+  /// has.
+  std::uint32_t* columns;
   std::uint32_t* rows_listed;  ///< [batch][row tile][block]: which rows have outliers in it
 
   KOKKOS_INLINE_FUNCTION std::int64_t tile_number(std::int64_t batch, std::int64_t t) const {

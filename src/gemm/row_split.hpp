@@ -99,13 +99,13 @@ KOKKOS_INLINE_FUNCTION int high_digit(int value) { return (value + 128) >> RowSp
 
 /// Chooses the split of a row by the number of its nonzero elements in blocks of each scale: as the
 /// main part takes most of them in four scales; the others have to lie within the outliers' range.
-KOKKOS_INLINE_FUNCTION RowSplit choose_split(const std::uint32_t (&elements_of)[256], int lo,
+KOKKOS_INLINE_FUNCTION RowSplit choose_split(const std::int32_t (&elements_of)[256], int lo,
                                              int hi) {
   constexpr int band = RowSplit::main_shift + 1;
   RowSplit split{static_cast<std::int16_t>(lo), RowSplit::is_rest};
-  std::uint32_t in_band = 0, most = 0;
+  std::int32_t in_band = 0, most = 0;
   for (int scale = lo; scale <= hi; ++scale) {
-    in_band += elements_of[scale] - (scale >= lo + band ? elements_of[scale - band] : 0u);
+    in_band += elements_of[scale] - (scale >= lo + band ? elements_of[scale - band] : 0);
     if (in_band <= most) continue;
     most = in_band;
     const int base = scale - RowSplit::main_shift;

@@ -50,6 +50,14 @@ KOKKOS_INLINE_FUNCTION void add_shared(std::int32_t* to, std::int32_t term) {
 #endif
 }
 
+/// x, of which compilers know nothing: what follows from it they find each time anew.
+KOKKOS_INLINE_FUNCTION int opaque(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 /// Four codes (the low 16 bits of a word) to int8 in halves, times 2^shift.
 KOKKOS_INLINE_FUNCTION std::uint32_t expand_codes(std::uint32_t codes, std::uint32_t low,
                                                   std::uint32_t high) {

@@ -11,6 +11,7 @@
 /// row r lies at 128 (r % 8) + 16 (c ^ (r % 8)) of them.
 
 #include "../cuda.hpp"
+#include "int8_codes.hpp"
 
 #include <KokkosMX/Types.hpp>
 
@@ -91,6 +92,14 @@ struct WgmmaInt8Atom : Int8Images {
   KOKKOS_FORCEINLINE_FUNCTION static void synchronize() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     CudaUnit::named_barrier(1, multiplying);
+#endif
+  }
+
+  /// What the thread wrote, to whatever memory, is seen by others, also by their bulk copies.
+  KOKKOS_FORCEINLINE_FUNCTION static void publish() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __threadfence();
+    CudaUnit::before_bulk_copies();
 #endif
   }
 
@@ -268,9 +277,9 @@ struct WgmmaInt8Atom : Int8Images {
       return;
     }
     if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    const int thread = static_cast<int>(threadIdx.x) - 128;
     std::int32_t d[values];
     for (std::int64_t tile = first; tile < end; tile += stride) {
+      const int thread = opaque(static_cast<int>(threadIdx.x)) - 128;
       prepare(tile);
       if (steps == 0) {
 #pragma unroll
