@@ -65,19 +65,22 @@ struct ModelAtom : Impl::Int8Images {
 
   class Gathered {
    public:
-    Gathered(Pipeline& pipeline, Images images, int thread)
-        : pipeline_(pipeline), images_(images), thread_(thread) {}
+    struct Calls {
+      int waited = 0, released = 0;
+    };
+    Gathered(Pipeline& pipeline, Images images, int thread, Calls& calls)
+        : pipeline_(pipeline), images_(images), thread_(thread), calls_(calls) {}
     const Gathered& wait() const {
-      ++waited;
+      ++calls_.waited;
       return *this;
     }
-    void multiply(int i, OutlierSums& sums) const {
+    void multiply(int i, int parts, OutlierSums& sums) const {
       const auto a = [&](int step) { return images_.a + step * tile_m * step_bytes; };
       const auto b = [&](int step) { return images_.b + step * tile_n * step_bytes; };
       for (int v = 0; v < 8; ++v) {
         const int row = row_of(thread_, v), col = col_of(thread_, 8 * i + v);
-        const auto product = [&](int step_a, int step_b, int columns = step_bytes) {
-          return dot(a(step_a), row, b(step_b), col, columns);
+        const auto product = [&](int step_a, int step_b, int most = step_bytes) {
+          return dot(a(step_a), row, b(step_b), col, std::min(most, 32 * parts));
         };
         sums.outliers_main[v] = 256 * product(0, 0) + product(1, 0);
         sums.main_outliers[v] = 256 * product(2, 1) + product(2, 2);
@@ -97,14 +100,14 @@ struct ModelAtom : Impl::Int8Images {
     }
     void release() const {
       synchronize();
-      ++released;
+      ++calls_.released;
     }
-    mutable int waited = 0, released = 0;
 
    private:
     Pipeline& pipeline_;
     Images images_;
     int thread_;
+    Calls& calls_;
   };
 
   template <class ImagesOf, class After, class Prepare, class Store>
@@ -124,13 +127,14 @@ struct ModelAtom : Impl::Int8Images {
         }
       }
       group.barrier();
-      Gathered gathered(
+      typename Gathered::Calls calls;
+      const Gathered gathered(
           pipeline, {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes},
-          group.rank());
+          group.rank(), calls);
       store(tile, d, gathered);
       const int expected = steps_after(tile) != Impl::StepsAfter::none ? 1 : 0;
-      EXPECT_EQ(gathered.waited, expected);
-      EXPECT_EQ(gathered.released, expected);
+      EXPECT_EQ(calls.waited, expected);
+      EXPECT_EQ(calls.released, expected);
     }
   }
 };
@@ -378,6 +382,37 @@ TEST(RowSplit, Parts) {
       EXPECT_EQ(Impl::codes_from(block, least) >> i & 1u, expected ? 1u : 0u);
     }
   }
+}
+
+// Bounds that round to the same number have the sum between them.
+TEST(RowSplit, Bounds) {
+  Stream stream(7);
+  const auto any = [&] {
+    const int bits = static_cast<int>(stream.below(31));
+    const auto x = static_cast<std::int32_t>(stream.below(1u << bits));
+    return stream.below(2) == 0 ? x : -x;
+  };
+  int known = 0;
+  constexpr int n = 200000;
+  for (int i = 0; i < n; ++i) {
+    Impl::SplitState state[2];
+    for (Impl::SplitState& side : state) {
+      side.lo = static_cast<int>(stream.below(200));
+      side.spread = static_cast<int>(stream.below(48));
+      side.base = side.lo + static_cast<int>(stream.below(2)) * side.spread;
+      side.out = side.lo + static_cast<int>(stream.below(side.spread + 1));
+    }
+    Impl::SplitSums sums{any(), any(), any(), any() >> 8, any(), i % 2 == 0 ? 8 : 16};
+    if (i % 5 == 0) sums.outliers_main = sums.outliers_high = sums.outliers_low = 0;
+    if (i % 7 == 0) sums.main = -sums.main_outliers;
+    if (i % 11 == 0) sums.main = 1 << 25 | 1 << 1 | 1;
+    std::uint32_t product;
+    if (!Impl::round_split_sum_by_bounds(sums, state[0], state[1], product)) continue;
+    ++known;
+    ASSERT_EQ(product, Impl::round_split_sum(sums, state[0], state[1])) << i;
+  }
+  EXPECT_GT(known, n / 2);
+  std::cout << "by bounds: " << known << " of " << n << '\n';
 }
 
 // The band with the most blocks, and outliers within reach or not.

@@ -38,6 +38,10 @@ enum class ImageSource { matrix, matrix_without_summaries, dense };
 /// What became of the columns of K in which some row of either operand has outliers: there are
 /// none, they are gathered, or they are too many, and blocks are listed.
 enum class Gathering : std::uint32_t { none, done, listed };
+struct Outliers {
+  Gathering how;
+  int parts;  ///< of 32 gathered columns each: those after them are none
+};
 
 /// Of the groups that gather outliers together: they take one piece of work after the other, first
 /// columns, then octets, and wait only for pieces that a running group has taken.
@@ -333,7 +337,8 @@ struct GatherOutliers {
   std::uint32_t* columns[2];  ///< [block]: bit i says that column i of it has outliers in some row
   GatherState* state;
 
-  static constexpr int threads = Atom::threads, rows = 8, chunks = Atom::step_bytes / 16;
+  static constexpr int threads = Atom::threads, rows = 8;
+  static constexpr int together = 4;  ///< octets of a piece of work
   static constexpr int common = Atom::common_columns, most = Atom::step_bytes;
   struct Scratch {
     std::uint64_t found[threads];
@@ -357,16 +362,16 @@ struct GatherOutliers {
 
   /// By groups that share the work, if any row has outliers.
   template <class Group>
-  __attribute__((noinline)) KOKKOS_FUNCTION Gathering operator()(const Group& group,
-                                                                 Scratch& scratch) const {
+  __attribute__((noinline)) KOKKOS_FUNCTION Outliers operator()(const Group& group,
+                                                                Scratch& scratch) const {
     constexpr int words = 16;  // of a piece of work
     const std::int64_t blocks = operands[0].matrix.blocks;
     share(group, scratch, 0, (2 * blocks + words - 1) / words,
           [&](std::int64_t item) { merge_columns(group, scratch, words, item); });
-    const Gathering todo = list_columns(group, scratch);
-    if (group.rank() == 0) state->gathering = todo;
-    share(group, scratch, 1, octets(operands[0]) + octets(operands[1]),
-          [&](std::int64_t item) { gather(group, scratch, todo, item); });
+    const Outliers todo = list_columns(group, scratch);
+    if (group.rank() == 0) state->gathering = todo.how;
+    share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together,
+          [&](std::int64_t item) { gather(group, scratch, todo.how, item * together); });
     return todo;
   }
 
@@ -430,49 +435,69 @@ struct GatherOutliers {
                                      std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
-    const MatrixMap& q = operand.matrix;
-    const std::int64_t octet = side == 0 ? item : item - octets(operands[0]);
-    const Divided tile = divided(group, octet, operand.tile_rows / rows);
+    const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
+    const Divided tile = divided(group, first, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
     if (todo == Gathering::listed) {
-      list_rows(group, operand, batch, tile.remainder);
+      for (int i = 0; i < together; ++i) list_rows(group, operand, batch, tile.remainder + i);
       return;
     }
-    for_each(group, rows * chunks * Atom::gathered_steps, [&](std::int64_t i) {
-      const int in_tile = static_cast<int>(tile.remainder) * rows + static_cast<int>(i % rows);
-      const int chunk = static_cast<int>(i / rows % chunks);
-      const int step = static_cast<int>(i / rows / chunks);
-      const int part = (step + 2 * side) % 3;  // 0 high, 1 low digits, 2 main part
+    std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
+                          operand.steps * operand.tile_rows * Atom::step_bytes;
+    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
+    constexpr int words = Atom::step_bytes / 4;
+    for_each(group, together * rows * words * 2, [&](std::int64_t i) {
+      const int n = static_cast<int>(i);
+      const int in_tile = static_cast<int>(tile.remainder) * rows + n % (together * rows);
+      const int word = n / (together * rows) % words;
+      const bool is_main = n >= together * rows * words;
+      std::uint32_t high = 0, low = 0;
       const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-      ImageChunk image{};
-      const RowSplit split = operand.splits[octet * rows + i % rows];
-      if (row < q.rows && split.out != RowSplit::is_rest) {
-        const std::int32_t* columns = scratch.columns[part == 2 ? 1 - side : side] + 16 * chunk;
-        for (int j = 0; j < 16; ++j) {
-          if (columns[j] < 0) continue;
-          image.word[j / 4] |= (static_cast<std::uint32_t>(
-                                    element(q, batch.quotient, row, columns[j], split, part)) &
-                                0xFFu)
-                               << (8 * (j % 4));
-        }
+      const RowSplit split = splits[in_tile];
+      if (row < operand.matrix.rows && split.out != RowSplit::is_rest) {
+        const std::int32_t* of_word = scratch.columns[is_main ? 1 - side : side] + 4 * word;
+        expand(operand.matrix, batch.quotient, row, of_word, split, is_main, high, low);
       }
-      *reinterpret_cast<ImageChunk*>(
-          operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
-          (operand.steps + step) * operand.tile_rows * Atom::step_bytes +
-          Atom::offset(in_tile, chunk)) = image;
+      // Of a the steps are the high and the low digits and the main part, of b this comes first.
+      const auto put = [&](int step, std::uint32_t value) {
+        *reinterpret_cast<std::uint32_t*>(image + step * operand.tile_rows * Atom::step_bytes +
+                                          Atom::offset(in_tile, word / 4) + 4 * (word % 4)) = value;
+      };
+      if (is_main) {
+        put(side == 0 ? 2 : 0, low);
+      } else {
+        put(side, high);
+        put(side + 1, low);
+      }
     });
   }
 
-  KOKKOS_INLINE_FUNCTION static int element(const MatrixMap& q, std::int64_t batch,
-                                            std::int64_t row, std::int32_t column,
-                                            const RowSplit& split, int part) {
-    const int block = column / block_size, in_block = column % block_size;
-    const int code =
-        q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
-    const int scale = *q.scales.at(batch, row, block);
-    if (part == 2) return main_part(code, scale, split);
-    const int value = outlier_part(code, scale, split);
-    return part == 0 ? high_digit(value) : low_digit(value);
+  /// Four gathered elements of a row: the digits of outliers, or (in low) the main part.
+  KOKKOS_INLINE_FUNCTION static void expand(const MatrixMap& q, std::int64_t batch,
+                                            std::int64_t row, const std::int32_t* columns,
+                                            const RowSplit& split, bool is_main,
+                                            std::uint32_t& high, std::uint32_t& low) {
+    int codes[4], scales[4];
+    KOKKOSMX_UNROLL
+    for (int j = 0; j < 4; ++j) {  // all loads at once
+      const int column = columns[j] < 0 ? 0 : columns[j];
+      const int block = column / block_size, in_block = column % block_size;
+      codes[j] =
+          q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
+      scales[j] = *q.scales.at(batch, row, block);
+    }
+    KOKKOSMX_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      if (columns[j] < 0) continue;
+      if (is_main) {
+        low |= (static_cast<std::uint32_t>(main_part(codes[j], scales[j], split)) & 0xFFu)
+               << (8 * j);
+      } else {
+        const int value = outlier_part(codes[j], scales[j], split);
+        high |= (static_cast<std::uint32_t>(high_digit(value)) & 0xFFu) << (8 * j);
+        low |= (static_cast<std::uint32_t>(value) & 0xFFu) << (8 * j);
+      }
+    }
   }
 
   /// The octet's byte in rows_listed of every block.
@@ -498,7 +523,7 @@ struct GatherOutliers {
 
   /// Both lists of columns, if there are any and not too many.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION Gathering list_columns(const Group& group, Scratch& scratch) const {
+  KOKKOS_INLINE_FUNCTION Outliers list_columns(const Group& group, Scratch& scratch) const {
     // How many columns are common, the first's alone, the second's alone: 21 bits each.
     const std::int64_t blocks = operands[0].matrix.blocks;
     const std::int64_t each = (blocks + threads - 1) / threads;
@@ -524,10 +549,10 @@ struct GatherOutliers {
     const auto number = [](std::uint64_t counts, int which) {
       return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
     };
-    if (all == 0) return Gathering::none;
+    if (all == 0) return {Gathering::none, 0};
     const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
                      number(all, 2) <= most - common;
-    if (!fit) return Gathering::listed;
+    if (!fit) return {Gathering::listed, 0};
     for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
     group.barrier();
     const std::uint64_t before = upto - mine;
@@ -549,7 +574,8 @@ struct GatherOutliers {
       }
     }
     group.barrier();
-    return Gathering::done;
+    const int alone = number(all, 1) > number(all, 2) ? number(all, 1) : number(all, 2);
+    return {Gathering::done, 1 + (alone + 31) / 32};
   }
 };
 
@@ -607,9 +633,9 @@ struct ImageGemm {
       scratch.has_outliers[group.rank()] = 0;
       scratch.has_rest[group.rank()] = 0;
     }
-    Gathering how = Gathering::none;
-    if constexpr (Atom::gathered_steps > 0) how = gather(group, scratch);
-    multiply(scratch, thread, item, how);
+    Outliers outliers{Gathering::none, 0};
+    if constexpr (Atom::gathered_steps > 0) outliers = gather(group, scratch);
+    multiply(scratch, thread, item, outliers);
   }
 
  private:
@@ -624,24 +650,26 @@ struct ImageGemm {
 
   /// What became of the outliers; none if nothing is done about them.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION Gathering gather(const Group& group, Scratch& scratch) const {
+  KOKKOS_INLINE_FUNCTION Outliers gather(const Group& group, Scratch& scratch) const {
     using Gather = GatherOutliers<Atom>;
     static_assert(sizeof(typename Gather::Scratch) <= sizeof(typename Atom::Pipeline));
-    if (minimum_tier > Tier::aligned) return Gathering::none;
+    if (minimum_tier > Tier::aligned) return {Gathering::none, 0};
     const bool mine = gather_outliers.any(group);
     if (group.rank() == 0) scratch.any_has_outliers = 0;
     group.barrier();
     if (mine) scratch.any_has_outliers = 1;
     group.barrier();
-    if (scratch.any_has_outliers == 0) return Gathering::none;
-    const Gathering how =
+    if (scratch.any_has_outliers == 0) return {Gathering::none, 0};
+    Outliers found =
         gather_outliers(group, *reinterpret_cast<typename Gather::Scratch*>(&scratch.pipeline));
-    return how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks ? Gathering::none
-                                                                                : how;
+    if (found.how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks) {
+      found.how = Gathering::none;
+    }
+    return found;
   }
 
   KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group, std::int64_t item,
-                                       Gathering how) const {
+                                       Outliers outliers) const {
     constexpr bool may_have_outliers = Atom::gathered_steps > 0;
     int turn = 0;
     Atom::run(
@@ -651,9 +679,9 @@ struct ImageGemm {
           return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
                                        b.tile(place.batch, place.tile_col, Atom::step_bytes)};
         },
-        [&](std::int64_t tile) { return steps_after(place_of(tile), how); },
+        [&](std::int64_t tile) { return steps_after(place_of(tile), outliers.how); },
         [&](std::int64_t tile) {
-          load_states(scratch, place_of(tile), thread_of_group, turn, how);
+          load_states(scratch, place_of(tile), thread_of_group, turn, outliers.how);
         },
         [&](std::int64_t tile, std::int32_t(&d)[Atom::values], const auto& gathered) {
           // Registers of the product are not for what is quickly found again.
@@ -673,8 +701,8 @@ struct ImageGemm {
           if (has_outliers) {
             if constexpr (may_have_outliers) {
               const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
-              store_with_outliers(scratch, place, states, thread, is_plain, how == Gathering::done,
-                                  Kept(d), gathered.wait());
+              store_with_outliers(scratch, place, states, thread, is_plain, outliers, Kept(d),
+                                  gathered.wait());
             }
           } else if (!special && is_plain_bf16 && is_whole) {
             store_plain<true>(place, states, thread, d);
@@ -841,8 +869,14 @@ struct ImageGemm {
   /// All outputs of a tile with outliers but those that store_rest sums.
   template <class StepsAfterTile>
   __attribute__((noinline)) KOKKOS_FUNCTION void store_with_outliers(
-      Scratch& scratch, const Place& place, States& states, int thread, bool is_plain,
-      bool are_gathered, const Kept& kept, const StepsAfterTile& gathered) const {
+      Scratch& scratch_of_group, const Place& place_of_tile, States& states_of_tile, int thread,
+      bool is_plain, const Outliers outliers, const Kept& kept,
+      const StepsAfterTile& steps_after_tile) const {
+    const Place place = place_of_tile;
+    Scratch& scratch = *in_shared(&scratch_of_group);
+    States& states = *in_shared(&states_of_tile);
+    const StepsAfterTile gathered = steps_after_tile;
+    const bool are_gathered = outliers.how == Gathering::done;
     using Lists = OutlierLists<Atom>;
     Lists lists(a, b, place.batch, place.tile_row, place.tile_col, thread,
                 gathered.template room<typename Lists::Room>());
@@ -852,13 +886,22 @@ struct ImageGemm {
       is_plain = false;
       Atom::synchronize();
     }
+    const int most_bits = sum_bits;
+    const Plain plain{is_plain
+                          ? static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
+                                place.row * epilogue.row + place.col
+                          : nullptr,
+                      epilogue.row};
     KOKKOSMX_NO_UNROLL
     for (int first = 0; first < Atom::values; first += 8) {
       SplitSums sums[8] = {};
+      std::int32_t main[8];  // before instructions that nothing passes
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; ++v) main[v] = kept.d[first + v];
       const int col = Atom::col_of(0, first);
       if (are_gathered) {
         typename Atom::OutlierSums found;
-        gathered.multiply(first / 8, found);
+        gathered.multiply(first / 8, outliers.parts, found);
         KOKKOSMX_UNROLL
         for (int v = 0; v < 8; ++v) {
           sums[v] = {0,
@@ -876,8 +919,8 @@ struct ImageGemm {
         }
       }
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) sums[v].main = kept.d[first + v];
-      store_eight(scratch, place, states, thread, first, is_plain, sums);
+      for (int v = 0; v < 8; ++v) sums[v].main = main[v];
+      store_eight(scratch, place, states, thread, first, most_bits, plain, sums);
     }
     gathered.release();
   }
@@ -890,47 +933,62 @@ struct ImageGemm {
       if (states.b_split[i].has_outliers()) states.b_split[i].out = RowSplit::is_rest;
     }
   }
+  /// Where a tile of plain bf16 lies; nowhere if it is none.
+  struct Plain {
+    std::uint16_t* c;
+    std::int64_t row;
+  };
   /// Outputs first to first + 7 of each thread.
   KOKKOS_FORCEINLINE_FUNCTION void store_eight(Scratch& scratch, const Place& place,
                                                const States& states, int thread, int first,
-                                               bool is_plain, const SplitSums (&sums)[8]) const {
+                                               int most_bits, const Plain& plain,
+                                               const SplitSums (&sums)[8]) const {
     std::uint32_t products[8];
-    bool needs_more = false;
+    bool all_fit_double = true;
     KOKKOSMX_UNROLL
     for (int v = 0; v < 8; ++v) {
-      const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
-      const bool fits_double =
-          split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits);
-      needs_more = needs_more || !fits_double;
-      products[v] =
-          round_split_sum_in_double(sums[v], row_state(states, row), col_state(states, col));
+      all_fit_double = all_fit_double &&
+                       split_sum_fits_double(states.a_spread[Atom::row_of(thread, v)] +
+                                                 states.b_spread[Atom::col_of(thread, first + v)],
+                                             most_bits);
     }
-    if (needs_more) {
+    if (all_fit_double) {
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; ++v) {
+        products[v] = round_split_sum_in_double(sums[v], row_state(states, Atom::row_of(thread, v)),
+                                                col_state(states, Atom::col_of(thread, first + v)));
+      }
+    } else {
+      unsigned open = 0;
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; ++v) {
+        const bool is_known = round_split_sum_by_bounds(
+            sums[v], row_state(states, Atom::row_of(thread, v)),
+            col_state(states, Atom::col_of(thread, first + v)), products[v]);
+        open |= is_known ? 0u : 1u << v;
+      }
       KOKKOSMX_NO_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        const int row = Atom::row_of(thread, i), col = Atom::col_of(thread, first + i);
-        if (split_sum_fits_double(states.a_spread[row] + states.b_spread[col], sum_bits)) {
-          continue;
-        }
+      for (; open != 0; open &= open - 1) {
+        const int i = first_bit(open);
         SplitSums found{};
         KOKKOSMX_UNROLL
         for (int v = 0; v < 8; ++v) {  // registers have no index at run time
           if (v == i) found = sums[v];
         }
         const std::uint32_t product =
-            round_split_sum(found, row_state(states, row), col_state(states, col));
+            round_split_sum(found, row_state(states, Atom::row_of(thread, i)),
+                            col_state(states, Atom::col_of(thread, first + i)));
         KOKKOSMX_UNROLL
         for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
       }
     }
-    if (is_plain) {
-      auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
+    if (plain.c != nullptr) {
       KOKKOSMX_UNROLL
       for (int v = 0; v < 8; v += 2) {
-        const std::int64_t row = place.row + Atom::row_of(thread, v);
-        const std::int64_t col = place.col + Atom::col_of(thread, first + v);
-        *reinterpret_cast<std::uint32_t*>(c + row * epilogue.row + col) = bf16_pair(
-            Kokkos::bit_cast<float>(products[v]), Kokkos::bit_cast<float>(products[v + 1]));
+        *reinterpret_cast<std::uint32_t*>(plain.c + Atom::row_of(thread, v) * plain.row +
+                                          Atom::col_of(thread, first + v)) =
+            bf16_pair(Kokkos::bit_cast<float>(products[v]),
+                      Kokkos::bit_cast<float>(products[v + 1]));
       }
       return;
     }

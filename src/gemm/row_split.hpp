@@ -77,10 +77,11 @@ KOKKOS_INLINE_FUNCTION Magnitudes outlier_magnitudes(int shift) {
 }
 /// The main part's in halves << shift.
 KOKKOS_INLINE_FUNCTION Magnitudes main_magnitudes(int shift) {
+  if (shift >= 0 && shift <= RowSplit::main_shift) {
+    return {halves_low << shift, halves_high << shift};
+  }
   if (shift < 0 || shift > 6) return {0, 0};
-  return {shift <= 5 ? halves_low << shift : 0x00004000u, shift <= 3   ? halves_high << shift
-                                                          : shift == 4 ? 0x00006040u
-                                                                       : 0u};
+  return {shift <= 5 ? halves_low << shift : 0x00004000u, shift == 4 ? 0x00006040u : 0u};
 }
 
 /// One element's parts.
@@ -173,6 +174,35 @@ KOKKOS_INLINE_FUNCTION std::uint32_t round_split_sum_in_double(const SplitSums& 
   const double by_outliers =
       Kokkos::fma(exact_double(sums.outliers_main), col_base, outliers * col_out);
   return round_to_f32(Kokkos::fma(half_unit(row.base), by_main, half_unit(row.out) * by_outliers));
+}
+
+/// x + y as its nearest double, and what that leaves out.
+KOKKOS_INLINE_FUNCTION double add_exactly(double x, double y, double& rest) {
+  const double sum = x + y;
+  const double of_y = sum - x;
+  rest = (x - (sum - of_y)) + (y - of_y);
+  return sum;
+}
+/// RN_f32 of an output, by bounds in double; false where these round to different numbers. Outliers
+/// by outliers are at most 2^53.
+KOKKOS_INLINE_FUNCTION bool round_split_sum_by_bounds(const SplitSums& sums, const SplitState& row,
+                                                      const SplitState& col,
+                                                      std::uint32_t& product) {
+  const double row_base = half_unit(row.base), row_out = half_unit(row.out);
+  const double col_base = half_unit(col.base), col_out = half_unit(col.out);
+  const double outliers =
+      Kokkos::fma(exact_double(sums.outliers_high), half_unit(sums.high_bits + 128),
+                  exact_double(sums.outliers_low));
+  double rest[3];
+  double sum = add_exactly(exact_double(sums.outliers_main) * row_out * col_base,
+                           exact_double(sums.main_outliers) * row_base * col_out, rest[0]);
+  sum = add_exactly(sum, outliers * row_out * col_out, rest[1]);
+  sum = add_exactly(sum, exact_double(sums.main) * row_base * col_base, rest[2]);
+  const double apart = Kokkos::fabs(rest[0]) + Kokkos::fabs(rest[1]) + Kokkos::fabs(rest[2]);
+  // Twice as far as it may be, and further than either bound is rounded.
+  const double bound = apart == 0 ? 0.0 : 2 * apart + Kokkos::fabs(sum) * 0x1p-51;
+  product = round_to_f32(sum - bound);
+  return apart == 0 || product == round_to_f32(sum + bound);
 }
 
 /// RN_f32 of any output of rows that are split.

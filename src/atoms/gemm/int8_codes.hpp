@@ -50,6 +50,18 @@ KOKKOS_INLINE_FUNCTION void add_shared(std::int32_t* to, std::int32_t term) {
 #endif
 }
 
+/// p, of which compilers know that it points to shared memory.
+template <class T>
+KOKKOS_INLINE_FUNCTION T* in_shared(T* p) {
+#if defined(__CUDA_ARCH__)
+  auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+  asm("" : "+r"(address));  // or they take both conversions away
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+#else
+  return p;
+#endif
+}
+
 /// x, of which compilers know nothing: what follows from it they find each time anew.
 KOKKOS_INLINE_FUNCTION int opaque(int x) {
 #if defined(__CUDA_ARCH__)

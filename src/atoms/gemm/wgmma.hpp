@@ -110,9 +110,9 @@ struct WgmmaInt8Atom : Int8Images {
     KOKKOS_FORCEINLINE_FUNCTION MoreSteps(Pipeline& pipeline, int first, int thread)
         : memory_(reinterpret_cast<std::uint8_t*>(&pipeline)), first_(first), thread_(thread) {}
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    /// Of accumulators 8 * i to 8 * i + 7. By warp-level products: those of warpgroups would have
-    /// the compiler wait for each in the main loop, too.
-    __device__ __forceinline__ void multiply(int i, OutlierSums& sums) const {
+    /// Of accumulators 8 * i to 8 * i + 7, over 32 * parts columns. By warp-level products: those
+    /// of warpgroups would have the compiler wait for each in the main loop, too.
+    __device__ __forceinline__ void multiply(int i, int parts, OutlierSums& sums) const {
       const int s0 = first_, s1 = at(1), s2 = at(2);
 #pragma unroll
       for (int v = 0; v < 8; ++v) {
@@ -120,7 +120,7 @@ struct WgmmaInt8Atom : Int8Images {
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
 #pragma unroll 1
-      for (int k = 0; k < step_bytes / 32; ++k) {
+      for (int k = 0; k < parts; ++k) {
         std::uint32_t a[4], a_2[4], b[4], b_2[4];
         load_a(a, pipeline().a[s0], k);
         load_a(a_2, pipeline().a[s1], k);
@@ -161,8 +161,8 @@ struct WgmmaInt8Atom : Int8Images {
       static_assert(Room::small_bytes <= a_bytes && Room::large_bytes <= b_bytes);
       Room room;
       for (int i = 0; i < gathered_steps; ++i) {
-        room.small[i] = memory_ + at(i) * a_bytes;
-        room.large[i] = memory_ + stages * a_bytes + at(i) * b_bytes;
+        room.small[i] = in_shared(memory_) + at(i) * a_bytes;
+        room.large[i] = in_shared(memory_) + stages * a_bytes + at(i) * b_bytes;
       }
       return room;
     }
@@ -200,7 +200,7 @@ struct WgmmaInt8Atom : Int8Images {
     }
     __device__ __forceinline__ int at(int i) const { return (first_ + i) % stages; }
 #else
-    KOKKOS_INLINE_FUNCTION void multiply(int, OutlierSums&) const {}
+    KOKKOS_INLINE_FUNCTION void multiply(int, int, OutlierSums&) const {}
     template <class Room>
     KOKKOS_INLINE_FUNCTION Room room() const {
       return {};
