@@ -61,7 +61,7 @@ def body_of(lines, symbol):
     depth = 0  # of PTX's braces, those of inline assembly included
     for end in range(start + 1, len(lines)):
         line = lines[end].strip()
-        depth += line.startswith("{") - line.startswith("}")
+        depth += line.startswith("{") - line.startswith("}") - line.endswith("; }")
         if line.startswith(".Lfunc_end") or (line.startswith("}") and depth == 0):
             return lines[start:end]
     return lines[start:]

@@ -289,6 +289,57 @@ inline Matrix2<KokkosMX::BFloat16> bell_bf16(std::int64_t rows, std::int64_t col
   return upload<KokkosMX::BFloat16>(bits.data(), rows, cols);
 }
 
+/// What the operands hold: bell-shaped numbers, some of them times 2^exponent, or random codes.
+struct Data {
+  enum class Outliers {
+    none,
+    columns,       ///< golden's: a 64th of the columns, in all rows
+    rows,          ///< the same columns in a 100th of the rows
+    blocks,        ///< a 64th of the blocks, wherever they lie
+    random_scales  ///< no bell: random codes, scales drawn from all that are numbers
+  };
+  Outliers outliers = Outliers::none;
+  int exponent = 0;
+};
+inline std::string text(const Data& data) {
+  const std::string power = "_2^" + std::to_string(data.exponent);
+  switch (data.outliers) {
+    case Data::Outliers::none:
+      return "bell";
+    case Data::Outliers::columns:
+      return "outliers" + power;
+    case Data::Outliers::rows:
+      return "outliers_1%_of_rows" + power;
+    case Data::Outliers::blocks:
+      return "outlier_blocks" + power;
+    case Data::Outliers::random_scales:
+      return "random_scales";
+  }
+  return "";
+}
+/// Not of random scales, which no dense matrix quantizes to.
+inline Matrix2<KokkosMX::BFloat16> dense(std::int64_t rows, std::int64_t k, std::uint64_t seed,
+                                         const Data& data) {
+  using KokkosMX::block_size;
+  using KokkosMXTest::splitmix64;
+  if (data.outliers == Data::Outliers::none) return bell_bf16(rows, k, seed);
+  if (data.outliers == Data::Outliers::columns) return bell_bf16(rows, k, seed, data.exponent);
+
+  std::vector<std::uint16_t> bits = KokkosMXTest::bell(rows, k, seed);
+  const std::int64_t blocks = k / block_size;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const bool by_rows = data.outliers == Data::Outliers::rows;
+    if (by_rows && splitmix64(seed + 2, static_cast<std::uint64_t>(row)) % 100 != 0) continue;
+    for (std::int64_t col = 0; col < k; ++col) {
+      const std::int64_t draw = by_rows ? col : row * blocks + col / block_size;
+      if (splitmix64(seed + 1, static_cast<std::uint64_t>(draw)) % 64 != 0) continue;
+      std::uint16_t& x = bits[static_cast<std::size_t>(row * k + col)];
+      if ((x & 0x7FFF) != 0) x = static_cast<std::uint16_t>(x + data.exponent * 128);
+    }
+  }
+  return upload<KokkosMX::BFloat16>(bits.data(), rows, k);
+}
+
 inline PlainStorage quantized(const Exec& exec, const Matrix2<KokkosMX::BFloat16>& x,
                               KokkosMX::QuantizeRule rule = KokkosMX::rules::reference) {
   return KokkosMX::quantize(exec, x, rule);

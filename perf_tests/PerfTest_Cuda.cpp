@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What calls take on an NVIDIA GPU, inside captured graphs, interleaved with cuBLAS on the
-// dequantized operands: the whole job, B prepared, both prepared, and quantizing alone.
+// dequantized operands: the whole job, B prepared, both prepared, and quantizing alone; data with
+// outliers against bell-shaped data. With an argument only one of these: shapes, outliers,
+// quantize.
 
 #include <KokkosMX.hpp>
 
@@ -164,7 +166,101 @@ Times run_shape(const Exec& exec, const CuBlas& cublas, std::int64_t m, std::int
   return {t[0], t[1], t[2], t[3]};
 }
 
-void run() {
+void run_shapes(const Exec& exec, const CuBlas& cublas) {
+  std::printf("%5s %5s %5s %12s %13s %12s %14s %9s %9s %9s\n", "M", "N", "K", "whole job us",
+              "B prepared us", "prepared us", "cuBLAS bf16 us", "job/blas", "prepB/blas",
+              "blas/prep");
+  std::vector<double> jobs, prepared_b, blas;
+  const std::vector<KokkosMXTest::LeaderboardRow> rows = KokkosMXTest::leaderboard();
+  const auto print = [&](std::int64_t m, std::int64_t n, std::int64_t k) {
+    const Times t = run_shape(exec, cublas, m, n, k);
+    std::printf("%5lld %5lld %5lld %12.2f %13.2f %12.2f %14.2f %9.2f %9.2f %9.2f\n",
+                static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k),
+                t.whole_job, t.prepared_b, t.prepared, t.cublas, t.whole_job / t.cublas,
+                t.prepared_b / t.cublas, t.cublas / t.prepared);
+    std::fflush(stdout);
+    return t;
+  };
+  for (std::size_t i = rows.size() - 6; i < rows.size(); ++i) {
+    const Times t = print(rows[i].m, rows[i].n, rows[i].k);
+    jobs.push_back(t.whole_job);
+    prepared_b.push_back(t.prepared_b);
+    blas.push_back(t.cublas);
+  }
+  const double mean = geometric_mean(blas);
+  std::printf(
+      "geomean: whole job %.2f us (%.2f x cuBLAS bf16), B prepared %.2f us (%.2f x), cuBLAS "
+      "bf16 %.2f us\n",
+      geometric_mean(jobs), geometric_mean(jobs) / mean, geometric_mean(prepared_b),
+      geometric_mean(prepared_b) / mean, mean);
+  for (const std::int64_t size : {512, 1024, 2048, 4096, 8192}) print(size, size, size);
+}
+
+/// Quantizing alone, against a copy that moves as many bytes.
+void run_quantize(const Exec& exec, cudaStream_t stream) {
+  for (const std::int64_t size : {1024, 4096, 8192}) {
+    const auto x = bell_bf16(size, size, 3);
+    const PlainStorage q = quantized(exec, x, rule);
+    const PreparedStorage p = prepared(exec, x, rule);
+    const double bytes = static_cast<double>(size * size) * (2 + 0.5 + 1.0 / 32);
+    const Bytes from("from", static_cast<std::size_t>(bytes / 2)), to("to", from.size());
+    exec.fence("KokkosMXPerf: x");
+    const auto t = graph_medians(exec,
+                                 {[&] { KokkosMX::quantize(exec, x, q.matrix(), rule); },
+                                  [&] { KokkosMX::quantize(exec, x, p.matrix(), rule); },
+                                  [&] {
+                                    check(cudaMemcpyAsync(to.data(), from.data(), from.size(),
+                                                          cudaMemcpyDeviceToDevice, stream),
+                                          "copy");
+                                  }},
+                                 size <= 1024 ? 20 : 4);
+    std::printf(
+        "quantize %lld x %lld: %.2f us, prepared layout %.2f us, copy of as many bytes %.2f "
+        "us (%.2f TB/s): %.0f%%, %.0f%% of copy\n",
+        static_cast<long long>(size), static_cast<long long>(size), t[0], t[1], t[2],
+        1e-6 * bytes / t[2], 100 * t[2] / t[0], 100 * t[2] / t[1]);
+  }
+}
+
+/// Both operands' codes and scales at hand: what outliers cost.
+void run_outliers(const Exec& exec, std::int64_t size) {
+  using Outliers = Data::Outliers;
+  std::vector<Data> kinds{Data{}};
+  for (const Outliers outliers : {Outliers::columns, Outliers::rows, Outliers::blocks}) {
+    for (const int exponent : {9, 30}) kinds.push_back({outliers, exponent});
+  }
+  struct Operands {
+    PlainStorage a, b;
+  };
+  std::vector<Operands> operands;
+  std::vector<std::function<void()>> calls;
+  const Matrix2<BFloat16> c("C", size, size);
+  for (const Data& data : kinds) {
+    operands.push_back({quantized(exec, dense(size, size, 3, data), rule),
+                        quantized(exec, dense(size, size, 14, data), rule)});
+  }
+  const auto bare = [](const PlainStorage& x) {
+    return KokkosMX::Matrix(x.matrix().codes(), x.matrix().scales());
+  };
+  const Bytes memory("workspace", KokkosMX::gemm_workspace_size(exec, bare(operands[0].a),
+                                                                bare(operands[0].b), c));
+  exec.fence("KokkosMXPerf: operands");
+  for (const Operands& x : operands) {
+    calls.push_back([&exec, &memory, &c, a = bare(x.a), b = bare(x.b)] {
+      KokkosMX::gemm(exec, KokkosMX::Workspace(memory), a, b, c);
+    });
+  }
+  const std::vector<double> times = graph_medians(exec, calls, 2);
+  std::printf("%lld x %lld x %lld, both prepared, by data:\n", static_cast<long long>(size),
+              static_cast<long long>(size), static_cast<long long>(size));
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    std::printf("%-26s %10.2f us, %.2f x bell\n", text(kinds[i]).c_str(), times[i],
+                times[i] / times[0]);
+  }
+}
+
+void run(const std::string& only) {
+  const auto wanted = [&](const char* part) { return only.empty() || only == part; };
   cudaStream_t stream;
   check(cudaStreamCreate(&stream), "stream");
   {
@@ -174,57 +270,9 @@ void run() {
     }
     std::printf("%-9s %s\n", "device:", exec.cuda_device_prop().name);
     const CuBlas cublas(exec);
-    std::printf("%5s %5s %5s %12s %13s %12s %14s %9s %9s %9s\n", "M", "N", "K", "whole job us",
-                "B prepared us", "prepared us", "cuBLAS bf16 us", "job/blas", "prepB/blas",
-                "blas/prep");
-    std::vector<double> jobs, prepared_b, blas;
-    const std::vector<KokkosMXTest::LeaderboardRow> rows = KokkosMXTest::leaderboard();
-    const auto print = [&](std::int64_t m, std::int64_t n, std::int64_t k) {
-      const Times t = run_shape(exec, cublas, m, n, k);
-      std::printf("%5lld %5lld %5lld %12.2f %13.2f %12.2f %14.2f %9.2f %9.2f %9.2f\n",
-                  static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k),
-                  t.whole_job, t.prepared_b, t.prepared, t.cublas, t.whole_job / t.cublas,
-                  t.prepared_b / t.cublas, t.cublas / t.prepared);
-      std::fflush(stdout);
-      return t;
-    };
-    for (std::size_t i = rows.size() - 6; i < rows.size(); ++i) {
-      const Times t = print(rows[i].m, rows[i].n, rows[i].k);
-      jobs.push_back(t.whole_job);
-      prepared_b.push_back(t.prepared_b);
-      blas.push_back(t.cublas);
-    }
-    const double mean = geometric_mean(blas);
-    std::printf(
-        "geomean: whole job %.2f us (%.2f x cuBLAS bf16), B prepared %.2f us (%.2f x), cuBLAS "
-        "bf16 %.2f us\n",
-        geometric_mean(jobs), geometric_mean(jobs) / mean, geometric_mean(prepared_b),
-        geometric_mean(prepared_b) / mean, mean);
-    for (const std::int64_t size : {512, 1024, 2048, 4096, 8192}) print(size, size, size);
-
-    // Quantizing alone, against a copy that moves as many bytes.
-    for (const std::int64_t size : {1024, 4096, 8192}) {
-      const auto x = bell_bf16(size, size, 3);
-      const PlainStorage q = quantized(exec, x, rule);
-      const PreparedStorage p = prepared(exec, x, rule);
-      const double bytes = static_cast<double>(size * size) * (2 + 0.5 + 1.0 / 32);
-      const Bytes from("from", static_cast<std::size_t>(bytes / 2)), to("to", from.size());
-      exec.fence("KokkosMXPerf: x");
-      const auto t = graph_medians(exec,
-                                   {[&] { KokkosMX::quantize(exec, x, q.matrix(), rule); },
-                                    [&] { KokkosMX::quantize(exec, x, p.matrix(), rule); },
-                                    [&] {
-                                      check(cudaMemcpyAsync(to.data(), from.data(), from.size(),
-                                                            cudaMemcpyDeviceToDevice, stream),
-                                            "copy");
-                                    }},
-                                   size <= 1024 ? 20 : 4);
-      std::printf(
-          "quantize %lld x %lld: %.2f us, prepared layout %.2f us, copy of as many bytes %.2f "
-          "us (%.2f TB/s): %.0f%%, %.0f%% of copy\n",
-          static_cast<long long>(size), static_cast<long long>(size), t[0], t[1], t[2],
-          1e-6 * bytes / t[2], 100 * t[2] / t[0], 100 * t[2] / t[1]);
-    }
+    if (wanted("shapes")) run_shapes(exec, cublas);
+    if (wanted("outliers")) run_outliers(exec, 4096);
+    if (wanted("quantize")) run_quantize(exec, stream);
   }
   check(cudaStreamDestroy(stream), "stream");
 }
@@ -235,7 +283,7 @@ void run() {
 int main(int argc, char** argv) {
   try {
     const Kokkos::ScopeGuard kokkos(argc, argv);
-    KokkosMXPerf::run();
+    KokkosMXPerf::run(argc > 1 ? argv[1] : "");
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "PerfTest_Cuda: %s\n", error.what());

@@ -226,6 +226,48 @@ KOKKOSMX_TEST_OUT_OF_LINE inline HostMatrix make_outliers(const Outliers& how, s
   return x;
 }
 
+// Rows with outliers in columns alone: one in `every` columns, in one in `row_every` rows, up to 2
+// higher than base + up.
+KOKKOSMX_TEST_OUT_OF_LINE inline HostMatrix outlier_columns(std::int64_t rows, std::int64_t k,
+                                                            int every, int row_every, int up,
+                                                            std::uint64_t seed) {
+  HostMatrix x = random_matrix(rows, k, seed, 100, 102);
+  Stream stream(seed);
+  zero_some(x, 60, seed);
+  std::vector<bool> column(k);
+  for (std::int64_t i = 0; i < k; ++i) column[i] = stream.below(every) == 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (stream.below(row_every) != 0) continue;
+    for (std::int64_t block = 0; block < k / 32; ++block) {
+      bool any = false;
+      for (int i = 0; i < 32; ++i) any = any || column[32 * block + i];
+      if (!any) continue;
+      x.scale(row, block) = static_cast<std::uint8_t>(100 + up + stream.below(3));
+      for (int i = 0; i < 32; ++i) {
+        if (!column[32 * block + i]) x.set_code(row, 32 * block + i, 0);
+      }
+    }
+  }
+  return x;
+}
+// Rows half of whose blocks are outliers, each with one element that is not zero.
+KOKKOSMX_TEST_OUT_OF_LINE inline HostMatrix lone_outliers(std::int64_t rows, std::int64_t k, int up,
+                                                          std::uint64_t seed) {
+  HostMatrix x = random_matrix(rows, k, seed, 100, 102);
+  Stream stream(seed);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t block = 0; block < k / 32; ++block) {
+      if (stream.below(2) != 0) continue;
+      x.scale(row, block) = static_cast<std::uint8_t>(100 + up);
+      const auto lone = static_cast<int>(stream.below(32));
+      for (int i = 0; i < 32; ++i) {
+        if (i != lone) x.set_code(row, 32 * block + i, 0);
+      }
+    }
+  }
+  return x;
+}
+
 // ------------------------------------------------------------------------------ forms
 
 // How an operand is handed over.

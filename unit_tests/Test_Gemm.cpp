@@ -505,6 +505,41 @@ TEST(GemmFull, LargeTiles) {
   }
 }
 
+// The same with outliers: in columns that all rows have, some or few; beside blocks anywhere, NaN,
+// zeros and rows that only wide sums hold.
+TEST(GemmFull, LargeTilesWithOutliers) {
+  constexpr std::int64_t m = 1100, n = 2200, k = 416;
+  Stream stream(73);
+  for (int i = 0; i < 6; ++i) {
+    SCOPED_TRACE("data " + std::to_string(i));
+    HostMatrix a = outlier_columns(m, k, 40, i == 1 ? 100 : 1, i % 2 == 0 ? 9 : 30, stream.next());
+    HostMatrix b =
+        outlier_columns(n, k, 60, i == 1 ? 100 : 1 + i / 2, i == 3 ? 9 : 30, stream.next());
+    if (i >= 2) {
+      nan_some(a, 9000, 1);
+      for (std::int64_t row = 5; row < n; row += 301) b.scale(row, 4) = 250;
+    }
+    if (i == 4) {
+      a = make_outliers({.up = 9, .block_every = 64}, m, k, 3);
+      b = make_outliers({.up = 30, .block_every = 64}, n, k, 4);
+    } else if (i == 5) {  // more of them than a tile lists
+      a = lone_outliers(m, k, 9, 5);
+    }
+    const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
+    Counted::total().shapes += 1;
+    check_large_tiles<BFloat16>(a, b, products);
+    for (const Tier tier : {Tier::automatic, Tier::window}) {
+      if (tier != Tier::automatic && i != 2) continue;
+      Variation v = random_variation(stream);
+      v.minimum_tier = tier;
+      v.epilogue.alpha = 0x40400000u;
+      const TierCounts counts = check_product<float>(a, b, products, v);
+      if (tier == Tier::automatic) expect_tiers(a, b, counts, "large tiles with outliers");
+      Counted::total().tiers += counts;
+    }
+  }
+}
+
 // A bell through the whole job, in every rule.
 TEST(Gemm, Bell) {
   const std::int64_t m = 33, n = 65, k = 1024;

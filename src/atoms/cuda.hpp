@@ -112,6 +112,29 @@ __device__ inline void copies_arrived() {
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
 
+/// What the thread wrote, or saw, comes before bulk copies from or to there.
+__device__ inline void before_bulk_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+/// Four matrices of 8 rows of 16 bytes, of shared memory: lane l names row l % 8 of matrix l / 8,
+/// and gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4 of each.
+__device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+/// d += A * B^T by a warp: 16 x 8, 32 of K. Lane l holds columns 4 (l % 4) to 4 (l % 4) + 3 of rows
+/// l / 4 and l / 4 + 8 of A, the same 16 columns on, and of row l / 4 of B; columns 2 (l % 4) and 2
+/// (l % 4) + 1 of rows l / 4 and l / 4 + 8 of d.
+__device__ inline void multiply_int8(std::int32_t* d, const std::uint32_t (&a)[4],
+                                     const std::uint32_t* b) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
 /// A barrier of some of the block's threads.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

@@ -242,6 +242,10 @@ class ImageProduct {
     is_transposed_ = is_transposed(checked);
     a_ = images(is_transposed_ ? checked.b.matrix : checked.a.matrix, Atom::tile_m, pieces);
     b_ = images(is_transposed_ ? checked.a.matrix : checked.b.matrix, Atom::tile_n, pieces);
+    if constexpr (gathers) {
+      for (std::uint32_t*& columns : columns_) columns = pieces.take<std::uint32_t>(checked.blocks);
+      gathering_ = pieces.take<GatherState>(1);
+    }
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
@@ -250,7 +254,8 @@ class ImageProduct {
       using Make = MakeImages<Atom, typename decltype(atoms)::Quantize>;
       const Make make{{part<Make>(is_transposed_ ? b_ : a_, matrices_.a(), call.a),
                        part<Make>(is_transposed_ ? a_ : b_, matrices_.b(), call.b)},
-                      product.rule == nullptr ? rules::reference : *product.rule};
+                      product.rule == nullptr ? rules::reference : *product.rule,
+                      gathering_};
       static const std::string label = "KokkosMX::gemm: images";
       launch(label, exec, make.items(), threads<Make::threads>, make);
     });
@@ -263,6 +268,7 @@ class ImageProduct {
     const ImageGemm<Atom> kernel{
         a_,
         b_,
+        {{a_, b_}, {columns_[0], columns_[1]}, gathering_},
         is_transposed_,
         epilogue,
         call.batch,
@@ -280,6 +286,8 @@ class ImageProduct {
   }
 
  private:
+  static constexpr bool gathers = Atom::gathered_steps > 0;
+
   /// Small tiles are higher than wide: the side with more rows comes first.
   static bool is_transposed(const Call& call) {
     return Atom::tile_n <= ImageGemm<Atom>::most_transposed_n && call.n > call.m;
@@ -295,16 +303,29 @@ class ImageProduct {
     return {images, source, prepared.dense, operand.dense.element};
   }
   static ImageOperand images(const MatrixMap& matrix, int tile_rows, Pieces& pieces) {
-    ImageOperand operand{matrix, nullptr, tile_rows, (matrix.rows + tile_rows - 1) / tile_rows,
-                         (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks};
-    operand.images = pieces.take<std::uint8_t>(matrix.batch * operand.tiles * operand.steps *
+    ImageOperand operand{};
+    operand.matrix = matrix;
+    operand.tile_rows = tile_rows;
+    operand.tiles = (matrix.rows + tile_rows - 1) / tile_rows;
+    operand.steps = (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks;
+    operand.gathered_steps = Atom::gathered_steps;
+    const std::int64_t tiles = matrix.batch * operand.tiles;
+    operand.images = pieces.take<std::uint8_t>(tiles * (operand.steps + Atom::gathered_steps) *
                                                tile_rows * Atom::step_bytes);
+    if constexpr (gathers) {
+      operand.splits = pieces.take<RowSplit>(tiles * tile_rows);
+      operand.has_outliers = pieces.take<std::uint8_t>(tiles * tile_rows / 8);
+      operand.columns = pieces.take<std::uint32_t>(tiles * tile_rows / 8 * matrix.blocks);
+      operand.rows_listed = pieces.take<std::uint32_t>(tiles * matrix.blocks * tile_rows / 32);
+    }
     return operand;
   }
 
   Matrices matrices_;
   bool is_transposed_;
   ImageOperand a_, b_;
+  std::uint32_t* columns_[2] = {};  ///< see GatherOutliers
+  GatherState* gathering_ = nullptr;
 };
 #endif
 

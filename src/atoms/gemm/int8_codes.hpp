@@ -37,6 +37,39 @@ KOKKOS_INLINE_FUNCTION std::uint32_t bf16_pair(float low, float high) {
 #endif
 }
 
+/// Adds to a number in the memory that a group shares. A device's compiler that does not see where
+/// the number is makes much more of that.
+KOKKOS_INLINE_FUNCTION void add_shared(std::int32_t* to, std::int32_t term) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "r"(term)
+               : "memory");
+#else
+  Kokkos::atomic_add(to, term);
+#endif
+}
+
+/// p, of which compilers know that it points to shared memory.
+template <class T>
+KOKKOS_INLINE_FUNCTION T* in_shared(T* p) {
+#if defined(__CUDA_ARCH__)
+  auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+  asm("" : "+r"(address));  // or they take both conversions away
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+#else
+  return p;
+#endif
+}
+
+/// x, of which compilers know nothing: what follows from it they find each time anew.
+KOKKOS_INLINE_FUNCTION int opaque(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 /// Four codes (the low 16 bits of a word) to int8 in halves, times 2^shift.
 KOKKOS_INLINE_FUNCTION std::uint32_t expand_codes(std::uint32_t codes, std::uint32_t low,
                                                   std::uint32_t high) {
@@ -82,6 +115,19 @@ KOKKOS_INLINE_FUNCTION BlockCodes load_block(const CodesMap& codes, const std::u
   return block;
 }
 
+/// sum + the dot product of four int8 elements of each.
+KOKKOS_INLINE_FUNCTION std::int32_t dot_int8(std::uint32_t x, std::uint32_t y, std::int32_t sum) {
+#if defined(__CUDA_ARCH__)
+  return __dp4a(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sum);
+#else
+  for (int k = 0; k < 4; ++k) {
+    sum += std::int32_t{static_cast<std::int8_t>(x >> (8 * k))} *
+           static_cast<std::int8_t>(y >> (8 * k));
+  }
+  return sum;
+#endif
+}
+
 /// The dot product of two blocks, in quarters.
 KOKKOS_INLINE_FUNCTION std::int32_t dot_blocks(const BlockCodes& a, const BlockCodes& b) {
   std::int32_t sum = 0;
@@ -89,14 +135,7 @@ KOKKOS_INLINE_FUNCTION std::int32_t dot_blocks(const BlockCodes& a, const BlockC
     for (int h = 0; h < 2; ++h) {
       const std::uint32_t x = expand_codes(a.word[i] >> (16 * h), halves_low, halves_high);
       const std::uint32_t y = expand_codes(b.word[i] >> (16 * h), halves_low, halves_high);
-#if defined(__CUDA_ARCH__)
-      sum = __dp4a(static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sum);
-#else
-      for (int k = 0; k < 4; ++k) {
-        sum += std::int32_t{static_cast<std::int8_t>(x >> (8 * k))} *
-               static_cast<std::int8_t>(y >> (8 * k));
-      }
-#endif
+      sum = dot_int8(x, y, sum);
     }
   }
   return sum;

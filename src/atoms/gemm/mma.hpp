@@ -10,6 +10,8 @@
 /// of the first operand, and of row g of the second: a quarter of the 32, whichever, where the
 /// quad's lanes have different ones and both operands agree.
 
+#include "../cuda.hpp"
+
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
@@ -56,11 +58,7 @@ struct MmaInt8Atom {
   __device__ static void multiply_add(std::int32_t (&d)[values], const Part& a, const Part& below,
                                       const Part& b) {
     const Registers r = registers(a, below, b);
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(r.a[0]), "r"(r.a[1]), "r"(r.a[2]), "r"(r.a[3]), "r"(r.b[0]), "r"(r.b[1]));
+    CudaUnit::multiply_int8(d, r.a, r.b);
   }
 #endif
 };

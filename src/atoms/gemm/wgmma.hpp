@@ -11,6 +11,7 @@
 /// row r lies at 128 (r % 8) + 16 (c ^ (r % 8)) of them.
 
 #include "../cuda.hpp"
+#include "int8_codes.hpp"
 
 #include <KokkosMX/Types.hpp>
 
@@ -19,6 +20,10 @@
 #include <cstdint>
 
 namespace KokkosMX::Impl {
+
+/// What follows the steps of a tile: nothing, as many steps of gathered columns as there are, or no
+/// steps but the memory of as many, for its threads to use.
+enum class StepsAfter { none, gathered, room };
 
 /// Images of int8 elements, whoever makes them: see the top of this file.
 struct Int8Images {
@@ -60,6 +65,15 @@ struct WgmmaInt8Atom : Int8Images {
     std::uint64_t full[stages], empty[stages];
   };
 
+  /// After its steps a tile may have some more, of gathered columns (GatherOutliers): large tiles.
+  static constexpr int gathered_steps = N == 256 ? 3 : 0;
+  static constexpr int common_columns = 32;  // of one instruction
+  /// Sums over gathered columns of 8 accumulators: outliers by main part, main part by outliers,
+  /// outliers by outliers in two parts (SplitSums).
+  struct OutlierSums {
+    std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
+  };
+
   /// Where accumulator v of a multiplying thread belongs in the tile.
   KOKKOS_INLINE_FUNCTION static constexpr int row_of(int thread, int v) {
     return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
@@ -74,15 +88,161 @@ struct WgmmaInt8Atom : Int8Images {
     const std::uint8_t* b;
   };
 
+  /// The multiplying threads wait for each other.
+  KOKKOS_FORCEINLINE_FUNCTION static void synchronize() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    CudaUnit::named_barrier(1, multiplying);
+#endif
+  }
+
+  /// What the thread wrote, to whatever memory, is seen by others, also by their bulk copies.
+  KOKKOS_FORCEINLINE_FUNCTION static void publish() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __threadfence();
+    CudaUnit::before_bulk_copies();
+#endif
+  }
+
+  /// The steps after a tile's, in three of the pipeline's stages. For the multiplying threads,
+  /// all of them together.
+  class MoreSteps {
+   public:
+    KOKKOS_FORCEINLINE_FUNCTION MoreSteps(Pipeline& pipeline, int first, int thread)
+        : memory_(reinterpret_cast<std::uint8_t*>(&pipeline)), first_(first), thread_(thread) {}
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    /// Of accumulators 8 * i to 8 * i + 7, over 32 * parts columns. By warp-level products: those
+    /// of warpgroups would have the compiler wait for each in the main loop, too.
+    __device__ __forceinline__ void multiply(int i, int parts, OutlierSums& sums) const {
+      const int s0 = first_, s1 = at(1), s2 = at(2);
+#pragma unroll
+      for (int v = 0; v < 8; ++v) {
+        sums.outliers_main[v] = sums.main_outliers[v] = 0;
+        sums.outliers_high[v] = sums.outliers_low[v] = 0;
+      }
+#pragma unroll 1
+      for (int k = 0; k < parts; ++k) {
+        std::uint32_t a[4], a_2[4], b[4], b_2[4];
+        load_a(a, pipeline().a[s0], k);
+        load_a(a_2, pipeline().a[s1], k);
+        load_b(b, pipeline().b[s0], i, k);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          std::int32_t high[4] = {}, low[4] = {};
+          CudaUnit::multiply_int8(high, a, b + 2 * h);
+          CudaUnit::multiply_int8(low, a_2, b + 2 * h);
+          add(sums.outliers_main + 4 * h, high, low);
+        }
+        load_b(b, pipeline().b[s1], i, k);
+        load_b(b_2, pipeline().b[s2], i, k);
+        if (k == 0) {  // the common columns
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            std::int32_t high[4] = {}, low[4] = {};
+            CudaUnit::multiply_int8(high, a, b + 2 * h);
+            CudaUnit::multiply_int8(low, a, b_2 + 2 * h);
+            CudaUnit::multiply_int8(low, a_2, b + 2 * h);
+            add(sums.outliers_high + 4 * h, high, low);
+            CudaUnit::multiply_int8(sums.outliers_low + 4 * h, a_2, b_2 + 2 * h);
+          }
+        }
+        load_a(a, pipeline().a[s2], k);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          std::int32_t high[4] = {}, low[4] = {};
+          CudaUnit::multiply_int8(high, a, b + 2 * h);
+          CudaUnit::multiply_int8(low, a, b_2 + 2 * h);
+          add(sums.main_outliers + 4 * h, high, low);
+        }
+      }
+    }
+    /// The memory of the three stages.
+    template <class Room>
+    __device__ __forceinline__ Room room() const {
+      static_assert(Room::small_bytes <= a_bytes && Room::large_bytes <= b_bytes);
+      Room room;
+      for (int i = 0; i < gathered_steps; ++i) {
+        room.small[i] = in_shared(memory_) + at(i) * a_bytes;
+        room.large[i] = in_shared(memory_) + stages * a_bytes + at(i) * b_bytes;
+      }
+      return room;
+    }
+    /// Their stages are free again.
+    __device__ __forceinline__ void release() const {
+      CudaUnit::before_bulk_copies();
+      CudaUnit::named_barrier(1, multiplying);
+      if (thread_ % 128 != 0) return;
+      for (int i = 0; i < gathered_steps; ++i) CudaUnit::barrier_arrive(&pipeline().empty[at(i)]);
+    }
+
+   private:
+    __device__ __forceinline__ Pipeline& pipeline() const {
+      return *reinterpret_cast<Pipeline*>(memory_);
+    }
+    /// sums += 256 * high + low.
+    __device__ __forceinline__ static void add(std::int32_t* sums, const std::int32_t (&high)[4],
+                                               const std::int32_t (&low)[4]) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) sums[v] += 256 * high[v] + low[v];
+    }
+    /// 32 columns of the warp's 16 rows.
+    __device__ __forceinline__ void load_a(std::uint32_t (&a)[4], const std::int8_t* rows,
+                                           int k) const {
+      const int lane = thread_ & 31;
+      CudaUnit::load_matrices(
+          a, rows + offset((thread_ >> 5) * 16 + (lane & 15), 2 * k + (lane >> 4)));
+    }
+    /// The same of 16 rows of B.
+    __device__ __forceinline__ void load_b(std::uint32_t (&b)[4], const std::int8_t* rows, int i,
+                                           int k) const {
+      const int lane = thread_ & 31;
+      CudaUnit::load_matrices(
+          b, rows + offset(16 * i + (lane >> 4) * 8 + (lane & 7), 2 * k + ((lane >> 3) & 1)));
+    }
+    __device__ __forceinline__ int at(int i) const { return (first_ + i) % stages; }
+#else
+    KOKKOS_INLINE_FUNCTION void multiply(int, int, OutlierSums&) const {}
+    template <class Room>
+    KOKKOS_INLINE_FUNCTION Room room() const {
+      return {};
+    }
+    KOKKOS_INLINE_FUNCTION void release() const {}
+
+   private:
+#endif
+    std::uint8_t* memory_;  // the pipeline
+    int first_, thread_;
+  };
+
+  /// Until they are there.
+  struct Gathered {
+    Pipeline& pipeline;
+    int& stage;
+    int& phase;
+    int thread;
+
+    KOKKOS_FORCEINLINE_FUNCTION MoreSteps wait() const {
+      const int first = stage;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+      for (int i = 0; i < gathered_steps; ++i) {
+        CudaUnit::barrier_wait(&pipeline.full[stage], phase);
+        advance(stage, phase);
+      }
+#endif
+      return {pipeline, first, thread};
+    }
+  };
+
   /// For each tile: prepare(tile) by the multiplying threads, then the product over `steps`, then
-  /// store(tile, accumulators) by the same. images(tile) tells where the operands are. prepare must
-  /// not wait for other threads. Tiles: first, first + stride, ... below end.
-  template <class ImagesOf, class Prepare, class Store>
+  /// store(tile, accumulators, gathered) by the same, which waits for the steps after these exactly
+  /// where steps_after(tile) says that there are any. images(tile) tells where the operands are.
+  /// prepare must not wait for other threads. Tiles: first, first + stride, ... below end.
+  template <class ImagesOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
       [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int64_t first,
       [[maybe_unused]] std::int64_t end, [[maybe_unused]] std::int64_t stride,
       [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
-      [[maybe_unused]] const Prepare& prepare, [[maybe_unused]] const Store& store) {
+      [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
+      [[maybe_unused]] const Store& store) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using namespace CudaUnit;
     if (threadIdx.x == 0) {
@@ -94,31 +254,32 @@ struct WgmmaInt8Atom : Int8Images {
     }
     __syncthreads();
     int stage = 0, phase = 0;
-    const auto advance = [&] {
-      if (++stage == stages) {
-        stage = 0;
-        phase ^= 1;
-      }
-    };
     if (threadIdx.x < 128) {
       if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
       if (threadIdx.x != 0) return;
       for (std::int64_t tile = first; tile < end; tile += stride) {
         const Images from = images(tile);
-        for (std::int64_t s = 0; s < steps; ++s) {
+        const StepsAfter after = steps_after(tile);
+        const std::int64_t all = after == StepsAfter::gathered ? steps + gathered_steps : steps;
+        for (std::int64_t s = 0; s < all; ++s) {
           barrier_wait(&pipeline.empty[stage], phase ^ 1);
           barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
           bulk_copy(pipeline.a[stage], from.a + s * a_bytes, a_bytes, &pipeline.full[stage]);
           bulk_copy(pipeline.b[stage], from.b + s * b_bytes, b_bytes, &pipeline.full[stage]);
-          advance();
+          advance(stage, phase);
+        }
+        for (int i = 0; after == StepsAfter::room && i < gathered_steps; ++i) {
+          barrier_wait(&pipeline.empty[stage], phase ^ 1);
+          barrier_arrive(&pipeline.full[stage]);
+          advance(stage, phase);
         }
       }
       return;
     }
     if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    const int thread = static_cast<int>(threadIdx.x) - 128;
     std::int32_t d[values];
     for (std::int64_t tile = first; tile < end; tile += stride) {
+      const int thread = opaque(static_cast<int>(threadIdx.x)) - 128;
       prepare(tile);
       if (steps == 0) {
 #pragma unroll
@@ -143,14 +304,14 @@ struct WgmmaInt8Atom : Int8Images {
           release(last);
         }
         last = stage;
-        advance();
+        advance(stage, phase);
       }
       if (steps > 0) {
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         release(last);
       }
       named_barrier(1, multiplying);
-      store(tile, d);
+      store(tile, d, Gathered{pipeline, stage, phase, thread});
     }
 #else
     Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");
@@ -158,7 +319,12 @@ struct WgmmaInt8Atom : Int8Images {
   }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
- private:
+  __device__ __forceinline__ static void advance(int& stage, int& phase) {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
   /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
   __device__ static std::uint64_t describe(const void* rows) {
     const std::uint64_t address = CudaUnit::shared_address(rows);

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The GEMM kernel of devices whose matrix unit reads images, run on the host with a model of the
+// unit, against the oracle: the very bodies that a device runs. And how rows are split.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "GemmCases.hpp"
+#include "GemmSums.hpp"
+#include "ReferenceGemm.hpp"
+#include "ThreadGroup.hpp"
+#include "atoms/gemm/wgmma.hpp"
+#include "atoms/quantize/portable.hpp"
+#include "gemm/image_kernel.hpp"
+
+namespace {
+
+namespace Impl = KokkosMX::Impl;
+using namespace KokkosMXTest;
+using Impl::Gathering;
+using Impl::RowSplit;
+using KokkosMX::RowSummary;
+using KokkosMX::Tier;
+
+// A matrix unit that reads images where they are.
+struct ModelAtom : Impl::Int8Images {
+  static constexpr int tile_m = 64, tile_n = 64;
+  static constexpr int multiplying = 128, threads = multiplying;
+  static constexpr int values = tile_n / 2;
+  static constexpr int gathered_steps = 3, common_columns = 32;
+  struct OutlierSums {
+    std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
+  };
+  struct Pipeline {
+    alignas(16) std::uint8_t small[3][16384];
+    alignas(16) std::uint8_t large[3][32768];
+  };
+  static void publish() {}
+  static void synchronize() { ThreadGroup<threads>::current()->barrier(); }
+  struct Images {
+    const std::uint8_t* a;
+    const std::uint8_t* b;
+  };
+  static int row_of(int thread, int v) {
+    return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
+  }
+  static int col_of(int thread, int v) { return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1); }
+
+  // The sum over the first `columns` of a step.
+  static std::int32_t dot(const std::uint8_t* a, int row, const std::uint8_t* b, int col,
+                          int columns) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < columns; ++i) {
+      sum += static_cast<std::int8_t>(a[offset(row, i / 16) + i % 16]) *
+             static_cast<std::int8_t>(b[offset(col, i / 16) + i % 16]);
+    }
+    return sum;
+  }
+
+  class Gathered {
+   public:
+    struct Calls {
+      int waited = 0, released = 0;
+    };
+    Gathered(Pipeline& pipeline, Images images, int thread, Calls& calls)
+        : pipeline_(pipeline), images_(images), thread_(thread), calls_(calls) {}
+    const Gathered& wait() const {
+      ++calls_.waited;
+      return *this;
+    }
+    void multiply(int i, int parts, OutlierSums& sums) const {
+      const auto a = [&](int step) { return images_.a + step * tile_m * step_bytes; };
+      const auto b = [&](int step) { return images_.b + step * tile_n * step_bytes; };
+      for (int v = 0; v < 8; ++v) {
+        const int row = row_of(thread_, v), col = col_of(thread_, 8 * i + v);
+        const auto product = [&](int step_a, int step_b, int most = step_bytes) {
+          return dot(a(step_a), row, b(step_b), col, std::min(most, 32 * parts));
+        };
+        sums.outliers_main[v] = 256 * product(0, 0) + product(1, 0);
+        sums.main_outliers[v] = 256 * product(2, 1) + product(2, 2);
+        sums.outliers_high[v] = 256 * product(0, 1, common_columns) +
+                                product(0, 2, common_columns) + product(1, 1, common_columns);
+        sums.outliers_low[v] = product(1, 2, common_columns);
+      }
+    }
+    template <class Room>
+    Room room() const {
+      Room room;
+      for (int i = 0; i < 3; ++i) {
+        room.small[i] = pipeline_.small[i];
+        room.large[i] = pipeline_.large[i];
+      }
+      return room;
+    }
+    void release() const {
+      synchronize();
+      ++calls_.released;
+    }
+
+   private:
+    Pipeline& pipeline_;
+    Images images_;
+    int thread_;
+    Calls& calls_;
+  };
+
+  template <class ImagesOf, class After, class Prepare, class Store>
+  static void run(Pipeline& pipeline, std::int64_t first, std::int64_t end, std::int64_t stride,
+                  std::int64_t steps, const ImagesOf& images, const After& steps_after,
+                  const Prepare& prepare, const Store& store) {
+    const auto& group = *ThreadGroup<threads>::current();
+    group.barrier();
+    for (std::int64_t tile = first; tile < end; tile += stride) {
+      prepare(tile);
+      const Images from = images(tile);
+      std::int32_t d[values] = {};
+      for (std::int64_t s = 0; s < steps; ++s) {
+        for (int v = 0; v < values; ++v) {
+          d[v] += dot(from.a + s * tile_m * step_bytes, row_of(group.rank(), v),
+                      from.b + s * tile_n * step_bytes, col_of(group.rank(), v), step_bytes);
+        }
+      }
+      group.barrier();
+      typename Gathered::Calls calls;
+      const Gathered gathered(
+          pipeline, {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes},
+          group.rank(), calls);
+      store(tile, d, gathered);
+      const int expected = steps_after(tile) != Impl::StepsAfter::none ? 1 : 0;
+      EXPECT_EQ(calls.waited, expected);
+      EXPECT_EQ(calls.released, expected);
+    }
+  }
+};
+
+// An operand as the kernel takes it; images and all else that is made start as noise.
+struct Operand {
+  std::vector<std::uint8_t> codes, scales, images, has_outliers;
+  std::vector<RowSummary> summaries;
+  std::vector<RowSplit> splits;
+  std::vector<std::uint32_t> columns, rows_listed;
+  Impl::ImageOperand operand{};
+
+  Operand(const HostMatrix& x, int tile_rows)
+      : codes(x.codes), scales(x.scales), summaries(static_cast<std::size_t>(x.rows)) {
+    const std::int64_t blocks = x.k / 32, row_bytes = x.k / 2;
+    Impl::MatrixMap& map = operand.matrix;
+    map.batch = 1;
+    map.rows = x.rows;
+    map.blocks = blocks;
+    map.codes = {codes.data(), 0, 16 * row_bytes, row_bytes, 64, 16, 1, x.rows, blocks};
+    map.scales = {scales.data(), 0, 32 * blocks, 16 * blocks, blocks, 8, 4, 1, x.rows, blocks};
+    map.summaries = {summaries.data(), 0, 1};
+    operand.tile_rows = tile_rows;
+    operand.tiles = (x.rows + tile_rows - 1) / tile_rows;
+    operand.steps = (blocks + 3) / 4;
+    operand.gathered_steps = ModelAtom::gathered_steps;
+    const std::int64_t rows = operand.tiles * tile_rows;
+    images = random_bytes(rows * (operand.steps + ModelAtom::gathered_steps) * 128, 1);
+    has_outliers = random_bytes(rows / 8, 2);
+    splits.assign(rows, RowSplit{77, 78});
+    columns.assign(rows / 8 * blocks, 0xDEADBEEFu);
+    operand.images = images.data();
+    operand.splits = splits.data();
+    operand.has_outliers = has_outliers.data();
+    rows_listed.assign(rows / 32 * blocks, 0xDEADBEEFu);
+    operand.columns = columns.data();
+    operand.rows_listed = rows_listed.data();
+  }
+};
+
+struct Result {
+  Bits bits;
+  TierCounts counts{};
+  Gathering gathering = Gathering::listed;
+};
+
+template <class T>
+Result run_kernel(const HostMatrix& a, const HostMatrix& b, Tier minimum) {
+  Operand x(a, ModelAtom::tile_m), y(b, ModelAtom::tile_n);
+  Result result;
+  std::vector<typename OutputType<T>::bits> c(a.rows * b.rows, 1);
+  std::vector<std::uint32_t> columns[2];
+  for (auto& each : columns) each.assign(a.k / 32, 0xDEADBEEFu);
+  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::listed};
+  using Make = Impl::MakeImages<ModelAtom, Impl::PortableQuantizeAtom>;
+  constexpr auto source = Impl::ImageSource::matrix_without_summaries;
+  const Make make{{{x.operand, source, {}, {}}, {y.operand, source, {}, {}}},
+                  KokkosMX::rules::reference,
+                  &gathering};
+  run_in_threads(make, make.items());
+  const Impl::Epilogue epilogue{
+      c.data(), KokkosMX::Impl::element_of<T>(), 0, b.rows, 1, Impl::f32_one, 0u, nullptr, 1};
+  const std::int64_t tiles = x.operand.tiles * y.operand.tiles;
+  const Impl::ImageGemm<ModelAtom> kernel{
+      x.operand,
+      y.operand,
+      {{x.operand, y.operand}, {columns[0].data(), columns[1].data()}, &gathering},
+      false,
+      epilogue,
+      1,
+      a.rows,
+      b.rows,
+      a.k / 32,
+      std::min<std::int64_t>(tiles, 3),
+      Impl::bits_of_sum(a.k / 32),
+      minimum,
+      result.counts.data(),
+      OutputType<T>::format.nan() == 0x7FC0 && b.rows % 2 == 0};
+  run_in_threads(kernel, kernel.groups);
+  result.gathering = gathering.gathering;
+  result.bits.assign(c.begin(), c.end());
+  return result;
+}
+
+// Bits and counts of tiers against the oracle; returns what became of the outliers.
+template <class T = float>
+Gathering check(const HostMatrix& a, const HostMatrix& b, const std::string& name,
+                Tier minimum = Tier::automatic) {
+  const Result result = run_kernel<T>(a, b, minimum);
+  const Bits products = ReferenceProduct(a, b).all();
+  expect_equal_bits(expected_output(products, b.rows, {}, OutputType<T>::format), result.bits,
+                    b.rows, name + ' ' + shape_text(a, b));
+  if (minimum == Tier::automatic) {
+    const ExpectedTiers expected = expected_tiers(a, b);
+    EXPECT_EQ(result.counts[0], expected.none) << name;
+    EXPECT_EQ(result.counts[3], expected.outputs - expected.none - expected.window_certified)
+        << name;
+  }
+  for (int tier = 1; tier < static_cast<int>(minimum); ++tier) {
+    EXPECT_EQ(result.counts[tier], 0u) << name;
+  }
+  return result.gathering;
+}
+
+constexpr int ups[] = {4, 7, 9, 30, 45, 60};
+
+// Columns with outliers in either operand or both, in all rows or in some, with no other outliers.
+TEST(ImageKernel, OutlierColumns) {
+  int done = 0, n = 0;
+  for (const int up : ups) {
+    ++n;
+    const HostMatrix a = outlier_columns(70, 672, 40, n % 2 == 0 ? 1 : 30, up, 10 * n);
+    const HostMatrix b = outlier_columns(66, 672, 60, n % 3 + 1, ups[(n + 3) % 6], 10 * n + 1);
+    const HostMatrix plain = random_matrix(66, 672, n, 100, 102);
+    const std::string name = "columns " + std::to_string(n);
+    done += check(a, b, name) == Gathering::done ? 1 : 0;
+    done += check<KokkosMX::BFloat16>(a, plain, name) == Gathering::done ? 1 : 0;
+    done += check<KokkosMX::BFloat16>(plain, b, name) == Gathering::done ? 1 : 0;
+  }
+  EXPECT_GT(done, 2 * n);
+}
+
+// A bell, quantized, whose columns are those of golden's data.
+TEST(ImageKernel, Bell) {
+  for (const int up : {9, 30}) {
+    HostMatrix x[2] = {HostMatrix(128, 1024), HostMatrix(64, 1024)};
+    for (int i = 0; i < 2; ++i) {
+      const std::vector<std::uint16_t> bits = bell(x[i].rows, x[i].k, 21 + i, up);
+      for (std::int64_t block = 0; block < x[i].rows * x[i].k / 32; ++block) {
+        std::uint8_t codes[16];
+        const Impl::BlockResult made = Impl::PortableQuantizeAtom::quantize<Impl::BF16Format>(
+            reinterpret_cast<const unsigned char*>(bits.data() + 32 * block), codes,
+            KokkosMX::rules::reference);
+        x[i].scales[block] = made.scale;
+        std::copy(codes, codes + 16, x[i].codes.begin() + 16 * block);
+      }
+    }
+    EXPECT_EQ(check(x[0], x[1], "bell " + std::to_string(up)), Gathering::done);
+    EXPECT_EQ(check<KokkosMX::BFloat16>(x[0], x[1], "bell " + std::to_string(up)), Gathering::done);
+  }
+}
+
+// What tells the bits of the sums apart: the same block and columns in both operands, the largest
+// codes, both signs, sums that cancel.
+TEST(ImageKernel, CommonColumns) {
+  for (const int up : {4, 6, 9, 30, 47}) {
+    for (const int down : {0, 11}) {
+      if (up <= 15 && down != 0) continue;
+      Stream stream(up);
+      HostMatrix x[2] = {random_matrix(64, 256, up, 120, 121),
+                         random_matrix(65, 256, up + 1, 90, 91)};
+      for (HostMatrix& m : x) {
+        for (std::int64_t row = 0; row < m.rows; ++row) {
+          // All of block 3: 32 columns that both have; half of block 5.
+          const int base = m.scale(row, 0) + up;
+          m.scale(row, 3) = static_cast<std::uint8_t>(base);
+          for (int k = 0; k < 32; ++k) {
+            m.set_code(row, 96 + k, row % 3 == 0 ? 15 : static_cast<int>(stream.below(16)));
+          }
+          m.scale(row, 5) = static_cast<std::uint8_t>(base - (up > 15 ? down : 0));
+          for (int k = 0; k < 32; ++k) {
+            const int code = static_cast<int>(stream.below(16));
+            m.set_code(row, 160 + k, &m == x && k % 2 == 0 ? code : 0);
+          }
+          if (row % 5 == 0) m.scale(row, 3) = 255;
+          if (row % 7 == 0) {
+            for (int k = 0; k < 256; ++k) m.set_code(row, k, 8);
+          }
+        }
+      }
+      EXPECT_EQ(check(x[0], x[1], "common " + std::to_string(up)), Gathering::done);
+      if (up == 9) {
+        for (const Tier tier : {Tier::aligned, Tier::window, Tier::wide}) {
+          check(x[0], x[1], "forced", tier);
+        }
+      }
+    }
+  }
+}
+
+// Outliers that are nowhere gathered, beside others: blocks anywhere, rows that cannot be split.
+TEST(ImageKernel, OutliersAnywhere) {
+  int listed = 0, n = 0;
+  for (const int up : ups) {
+    const HostMatrix a = make_outliers({.up = up, .block_every = 32}, 65, 512, ++n);
+    const HostMatrix b =
+        make_outliers({.up = 9, .column_every = 64, .row_every = 2, .wide_every = 9}, 67, 512, ++n);
+    const HostMatrix c = make_outliers(
+        {.up = up, .column_every = 100, .row_every = 3, .block_every = 50, .near_every = 9}, 66,
+        512, ++n);
+    const std::string name = "anywhere " + std::to_string(up);
+    listed += check(a, b, name) == Gathering::listed ? 1 : 0;
+    check(b, c, name);
+    check<KokkosMX::BFloat16>(a, c, name);
+  }
+  EXPECT_GT(listed, 0);
+  // More blocks than a tile has room for.
+  const HostMatrix many = lone_outliers(66, 1024, 9, 5);
+  EXPECT_EQ(check(many, lone_outliers(3, 1024, 30, 6), "no room"), Gathering::listed);
+  EXPECT_EQ(check(random_matrix(3, 1024, 7, 100, 101), many, "no room"), Gathering::listed);
+  for (int d = 0; d < data_count; ++d) {
+    check(make_data(static_cast<Data>(d), 35, 96, 7), make_data(static_cast<Data>(d), 33, 96, 8),
+          "data " + std::to_string(d));
+  }
+}
+
+// Every code at every distance of scales is the sum of its parts.
+TEST(RowSplit, Parts) {
+  for (int base = 0; base < 255; base += 12) {
+    for (int out = 0; out < 250; ++out) {
+      const RowSplit split{static_cast<std::int16_t>(base), static_cast<std::int16_t>(out)};
+      for (int scale = 0; scale < 255; ++scale) {
+        const Impl::Magnitudes main = Impl::main_magnitudes(scale - base);
+        const int least = Impl::least_outlier(scale - base);
+        for (int code = 0; code < 16; ++code) {
+          const int halves = code_in_halves(code);
+          const int part = Impl::main_part(code, scale, split);
+          const std::uint32_t table = (code & 4) != 0 ? main.high : main.low;
+          EXPECT_EQ(static_cast<int>(table >> (8 * (code & 3)) & 255u), part < 0 ? -part : part);
+          EXPECT_LE(part * part, 96 * 96);
+          if ((code & 7) < least) {
+            if (halves != 0) {
+              ASSERT_EQ(part, halves * (1 << (scale - base)));
+            }
+            ASSERT_EQ(Impl::outlier_part(code, scale, split), 0);
+          } else if (scale >= out && scale <= out + RowSplit::most_shift) {
+            const int value = Impl::outlier_part(code, scale, split);
+            ASSERT_EQ(value, halves * (1 << (scale - out)));
+            const int high = Impl::high_digit(value), low = Impl::low_digit(value);
+            ASSERT_EQ(256 * high + low, value);
+            ASSERT_TRUE(high >= -96 && high <= 96 && low >= -128 && low <= 127);
+            ASSERT_EQ(part, 0);
+          }
+        }
+      }
+    }
+  }
+  Impl::BlockCodes block{};
+  for (int i = 0; i < 32; ++i) {
+    block.word[i / 8] |= static_cast<std::uint32_t>((5 * i + i / 16) % 16) << (4 * (i % 8));
+  }
+  for (int least = 1; least <= 8; ++least) {
+    for (int i = 0; i < 32; ++i) {
+      const bool expected = ((5 * i + i / 16) % 16 & 7) >= least;
+      EXPECT_EQ(Impl::codes_from(block, least) >> i & 1u, expected ? 1u : 0u);
+    }
+  }
+}
+
+// Bounds that round to the same number have the sum between them.
+TEST(RowSplit, Bounds) {
+  Stream stream(7);
+  const auto any = [&] {
+    const int bits = static_cast<int>(stream.below(31));
+    const auto x = static_cast<std::int32_t>(stream.below(1u << bits));
+    return stream.below(2) == 0 ? x : -x;
+  };
+  int known = 0;
+  constexpr int n = 200000;
+  for (int i = 0; i < n; ++i) {
+    Impl::SplitState state[2];
+    for (Impl::SplitState& side : state) {
+      side.lo = static_cast<int>(stream.below(200));
+      side.spread = static_cast<int>(stream.below(48));
+      side.base = side.lo + static_cast<int>(stream.below(2)) * side.spread;
+      side.out = side.lo + static_cast<int>(stream.below(side.spread + 1));
+    }
+    Impl::SplitSums sums{any(), any(), any(), any() >> 8, any(), i % 2 == 0 ? 8 : 16};
+    if (i % 5 == 0) sums.outliers_main = sums.outliers_high = sums.outliers_low = 0;
+    if (i % 7 == 0) sums.main = -sums.main_outliers;
+    if (i % 11 == 0) sums.main = 1 << 25 | 1 << 1 | 1;
+    std::uint32_t product;
+    if (!Impl::round_split_sum_by_bounds(sums, state[0], state[1], product)) continue;
+    ++known;
+    ASSERT_EQ(product, Impl::round_split_sum(sums, state[0], state[1])) << i;
+  }
+  EXPECT_GT(known, n / 2);
+  std::cout << "by bounds: " << known << " of " << n << '\n';
+}
+
+// The band with the most blocks, and outliers within reach or not.
+TEST(RowSplit, Choice) {
+  const auto choose = [](const std::vector<std::pair<int, int>>& blocks) {
+    std::int32_t of[256] = {};
+    int lo = 255, hi = 0;
+    for (const auto& [scale, count] : blocks) {
+      of[scale] = count;
+      lo = std::min(lo, scale);
+      hi = std::max(hi, scale);
+    }
+    const RowSplit split = Impl::choose_split(of, lo, hi);
+    return std::pair<int, int>(split.base, split.out);
+  };
+  using Pair = std::pair<int, int>;
+  EXPECT_EQ(choose({{100, 5}, {101, 2}, {109, 1}}), Pair(100, 109));
+  EXPECT_EQ(choose({{100, 1}, {107, 5}, {110, 5}}), Pair(107, 100));
+  EXPECT_EQ(choose({{100, 1}, {107, 5}, {114, 1}}), Pair(104, Impl::RowSplit::is_rest));
+  EXPECT_EQ(choose({{0, 1}, {2, 5}, {6, 1}, {11, 1}}), Pair(0, 6));
+  EXPECT_EQ(choose({{200, 3}, {243, 1}, {254, 1}}), Pair(200, 243));
+  EXPECT_EQ(choose({{200, 3}, {242, 1}, {254, 1}}), Pair(200, Impl::RowSplit::is_rest));
+}
+
+}  // namespace
