@@ -368,11 +368,11 @@ struct GatherOutliers {
     const std::int64_t blocks = operands[0].matrix.blocks;
     share(group, scratch, 0, (2 * blocks + words - 1) / words,
           [&](std::int64_t item) { merge_columns(group, scratch, words, item); });
-    const Outliers todo = list_columns(group, scratch);
-    if (group.rank() == 0) state->gathering = todo.how;
+    const Outliers to_gather = list_columns(group, scratch);
+    if (group.rank() == 0) state->gathering = to_gather.how;
     share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together,
-          [&](std::int64_t item) { gather(group, scratch, todo.how, item * together); });
-    return todo;
+          [&](std::int64_t item) { gather(group, scratch, to_gather.how, item * together); });
+    return to_gather;
   }
 
  private:
@@ -431,14 +431,14 @@ struct GatherOutliers {
   }
 
   template <class Group>
-  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, Gathering todo,
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, Gathering to_gather,
                                      std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
     const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
     const Divided tile = divided(group, first, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
-    if (todo == Gathering::listed) {
+    if (to_gather == Gathering::listed) {
       for (int i = 0; i < together; ++i) list_rows(group, operand, batch, tile.remainder + i);
       return;
     }
