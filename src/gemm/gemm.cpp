@@ -482,16 +482,17 @@ class FragmentProduct {
     }
     if (read.codes.data != given.codes.data) {
       static const std::string label = "KokkosMX::gemm: copy codes";
-      launch_copy_codes(label, exec, given.batch, given.rows, given.blocks, given.codes,
-                        read.codes);
+      with_copy_of_codes(given.batch, given.rows, given.blocks, given.codes, read.codes,
+                         [&](const auto& copy) { launch_copies(label, exec, copy); });
     }
     if (read.scales.data != given.scales.data) {
       static const std::string label = "KokkosMX::gemm: copy scales";
       ScalesMap to = read.scales;
       to.rows = round_up(to.rows, 32);
       to.cols = round_up(to.cols, 8);
-      launch_copy_scales(label, exec, given.batch, given.rows, given.blocks, given.scales,
-                         operand.ref->matrix.scales_kind, to, ScalesKind::tile_32x8);
+      with_copy_of_scales(given.batch, given.rows, given.blocks, given.scales,
+                          operand.ref->matrix.scales_kind, to, ScalesKind::tile_32x8,
+                          [&](const auto& copy) { launch_copies(label, exec, copy); });
     }
   }
 
