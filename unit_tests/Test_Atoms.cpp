@@ -281,7 +281,7 @@ class Reader {
       for (int q = 0; q < 8; ++q) {
         const auto* one = ones_[q]->data();
         Atom::multiply(sums.data(), 256, 256, reads_y_ ? at : one, 0, reads_y_ ? one : at, 0, 1, 1,
-                       1, false);
+                       1, false, {});
         for (int r = 0; r < 16; ++r) {
           for (int i = 0; i < 16; ++i) {
             const int k = 128 * g + 16 * q + i;
@@ -402,6 +402,57 @@ std::int32_t wrapped(std::int64_t x) {
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(x));
 }
 
+/// Panels that are to be unpacked, from one group on behind the first, against unpacking each.
+template <class Atom>
+class NextPanels {
+ public:
+  using element = typename Atom::element;
+  NextPanels(int panels, int groups, bool near, Stream& random)
+      : groups_(groups),
+        stride_(groups * Atom::panel_group_elements + 64),
+        elements_(static_cast<std::size_t>(panels * stride_ + 64), 44) {
+    for (int i = 0; i < panels; ++i) {
+      inputs_.push_back(std::make_unique<PanelInput>(groups + first_group));
+      PanelInput& input = *inputs_.back();
+      fill(input, Fill::random, random);
+      input.set_near(near && i == panels - 1);
+      for (int r = 0; r < 16; ++r) {
+        for (int b = 0; b < 4 * input.groups(); ++b) {
+          const int distance = input.scale(r, b) - (100 + r);
+          // As in dot_rows.
+          for (int j = 0; (distance < 0 || distance > 3) && j < 16; ++j)
+            input.byte(r, b, j) &= 0x88;
+        }
+      }
+      views_.push_back({input.codes(), input.scales()});
+      states_.emplace_back();
+      states_.back().base = input.base();
+    }
+    work_ = {panels, views_.data(), states_.data(), first_group, groups, stride_, elements_.data()};
+  }
+  const Impl::PanelUnpacking<element>& work() const { return work_; }
+  void check() {
+    Aligned<element> expected(elements_.size(), 44);
+    for (int i = 0; i < work_.panels; ++i) {
+      Atom::unpack_y(work_.codes(i, 0), work_.scales(i, 0), inputs_[i]->base(), groups_,
+                     expected.data() + i * stride_);
+    }
+    for (std::size_t i = 0; i < elements_.size(); ++i) {
+      ASSERT_EQ(elements_.data()[i], expected.data()[i]) << i;
+    }
+  }
+
+ private:
+  static constexpr int first_group = 2;
+  int groups_;
+  std::int64_t stride_;
+  Aligned<element> elements_;
+  std::vector<std::unique_ptr<PanelInput>> inputs_;
+  std::vector<Impl::PanelView> views_;
+  std::vector<Impl::PanelState> states_;
+  Impl::PanelUnpacking<element> work_;
+};
+
 template <class Atom>
 void multiply_panels(Fill how, Stream& random) {
   constexpr int most_y = 5, most_x = 3, most_groups = 3;
@@ -463,8 +514,11 @@ void multiply_panels(Fill how, Stream& random) {
                 }
               }
             }
+            // Meanwhile other panels are unpacked, or none.
+            NextPanels<Atom> next((y_panels + 3 * x_panels + groups) % 5, groups, add, random);
             Atom::multiply(sums.data(), stride.y, stride.x, y.data(), stride_y, x.data(), stride_x,
-                           y_panels, x_panels, groups, add);
+                           y_panels, x_panels, groups, add, next.work());
+            next.check();
             const auto differs = std::mismatch(after.begin(), after.end(), sums.data());
             ASSERT_TRUE(differs.first == after.end())
                 << y_panels << " by " << x_panels << " panels, " << groups << " groups, add " << add
@@ -569,10 +623,10 @@ TEST(PanelAtoms, MultiplyAtTheEdgeOfInt32) {
       }
     };
     for (const int groups : {most, most + 1}) {
-      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, groups, false);
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, groups, false, {});
       check(groups);
     }
-    Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, most, true);
+    Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, most, true, {});
     check(2 * most + 1);
     Atom::end();
   });
@@ -604,7 +658,7 @@ TEST(PanelAtoms, GatheredElements) {
         positions.push_back(static_cast<std::int32_t>(random() % (128 * groups)));
       }
       Atom::gather_x(x.data(), positions.data(), count, gathered.data());
-      Atom::multiply(sums.data(), 256, 256, y.data(), 0, gathered.data(), 0, 1, 1, 1, false);
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, gathered.data(), 0, 1, 1, 1, false, {});
       for (int r = 0; r < 16; ++r) {
         for (int c = 0; c < 16; ++c) {
           std::int64_t expected = 0;
@@ -980,7 +1034,7 @@ TEST(PanelAtoms, PackedValues) {
       }
       Atom::pack_y(a.data(), y.data());
       Atom::pack_x(b.data(), x.data());
-      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, 1, false);
+      Atom::multiply(sums.data(), 256, 256, y.data(), 0, x.data(), 0, 1, 1, 1, false, {});
       for (int r = 0; r < 16; ++r) {
         for (int c = 0; c < 16; ++c) {
           std::int64_t expected = 0;

@@ -208,8 +208,7 @@ struct PanelKernel {
     layout.scales = take(own_codes ? panels * groups * panel_group_scales : 0);
     layout.states = take(panels * sizeof(PanelState));
     const auto block = static_cast<std::size_t>(config.block_panels);
-    layout.elements = take(block * static_cast<std::size_t>(config.groups) *
-                           Atom::panel_group_elements * sizeof(element));
+    layout.elements = take(2 * elements_of_block(config) * sizeof(element));
     layout.sums = take(block * static_cast<std::size_t>(config.x_panels) * panel_outputs *
                        sizeof(std::int32_t));
     layout.rough = take(RoughBlock<Atom>::layout_of(config.rough, p.groups()).bytes);
@@ -370,10 +369,20 @@ struct PanelKernel {
   /// All panels of y by all of x of a place.
   void multiply(const Place& place, unsigned char* own) const {
     auto* sums = reinterpret_cast<std::int32_t*>(own + layout.sums);
+    const bool by_dots = place.x->dots != nullptr;
     std::uint64_t counts[tier_count] = {};
+    Unpacking next{};
+    if (!by_dots) {
+      next = unpacking(place, 0, 0, reinterpret_cast<element*>(own + layout.elements));
+      unpack_panels<Atom>(next);
+    }
     for (int first = 0; first < place.y_panels; first += config.block_panels) {
       const int y_panels = std::min(config.block_panels, place.y_panels - first);
-      sum_block(place, first, y_panels, reinterpret_cast<element*>(own + layout.elements), sums);
+      if (by_dots) {
+        dot_block(place, first, y_panels, sums);
+      } else {
+        sum_block(place, first, y_panels, own, next, sums);
+      }
       finish_block(place, first, y_panels, sums, own + layout.rough, counts);
     }
     if (p.counts != nullptr) {
@@ -383,42 +392,66 @@ struct PanelKernel {
     }
   }
 
+  using Unpacking = PanelUnpacking<element>;
+  /// Of the panels of y that are multiplied together, in a chunk of K.
+  static std::size_t elements_of_block(const PanelConfig& config) {
+    return static_cast<std::size_t>(config.block_panels) * static_cast<std::size_t>(config.groups) *
+           Atom::panel_group_elements;
+  }
+  /// The panels of y from the first one of a block on, in the chunk of K from a group on; none
+  /// after the last ones.
+  Unpacking unpacking(const Place& place, int first_panel, std::int64_t first_group,
+                      element* to) const {
+    Unpacking work{};
+    const std::int64_t left = p.groups() - first_group;
+    if (first_panel >= place.y_panels || left <= 0) return work;
+    work.panels = std::min(config.block_panels, place.y_panels - first_panel);
+    work.views = place.y_views + first_panel;
+    work.states = place.y_states + first_panel;
+    work.first_group = first_group;
+    work.groups = static_cast<int>(std::min<std::int64_t>(config.groups, left));
+    work.stride = std::int64_t{work.groups} * Atom::panel_group_elements;
+    work.to = to;
+    return work;
+  }
+
   /// Sums of rows aligned to their least scale: those of panel i of y by panel j of x lie at sums +
-  /// (i * x_panels + j) * panel_outputs.
-  void sum_block(const Place& place, int first_panel, int y_panels, element* elements,
-                 std::int32_t* sums) const {
+  /// (i * x_panels + j) * panel_outputs. `next` has been unpacked: the block's first chunk; then it
+  /// is that of the next block.
+  void sum_block(const Place& place, int first_panel, int y_panels, unsigned char* own,
+                 Unpacking& next, std::int32_t* sums) const {
     const std::int64_t groups = p.groups();
     const std::int64_t sums_x = panel_outputs, sums_y = place.x_panels * sums_x;
+    auto* elements = reinterpret_cast<element*>(own + layout.elements);
     const auto* x =
         reinterpret_cast<const element*>(place.x->elements) +
         (batch_of(p.x, place.batch) * p.x.panels() + place.x_panel) * x_panel_elements();
-    if constexpr (Atom::most_dot_rows > 0) {
-      if (place.x->dots != nullptr) {
-        const auto* rows = reinterpret_cast<const element*>(place.x->dots) +
-                           batch_of(p.x, place.batch) * x_dot_elements();
-        for (int i = 0; i < y_panels; ++i) {
-          const PanelView& view = place.y_views[first_panel + i];
-          Atom::dot(view.codes, view.scales, place.y_states[first_panel + i].base,
-                    static_cast<int>(groups), rows, dot_rows(p), sums + i * sums_y);
-        }
-        return;
-      }
-    }
     if (groups == 0) {
       std::memset(sums, 0, static_cast<std::size_t>(y_panels * sums_y) * sizeof(*sums));
     }
     for (std::int64_t first = 0; first < groups; first += config.groups) {
-      const int count = static_cast<int>(std::min<std::int64_t>(config.groups, groups - first));
-      const std::int64_t y_stride = std::int64_t{count} * Atom::panel_group_elements;
+      const Unpacking now = next;
+      element* other = elements + (now.to == elements ? elements_of_block(config) : 0);
+      next = first + config.groups < groups
+                 ? unpacking(place, first_panel, first + config.groups, other)
+                 : unpacking(place, first_panel + config.block_panels, 0, other);
+      Atom::multiply(sums, sums_y, sums_x, now.to, now.stride,
+                     x + first * Atom::panel_group_elements, x_panel_elements(), y_panels,
+                     place.x_panels, now.groups, first != 0, next);
+    }
+  }
+
+  /// The same for so few rows of x that elements of y are not stored.
+  void dot_block(const Place& place, int first_panel, int y_panels, std::int32_t* sums) const {
+    if constexpr (Atom::most_dot_rows > 0) {
+      const auto* rows = reinterpret_cast<const element*>(place.x->dots) +
+                         batch_of(p.x, place.batch) * x_dot_elements();
       for (int i = 0; i < y_panels; ++i) {
         const PanelView& view = place.y_views[first_panel + i];
-        Atom::unpack_y(view.codes + first * panel_group_bytes,
-                       view.scales + first * panel_group_scales,
-                       place.y_states[first_panel + i].base, count, elements + i * y_stride);
+        Atom::dot(view.codes, view.scales, place.y_states[first_panel + i].base,
+                  static_cast<int>(p.groups()), rows, dot_rows(p),
+                  sums + std::int64_t{i} * place.x_panels * panel_outputs);
       }
-      Atom::multiply(sums, sums_y, sums_x, elements, y_stride,
-                     x + first * Atom::panel_group_elements, x_panel_elements(), y_panels,
-                     place.x_panels, count, first != 0);
     }
   }
 

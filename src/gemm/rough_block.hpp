@@ -41,12 +41,6 @@
 
 namespace KokkosMX::Impl {
 
-/// Codes and scales of a panel: groups follow one another.
-struct PanelView {
-  const std::uint8_t* codes;
-  const std::uint8_t* scales;
-};
-
 /// What is known of a row. Of n, only whether it is zero.
 inline RowState row_of(const PanelState& state, int r) {
   return {state.is_zero >> r & 1u ? 0u : 1u, state.base.scale[r * group_blocks],
@@ -770,7 +764,7 @@ class RoughBlock {
                 const YAt& y_at, const XAt& x_at) {
     auto* sums = memory_at<std::int32_t>(layout_.sums);
     Atom::multiply(sums, x_count * panel_outputs, panel_outputs, y, size, x, x_stride, y_count,
-                   x_count, 1, false);
+                   x_count, 1, false, {});
     for (int a = 0; a < y_count; ++a) {
       for (int b = 0; b < x_count; ++b) {
         add(y_at(a), x_at(b), sums + (a * x_count + b) * panel_outputs);
@@ -874,7 +868,7 @@ const std::int64_t* RoughBlock<Atom>::sum_by_blocks(int a, int b) {
     }
     Atom::unpack_x(x_codes, zeros, base, 1, x_elements);
     Atom::multiply(sums, panel_outputs, panel_outputs, y_elements, size, x_elements, size, count, 1,
-                   1, false);
+                   1, false, {});
     for (int block = 0; block < count; ++block) {
       int x_shift[panel_rows];
       for (int c = 0; c < panel_rows; ++c) {

@@ -17,8 +17,6 @@ namespace KokkosMX::Impl {
 
 struct AmxGemmAtom : Int8Atom<false> {
   static constexpr const char* name = "amx";
-  static constexpr int block_y = 4;
-  static constexpr int block_x = 2;
 
   KOKKOSMX_AMX_FUNCTION static void begin() {
     x86::TileConfig config;
@@ -34,112 +32,174 @@ struct AmxGemmAtom : Int8Atom<false> {
                                              std::int64_t sums_x, const element* y,
                                              std::int64_t stride_y, const element* x,
                                              std::int64_t stride_x, int y_panels, int x_panels,
-                                             int groups, bool add) {
+                                             int groups, bool add,
+                                             const PanelUnpacking<element>& next) {
     const int tiles = 2 * groups;
+    Unpacker unpacker(next, blocks_of(y_panels, x_panels) * tiles);
     x86::memory_is_read();
-    // A product takes 52 cycles and one can start every 16: four accumulators at a time. A pair of
-    // panels of x stays in the first cache while y passes.
-    for (int j = 0; j + 2 <= x_panels; j += 2) {
-      for (int i = 0; i + 2 <= y_panels; i += 2) {
-        two_by_two(sums + i * sums_y + j * sums_x, sums_y, sums_x, y + i * stride_y, stride_y,
-                   x + j * stride_x, stride_x, tiles, add);
-      }
-    }
-    if (x_panels % 2 != 0) {
-      std::int32_t* to = sums + (x_panels - 1) * sums_x;
-      const element* last = x + (x_panels - 1) * stride_x;
+    // A product takes 52 cycles and one can start every 16: four accumulators at a time.
+    const Step step{sums_y, sums_x, stride_y, stride_x, tiles, add};
+    int j = 0;
+    for (; j + 2 <= x_panels; j += 2) {
       int i = 0;
-      for (; i + 4 <= y_panels; i += 4) {
-        four_by_one(to + i * sums_y, sums_y, y + i * stride_y, stride_y, last, tiles, add);
+      for (; i + 2 <= y_panels; i += 2) {
+        two_by_two(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, step,
+                   unpacker);
       }
       for (; i < y_panels; ++i) {
-        one_by_one(to + i * sums_y, y + i * stride_y, last, tiles, add);
+        for (int k = j; k < j + 2; ++k) {
+          one_by_one(sums + i * sums_y + k * sums_x, y + i * stride_y, x + k * stride_x, step,
+                     unpacker);
+        }
       }
     }
-    if (y_panels % 2 != 0) {
-      const int i = y_panels - 1;
-      for (int j = 0; j < x_panels / 2 * 2; ++j) {
-        one_by_one(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, tiles, add);
+    for (; j < x_panels; ++j) {
+      int i = 0;
+      for (; i + 4 <= y_panels; i += 4) {
+        four_by_one(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, step,
+                    unpacker);
+      }
+      for (; i < y_panels; ++i) {
+        one_by_one(sums + i * sums_y + j * sums_x, y + i * stride_y, x + j * stride_x, step,
+                   unpacker);
       }
     }
+    unpacker.finish();
   }
 
  private:
-  KOKKOSMX_AMX_INLINE static void two_by_two(std::int32_t* sums, std::int64_t sums_y,
-                                             std::int64_t sums_x, const element* y,
-                                             std::int64_t stride_y, const element* x,
-                                             std::int64_t stride_x, int tiles, bool add) {
-    if (add) {
-      KOKKOSMX_TILE_LOAD(0, sums, 64);
-      KOKKOSMX_TILE_LOAD(1, sums + sums_x, 64);
-      KOKKOSMX_TILE_LOAD(2, sums + sums_y, 64);
-      KOKKOSMX_TILE_LOAD(3, sums + sums_y + sums_x, 64);
-    } else {
-      KOKKOSMX_TILE_ZERO(0);
-      KOKKOSMX_TILE_ZERO(1);
-      KOKKOSMX_TILE_ZERO(2);
-      KOKKOSMX_TILE_ZERO(3);
+  struct Step {
+    std::int64_t sums_y, sums_x, stride_y, stride_x;
+    int tiles;
+    bool add;
+  };
+  static int blocks_of(int y_panels, int x_panels) {
+    return x_panels / 2 * (y_panels / 2 + y_panels % 2 * 2) +
+           x_panels % 2 * (y_panels / 4 + y_panels % 4);
+  }
+
+  /// Unpacks panels a few rows at a time, between products of tiles, which run on their own.
+  struct Unpacker {
+    static constexpr int rows = 8;
+    const PanelUnpacking<element>& work;
+    __m512i table;
+    RowShifts<false> shifts;
+    int left, each;  ///< pieces, all of them and at a time
+    int panel = 0, group = 0, row = 0;
+
+    /// To be called `times` times, then finished.
+    KOKKOSMX_AMX_INLINE Unpacker(const PanelUnpacking<element>& next, int times) : work(next) {
+      table = Values<false, false>::make().table;
+      bool near = false;
+      for (int i = 0; i < work.panels; ++i) near = near || work.states[i].base.near;
+      if (near) unpack_panels<AmxGemmAtom>(work);
+      left = near ? 0 : work.panels * work.groups * (panel_rows / rows);
+      each = times == 0 ? 0 : (left + times - 1) / times;
     }
-    for (int t = 0; t < tiles; ++t) {
+    KOKKOSMX_AMX_INLINE void operator()() {
+      for (int i = 0; i < each && left != 0; ++i) piece();
+    }
+    KOKKOSMX_AMX_INLINE void finish() {
+      while (left != 0) piece();
+    }
+    KOKKOSMX_AMX_INLINE void piece() {
+      if (row == 0) {
+        shifts = RowShifts<false>(work.scales(panel, group), work.states[panel].base);
+      }
+      const std::uint8_t* from = work.codes(panel, group) + row * group_bytes;
+      element* to =
+          work.to + panel * work.stride + group * panel_group_elements + row * group_bytes;
+      const __m512i nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        // Blocks that are left out have no nonzero codes.
+        const Shifts of_row{_mm512_set1_epi32(shifts.shift[row + r]), nibble};
+        const Values<false, false> values{table};
+        const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+        _mm512_store_si512(to + r * 64, values(code, of_row));
+        _mm512_store_si512(to + r * 64 + tile_bytes, values(_mm512_srli_epi16(code, 4), of_row));
+      }
+      --left;
+      row += rows;
+      if (row < panel_rows) return;
+      row = 0;
+      if (++group < work.groups) return;
+      group = 0;
+      ++panel;
+    }
+  };
+
+  // Sums of four tiles begin and end in memory.
+#define KOKKOSMX_AMX_BEGIN(second, third, fourth) \
+  if (step.add) {                                 \
+    KOKKOSMX_TILE_LOAD(0, sums, 64);              \
+    KOKKOSMX_TILE_LOAD(1, sums + (second), 64);   \
+    KOKKOSMX_TILE_LOAD(2, sums + (third), 64);    \
+    KOKKOSMX_TILE_LOAD(3, sums + (fourth), 64);   \
+  } else {                                        \
+    KOKKOSMX_TILE_ZERO(0);                        \
+    KOKKOSMX_TILE_ZERO(1);                        \
+    KOKKOSMX_TILE_ZERO(2);                        \
+    KOKKOSMX_TILE_ZERO(3);                        \
+  }
+#define KOKKOSMX_AMX_END(second, third, fourth) \
+  KOKKOSMX_TILE_STORE(0, sums, 64);             \
+  KOKKOSMX_TILE_STORE(1, sums + (second), 64);  \
+  KOKKOSMX_TILE_STORE(2, sums + (third), 64);   \
+  KOKKOSMX_TILE_STORE(3, sums + (fourth), 64);
+
+  KOKKOSMX_AMX_INLINE static void two_by_two(std::int32_t* sums, const element* y, const element* x,
+                                             const Step& step, Unpacker& unpacker) {
+    KOKKOSMX_AMX_BEGIN(step.sums_x, step.sums_y, step.sums_y + step.sums_x)
+    for (int t = 0; t < step.tiles; ++t) {
       KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
       KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
-      KOKKOSMX_TILE_LOAD(5, x + stride_x + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(5, x + step.stride_x + t * tile_bytes, 64);
       KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
-      KOKKOSMX_TILE_LOAD(7, y + stride_y + t * tile_bytes, 64);
+      KOKKOSMX_TILE_LOAD(7, y + step.stride_y + t * tile_bytes, 64);
       KOKKOSMX_TILE_DOT_ADD(1, 6, 5);
       KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
       KOKKOSMX_TILE_DOT_ADD(3, 7, 5);
+      unpacker();
     }
-    KOKKOSMX_TILE_STORE(0, sums, 64);
-    KOKKOSMX_TILE_STORE(1, sums + sums_x, 64);
-    KOKKOSMX_TILE_STORE(2, sums + sums_y, 64);
-    KOKKOSMX_TILE_STORE(3, sums + sums_y + sums_x, 64);
+    KOKKOSMX_AMX_END(step.sums_x, step.sums_y, step.sums_y + step.sums_x)
   }
-  KOKKOSMX_AMX_INLINE static void four_by_one(std::int32_t* sums, std::int64_t sums_y,
-                                              const element* y, std::int64_t stride_y,
-                                              const element* x, int tiles, bool add) {
-    if (add) {
-      KOKKOSMX_TILE_LOAD(0, sums, 64);
-      KOKKOSMX_TILE_LOAD(1, sums + sums_y, 64);
-      KOKKOSMX_TILE_LOAD(2, sums + 2 * sums_y, 64);
-      KOKKOSMX_TILE_LOAD(3, sums + 3 * sums_y, 64);
-    } else {
-      KOKKOSMX_TILE_ZERO(0);
-      KOKKOSMX_TILE_ZERO(1);
-      KOKKOSMX_TILE_ZERO(2);
-      KOKKOSMX_TILE_ZERO(3);
-    }
-    for (int t = 0; t < tiles; ++t) {
+  KOKKOSMX_AMX_INLINE static void four_by_one(std::int32_t* sums, const element* y,
+                                              const element* x, const Step& step,
+                                              Unpacker& unpacker) {
+    KOKKOSMX_AMX_BEGIN(step.sums_y, 2 * step.sums_y, 3 * step.sums_y)
+    for (int t = 0; t < step.tiles; ++t) {
       const element* at = y + t * tile_bytes;
       KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
       KOKKOSMX_TILE_LOAD(5, at, 64);
-      KOKKOSMX_TILE_LOAD(6, at + stride_y, 64);
+      KOKKOSMX_TILE_LOAD(6, at + step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(0, 5, 4);
-      KOKKOSMX_TILE_LOAD(7, at + 2 * stride_y, 64);
+      KOKKOSMX_TILE_LOAD(7, at + 2 * step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(1, 6, 4);
-      KOKKOSMX_TILE_LOAD(5, at + 3 * stride_y, 64);
+      KOKKOSMX_TILE_LOAD(5, at + 3 * step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
       KOKKOSMX_TILE_DOT_ADD(3, 5, 4);
+      unpacker();
     }
-    KOKKOSMX_TILE_STORE(0, sums, 64);
-    KOKKOSMX_TILE_STORE(1, sums + sums_y, 64);
-    KOKKOSMX_TILE_STORE(2, sums + 2 * sums_y, 64);
-    KOKKOSMX_TILE_STORE(3, sums + 3 * sums_y, 64);
+    KOKKOSMX_AMX_END(step.sums_y, 2 * step.sums_y, 3 * step.sums_y)
   }
   KOKKOSMX_AMX_INLINE static void one_by_one(std::int32_t* sums, const element* y, const element* x,
-                                             int tiles, bool add) {
-    if (add) {
+                                             const Step& step, Unpacker& unpacker) {
+    if (step.add) {
       KOKKOSMX_TILE_LOAD(0, sums, 64);
     } else {
       KOKKOSMX_TILE_ZERO(0);
     }
-    for (int t = 0; t < tiles; ++t) {
+    for (int t = 0; t < step.tiles; ++t) {
       KOKKOSMX_TILE_LOAD(4, x + t * tile_bytes, 64);
       KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
       KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
+      unpacker();
     }
     KOKKOSMX_TILE_STORE(0, sums, 64);
   }
+#undef KOKKOSMX_AMX_BEGIN
+#undef KOKKOSMX_AMX_END
 };
 static_assert(PanelAtom<AmxGemmAtom>);
 

@@ -19,8 +19,6 @@ namespace KokkosMX::Impl {
 
 struct Avx2GemmAtom {
   static constexpr const char* name = "avx2";
-  static constexpr int block_y = 1;
-  static constexpr int block_x = 1;
   static constexpr int most_dot_rows = 0;
   using element = std::int16_t;
   static constexpr int panel_group_elements = panel_rows * group_size;
@@ -64,7 +62,9 @@ struct Avx2GemmAtom {
                                               std::int64_t sums_x, const element* y,
                                               std::int64_t stride_y, const element* x,
                                               std::int64_t stride_x, int y_panels, int x_panels,
-                                              int groups, bool add) {
+                                              int groups, bool add,
+                                              const PanelUnpacking<element>& next) {
+    unpack_panels<Avx2GemmAtom>(next);
     for (int q = 0; q < x_panels; ++q) {
       for (int p = 0; p < y_panels; ++p) {
         for (int r = 0; r < panel_rows; r += 4) {

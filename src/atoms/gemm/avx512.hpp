@@ -416,43 +416,88 @@ struct Int8Panels {
     }
   }
 
-  KOKKOSMX_AVX512_INLINE static void store_panels(const PanelStore& to) {
-    // Rows of float32 bits, or of bf16 numbers in the first half of a row.
-    alignas(64) std::uint32_t rows[panel_rows][PanelStore::most * panel_rows];
-    const bool narrow = to.element == Element::bf16;
-    for (int q = 0; q < to.panels; ++q) {
-      __m512i v[16];
-      for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(to.sums[q] + 16 * r);
-      if (to.transposed) transpose(v);
-      const __m512i col_exponent = _mm512_loadu_si512(to.col_exponent[q]);
-      for (int r = 0; r < 16; ++r) {
-        __m512i bits = v[r];
-        if (!to.rounded) {
-          // The rounding stands in the instruction: the thread's rounding mode has no say.
-          const __m512i rounded = _mm512_castps_si512(
-              _mm512_cvt_roundepi32_ps(v[r], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-          const __m512i exponent = _mm512_slli_epi32(
-              _mm512_add_epi32(_mm512_set1_epi32(to.row_exponent[r]), col_exponent), 23);
-          bits = _mm512_maskz_add_epi32(_mm512_test_epi32_mask(v[r], v[r]), rounded, exponent);
-        }
-        if (narrow) {
-          const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-          const __m512i number = _mm512_srli_epi32(
-              _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-          _mm256_store_si256(reinterpret_cast<__m256i*>(&rows[r][8 * q]),
-                             _mm512_cvtepi32_epi16(number));
-        } else {
-          _mm512_store_si512(&rows[r][16 * q], bits);
+  /// Float32 bits of a panel's sums, row by row.
+  struct Rounding {
+    alignas(64) std::int32_t row_unit[panel_rows];  ///< exponents, in a number's place
+    __m512i lane_unit;
+    const std::int32_t* sums;
+    bool rounded;
+    KOKKOSMX_AVX512_INLINE Rounding(const PanelStore& to, int q)
+        : sums(to.sums[q]), rounded(to.rounded) {
+      const std::int32_t* of_rows = to.transposed ? to.col_exponent[q] : to.row_exponent;
+      const std::int32_t* of_lanes = to.transposed ? to.row_exponent : to.col_exponent[q];
+      if (rounded) return;
+      _mm512_store_si512(row_unit, _mm512_slli_epi32(_mm512_loadu_si512(of_rows), 23));
+      lane_unit = _mm512_slli_epi32(_mm512_loadu_si512(of_lanes), 23);
+    }
+    KOKKOSMX_AVX512_INLINE __m512i operator()(int r) const {
+      const __m512i sum = _mm512_loadu_si512(sums + panel_rows * r);
+      if (rounded) return sum;
+      // The rounding stands in the instruction: the thread's rounding mode has no say.
+      const __m512i number = _mm512_castps_si512(
+          _mm512_cvt_roundepi32_ps(sum, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      const __m512i unit = _mm512_add_epi32(_mm512_set1_epi32(row_unit[r]), lane_unit);
+      return _mm512_maskz_add_epi32(_mm512_test_epi32_mask(sum, sum), number, unit);
+    }
+  };
+  /// Rounded to bf16, in the upper halves of dwords.
+  KOKKOSMX_AVX512_INLINE static __m512i to_bf16(__m512i bits) {
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i number = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+    return _mm512_mask_add_epi32(number, odd, number, _mm512_set1_epi32(1));
+  }
+  /// Of each two upper halves of dwords a dword.
+  KOKKOSMX_AVX512_INLINE static __m512i pair_bf16(__m512i low, __m512i high) {
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(low, 16), high);
+  }
+
+  /// C's rows of up to 32 bf16 numbers.
+  KOKKOSMX_AVX512_INLINE static void bf16_rows(const PanelStore& to, __m512i (&rows)[panel_rows]) {
+    constexpr int half = panel_rows / 2;
+    if (to.transposed) {
+      // Neighbours in a row of C go together.
+      for (int q = 0; q < PanelStore::most; ++q) {
+        const Rounding round(to, q < to.panels ? q : 0);
+        for (int i = 0; i < half; ++i) {
+          rows[half * q + i] = pair_bf16(to_bf16(round(2 * i)), to_bf16(round(2 * i + 1)));
         }
       }
+      transpose(rows);
+      return;
+    }
+    const Rounding first(to, 0), second(to, to.panels - 1);
+    // Packing goes by lanes of 128 bits.
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    for (int r = 0; r < panel_rows; ++r) {
+      rows[r] = _mm512_permutexvar_epi64(
+          order, _mm512_packus_epi32(_mm512_srli_epi32(to_bf16(first(r)), 16),
+                                     _mm512_srli_epi32(to_bf16(second(r)), 16)));
+    }
+  }
+
+  KOKKOSMX_AVX512_INLINE static void store_panels(const PanelStore& to) {
+    if (to.element == Element::bf16) {
+      __m512i rows[panel_rows];
+      bf16_rows(to, rows);
+      const auto cols = static_cast<__mmask32>((std::uint64_t{1} << to.cols) - 1);
+      auto* c = static_cast<std::uint16_t*>(to.c);
+#pragma GCC unroll 16
+      for (int r = 0; r < panel_rows; ++r) {
+        if (r < to.rows) _mm512_mask_storeu_epi16(c + r * to.row_stride, cols, rows[r]);
+      }
+      return;
+    }
+    alignas(64) std::uint32_t rows[panel_rows][PanelStore::most * panel_rows];
+    for (int q = 0; q < to.panels; ++q) {
+      const Rounding round(to, q);
+      __m512i v[panel_rows];
+      for (int r = 0; r < panel_rows; ++r) v[r] = round(r);
+      if (to.transposed) transpose(v);
+      for (int r = 0; r < panel_rows; ++r) _mm512_store_si512(&rows[r][panel_rows * q], v[r]);
     }
     for (int r = 0; r < to.rows; ++r) {
       const std::int64_t at = r * to.row_stride;
-      if (narrow) {
-        const auto cols = static_cast<__mmask32>((std::uint64_t{1} << to.cols) - 1);
-        _mm512_mask_storeu_epi16(static_cast<std::uint16_t*>(to.c) + at, cols,
-                                 _mm512_load_si512(rows[r]));
-      } else if (to.element == Element::f32) {
+      if (to.element == Element::f32) {
         std::memcpy(static_cast<std::uint32_t*>(to.c) + at, rows[r],
                     static_cast<std::size_t>(to.cols) * sizeof(std::uint32_t));
       } else {
@@ -556,8 +601,6 @@ struct Int8Atom : Int8Panels {
 
 struct VnniGemmAtom : Int8Atom<true> {
   static constexpr const char* name = "avx512vnni";
-  static constexpr int block_y = 1;
-  static constexpr int block_x = 2;
 
   static void begin() {}
   static void end() {}
@@ -566,7 +609,9 @@ struct VnniGemmAtom : Int8Atom<true> {
                                                 std::int64_t sums_x, const element* y,
                                                 std::int64_t stride_y, const element* x,
                                                 std::int64_t stride_x, int y_panels, int x_panels,
-                                                int groups, bool add) {
+                                                int groups, bool add,
+                                                const PanelUnpacking<element>& next) {
+    unpack_panels<VnniGemmAtom>(next);
     for (int q = 0; q < x_panels; q += 2) {
       const int pair = q + 2 <= x_panels ? 2 : 1;
       alignas(64) std::int32_t offset[2][16];

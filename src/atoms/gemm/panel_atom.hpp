@@ -71,6 +71,40 @@ struct PanelState {
   bool aligned;
 };
 
+/// Codes and scales of a panel, group after group of K.
+struct PanelView {
+  const std::uint8_t* codes;
+  const std::uint8_t* scales;
+};
+
+/// Panels of y that are to become elements: some groups of K of each, panel i's at to + i * stride.
+template <class Element>
+struct PanelUnpacking {
+  int panels = 0;
+  const PanelView* views = nullptr;
+  const PanelState* states = nullptr;
+  std::int64_t first_group = 0;
+  int groups = 0;
+  std::int64_t stride = 0;
+  Element* to = nullptr;
+
+  const std::uint8_t* codes(int i, int group) const {
+    return views[i].codes + (first_group + group) * panel_group_bytes;
+  }
+  const std::uint8_t* scales(int i, int group) const {
+    return views[i].scales + (first_group + group) * panel_group_scales;
+  }
+};
+
+/// Unpacks them one after the other.
+template <class Atom, class Element>
+void unpack_panels(const PanelUnpacking<Element>& work) {
+  for (int i = 0; i < work.panels; ++i) {
+    Atom::unpack_y(work.codes(i, 0), work.scales(i, 0), work.states[i].base, work.groups,
+                   work.to + i * work.stride);
+  }
+}
+
 /// Where sums go: those of a panel by one panel, or by two panels that are neighbours in C's rows,
 /// so that whole lines of C are written. Or float32 numbers, as bits, instead of sums.
 struct PanelStore {
@@ -107,11 +141,9 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              std::int64_t (&joined)[LimbSums::levels][panel_outputs],
                              std::int32_t (&level)[panel_outputs], const PanelStore& store,
                              const RowSummary (&summaries)[panel_rows], PanelState& state,
-                             std::int64_t stride, int i, bool b) {
+                             const PanelUnpacking<typename A::element>& next, std::int64_t stride,
+                             int i, bool b) {
   { A::name } -> std::convertible_to<const char*>;
-  // The panels of y and of x that it likes to multiply at a time.
-  { A::block_y } -> std::convertible_to<int>;
-  { A::block_x } -> std::convertible_to<int>;
   // Elements of a panel's group.
   { A::panel_group_elements } -> std::convertible_to<int>;
   // What a panel's rows ask for: from their summaries, or from the scales of so many groups, of
@@ -130,9 +162,10 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   A::pack_y(values, panel);
   A::pack_x(values, panel);
   // multiply(sums, y panel stride, x panel stride, y, stride, x, stride, y panels, x panels,
-  // groups, add): sums of panel p of y by panel q of x at sums + p * ... + q * ..., 256 of them in
-  // 16 rows of y; overwritten, or added to. Overflow wraps.
-  A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b);
+  // groups, add, next): sums of panel p of y by panel q of x at sums + p * ... + q * ..., 256 of
+  // them in 16 rows of y; overwritten, or added to. Overflow wraps. The panels of next are unpacked
+  // meanwhile: before, after, or where the matrix unit leaves the vector units idle.
+  A::multiply(sums, stride, stride, operand, stride, operand, stride, i, i, i, b, next);
   // The rows of x, at most, for which it has dot, a power of two: none where 0, else
   // unpack_dot(codes, scales, base, groups, count, to): the first `count` rows of a panel, to
   // group_size elements each, a group's rows after one another, and
