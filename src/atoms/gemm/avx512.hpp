@@ -385,6 +385,73 @@ struct Int8Panels {
     }
   }
 
+  /// As PanelLoops::far_rows.
+  KOKKOSMX_AVX512_INLINE static unsigned rows_with_far(const std::uint8_t* codes,
+                                                       const std::uint8_t* scales,
+                                                       const std::uint8_t* bases,
+                                                       const std::uint8_t* spreads,
+                                                       const std::uint8_t* mask) {
+    const __m512i scale = _mm512_loadu_si512(scales), base = _mm512_loadu_si512(bases);
+    const __m512i distance = _mm512_sub_epi8(scale, base);  // wraps below the base
+    const __m512i above = _mm512_subs_epu8(distance, _mm512_set1_epi8(band_width - 1));
+    const __mmask64 beyond = _mm512_mask_cmple_epu8_mask(
+        _mm512_mask_test_epi8_mask(_mm512_cmpge_epu8_mask(scale, base), above, above), distance,
+        _mm512_loadu_si512(spreads));
+    if (beyond == 0) return 0;
+    const __m512i seven = _mm512_set1_epi8(7), eight = _mm512_set1_epi8(8);
+    alignas(64) std::int32_t to_8[panel_rows];
+    _mm512_store_si512(to_8, _mm512_maskz_min_epu8(beyond, _mm512_adds_epu8(above, above), seven));
+    const __m512i kept = _mm512_loadu_si512(mask);
+    const __m512i low_mask = _mm512_and_si512(kept, eight);
+    const __m512i high_mask = _mm512_and_si512(_mm512_srli_epi16(kept, 4), eight);
+    unsigned rows = 0;
+    for (int r = 0; r < panel_rows; ++r) {
+      if (to_8[r] == 0) continue;
+      const __m512i add = _mm512_set1_epi32(to_8[r]);
+      const __m512i code = _mm512_loadu_si512(codes + r * group_bytes);
+      const __m512i low = _mm512_add_epi8(_mm512_and_si512(code, seven), add);
+      const __m512i high =
+          _mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(code, 4), seven), add);
+      // 0xF8: the first, or both of the others.
+      const __m512i any =
+          _mm512_ternarylogic_epi32(_mm512_and_si512(low, low_mask), high, high_mask, 0xF8);
+      rows |= static_cast<unsigned>(_mm512_test_epi32_mask(any, any) != 0) << r;
+    }
+    return rows;
+  }
+
+  /// As PanelLoops::split_bands, of 64 codes.
+  KOKKOSMX_AVX512_INLINE static bool split_64(const std::uint8_t* codes, const std::uint8_t* scales,
+                                              int base, int spread, std::int8_t* values,
+                                              std::uint8_t* bands) {
+    const __m512i code = _mm512_loadu_si512(codes), scale = _mm512_loadu_si512(scales);
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(base));
+    const __m512i distance = _mm512_sub_epi8(scale, least);  // wraps below the base
+    const __mmask64 inside =
+        _mm512_mask_cmple_epu8_mask(_mm512_cmpge_epu8_mask(scale, least), distance,
+                                    _mm512_set1_epi8(static_cast<char>(spread)));
+    const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi8(7));
+    // 8 and more: not near.
+    const __m512i above = _mm512_subs_epu8(distance, _mm512_set1_epi8(band_width - 1));
+    const __m512i sum = _mm512_add_epi8(
+        magnitude, _mm512_min_epu8(_mm512_adds_epu8(above, above), _mm512_set1_epi8(7)));
+    const __mmask64 far = _mm512_mask_test_epi8_mask(inside, sum, _mm512_set1_epi8(8));
+    const __m512i low_bits = _mm512_set1_epi8(band_width - 1);
+    const __m512i shift = _mm512_mask_mov_epi8(distance, far, _mm512_and_si512(distance, low_bits));
+    static constexpr NearTable only_near;  // far codes are near at their bands' scales
+    // Six bits of an index count. What is near and farther than these say is zero.
+    const __m512i index = _mm512_or_si512(
+        _mm512_slli_epi16(_mm512_and_si512(shift, _mm512_set1_epi8(7)), 3), magnitude);
+    const __m512i halves = _mm512_maskz_mov_epi8(
+        inside, x86::permute_bytes(index, _mm512_load_si512(only_near.value)));
+    const __mmask64 negative = _mm512_test_epi8_mask(code, _mm512_set1_epi8(8));
+    _mm512_storeu_si512(values,
+                        _mm512_mask_sub_epi8(halves, negative, _mm512_setzero_si512(), halves));
+    const __m512i band = _mm512_and_si512(_mm512_srli_epi16(distance, 2), _mm512_set1_epi8(63));
+    _mm512_storeu_si512(bands, _mm512_maskz_mov_epi8(far, band));
+    return far != 0;
+  }
+
   KOKKOSMX_AVX512_INLINE static void round_wide(const std::int64_t* wide,
                                                 const std::int32_t* row_exponent,
                                                 const std::int32_t* col_exponent,
@@ -562,12 +629,16 @@ struct Int8Atom : Int8Panels {
                                                     const std::uint8_t* bases,
                                                     const std::uint8_t* spreads,
                                                     const std::uint8_t* mask) {
-    return PanelLoops::far_rows(codes, scales, bases, spreads, mask);
+    return rows_with_far(codes, scales, bases, spreads, mask);
   }
   KOKKOSMX_AVX512_FUNCTION static bool split_bands(const std::uint8_t* codes,
                                                    const std::uint8_t* scales, int base, int spread,
                                                    std::int8_t* values, std::uint8_t* bands) {
-    return PanelLoops::split_bands(codes, scales, base, spread, values, bands);
+    bool any = false;
+    for (int i = 0; i < group_size; i += 64) {
+      any |= split_64(codes + i, scales + i, base, spread, values + i, bands + i);
+    }
+    return any;
   }
   KOKKOSMX_AVX512_FUNCTION static void widen(const std::int32_t* sums, int count,
                                              std::int64_t* wide) {
