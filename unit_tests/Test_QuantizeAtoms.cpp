@@ -86,6 +86,8 @@ std::vector<typename Type::bits> random_row(RowKind kind, int blocks, Stream& ra
         m = (top > lower ? top - lower : 0) * one + fraction;
         if (top == exponents && m >= Type::inf && below(20) != 0) m -= one;
         if (below(16) == 0) m = below(4) * (below(2) == 0 ? 1 : one / 16 + 1);
+        // Where products with 2^(127 - scale) begin to vanish, in bf16 and float32.
+        if (top > 154 && below(40) == 0) m = (top - 154 + below(5)) * one + fraction;
       } else if (below(400) == 0) {
         m = static_cast<unsigned>(random.next()) & (Type::inf | (one - 1));
       }

@@ -47,8 +47,9 @@ struct Avx2Summaries {
     part.lo = static_cast<std::uint8_t>(lo);
     part.hi = static_cast<std::uint8_t>(hi);
     if constexpr (Sums) {
-      if (hi - lo > 16) {
-        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
+      if (hi - lo > BlockList::most_spread) {
+        part.n = list.sum_from(lo, blocks);
+        merge(row, part);
         return;
       }
       __m256i n = _mm256_setzero_si256();
@@ -128,6 +129,15 @@ struct Avx2QuantizeRow {
   };
   KOKKOSMX_AVX2_INLINE static Block block(const unsigned char* x) {
     return {half(x), half(x + bytes / 2)};
+  }
+
+  /// All ones where a word is no zero and may lose its sign.
+  KOKKOSMX_AVX2_INLINE static __m256i small(__m256i w) {
+    const __m256i moved = _mm256_sub_epi16(w, all_words(1));
+    return _mm256_cmpeq_epi16(moved, _mm256_min_epu16(moved, all_words(Words::kept - 2)));
+  }
+  KOKKOSMX_AVX2_INLINE static __m256i small(const Block& v) {
+    return _mm256_or_si256(small(v.low.w), small(v.high.w));
   }
 
   /// The maxima of two blocks, each in a lane.
@@ -232,20 +242,12 @@ struct Avx2QuantizeRow {
         moved, _mm256_min_epu16(moved, all_words(Words::end - Words::least - 1)));
     const __m256i zero = _mm256_cmpeq_epi16(largest, _mm256_setzero_si256());
     bool all = _mm256_movemask_epi8(_mm256_or_si256(in_range, zero)) == -1;
-    if constexpr (Words::is_f32 && !ToEven) {
-      const __m256i vanish = all_words(Words::tiny_vanish);
+    if constexpr (Words::may_lose_signs) {
+      const __m256i vanish = all_words(Words::vanish);
       const __m256i large = _mm256_cmpeq_epi16(largest, _mm256_max_epu16(largest, vanish));
-      if (_mm256_testz_si256(large, large) == 0) {
-        const __m256i tiny = all_words(2);
-        const __m256i in_01 = _mm256_or_si256(_mm256_or_si256(_mm256_cmpeq_epi16(v0.low.w, tiny),
-                                                              _mm256_cmpeq_epi16(v0.high.w, tiny)),
-                                              _mm256_or_si256(_mm256_cmpeq_epi16(v1.low.w, tiny),
-                                                              _mm256_cmpeq_epi16(v1.high.w, tiny)));
-        const __m256i in_23 = _mm256_or_si256(_mm256_or_si256(_mm256_cmpeq_epi16(v2.low.w, tiny),
-                                                              _mm256_cmpeq_epi16(v2.high.w, tiny)),
-                                              _mm256_or_si256(_mm256_cmpeq_epi16(v3.low.w, tiny),
-                                                              _mm256_cmpeq_epi16(v3.high.w, tiny)));
-        const __m256i any = _mm256_or_si256(in_01, in_23);
+      if (_mm256_testz_si256(large, large) == 0) [[unlikely]] {
+        const __m256i any = _mm256_or_si256(_mm256_or_si256(small(v0), small(v1)),
+                                            _mm256_or_si256(small(v2), small(v3)));
         all = all && _mm256_testz_si256(any, any) != 0;
       }
     }

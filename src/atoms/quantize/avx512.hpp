@@ -73,8 +73,9 @@ struct Avx512Summaries {
     part.lo = static_cast<std::uint8_t>(lo);
     part.hi = static_cast<std::uint8_t>(hi);
     if constexpr (Sums) {
-      if (hi - lo > 16) {
-        for (int k = 0; k < blocks; ++k) merge(row, summary_of_block(list.scale[k], list.sum[k]));
+      if (hi - lo > BlockList::most_spread) {
+        part.n = list.sum_from(lo, blocks);
+        merge(row, part);
         return;
       }
       __m512i n = _mm512_setzero_si512();
@@ -248,6 +249,12 @@ struct Avx512QuantizeRow {
     return x86::dot_add(_mm512_setzero_si512(), squares, _mm512_set1_epi8(1));
   }
 
+  /// Words, doubled, that are no zeros and may lose their signs.
+  KOKKOSMX_AVX512_INLINE static __mmask32 small(__m512i w) {
+    return _mm512_cmplt_epu16_mask(_mm512_sub_epi16(w, _mm512_set1_epi16(1)),
+                                   _mm512_set1_epi16(static_cast<short>(Words::kept - 1)));
+  }
+
   /// What quantizing 8 blocks gives.
   struct Eight {
     __m512i codes[2];  ///< of the groups, in the order that was asked for
@@ -302,16 +309,11 @@ struct Avx512QuantizeRow {
         _mm512_test_epi16_mask(largest, largest),
         _mm512_sub_epi16(largest, _mm512_set1_epi16(static_cast<short>(Words::least))),
         _mm512_set1_epi16(static_cast<short>(Words::end - Words::least)));
-    if constexpr (Words::is_f32 && !ToEven) {
-      const __m512i vanish = _mm512_set1_epi16(static_cast<short>(Words::tiny_vanish));
-      if (_mm512_cmpge_epu16_mask(largest, vanish) != 0) {
-        const __m512i tiny = _mm512_set1_epi16(2);
-        const __mmask32 in_0 =
-            _mm512_cmpeq_epi16_mask(w0, tiny) | _mm512_cmpeq_epi16_mask(w1, tiny) |
-            _mm512_cmpeq_epi16_mask(w2, tiny) | _mm512_cmpeq_epi16_mask(w3, tiny);
-        const __mmask32 in_1 =
-            _mm512_cmpeq_epi16_mask(w4, tiny) | _mm512_cmpeq_epi16_mask(w5, tiny) |
-            _mm512_cmpeq_epi16_mask(w6, tiny) | _mm512_cmpeq_epi16_mask(w7, tiny);
+    if constexpr (Words::may_lose_signs) {
+      const __m512i vanish = _mm512_set1_epi16(static_cast<short>(Words::vanish));
+      if (_mm512_cmpge_epu16_mask(largest, vanish) != 0) [[unlikely]] {
+        const __mmask32 in_0 = small(w0) | small(w1) | small(w2) | small(w3);
+        const __mmask32 in_1 = small(w4) | small(w5) | small(w6) | small(w7);
         others |= (in_0 != 0 ? 0x0F0F0F0Fu : 0u) | (in_1 != 0 ? 0xF0F0F0F0u : 0u);
       }
     }

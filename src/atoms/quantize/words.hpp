@@ -45,11 +45,14 @@ struct QuantizeWords {
   static constexpr int scale_offset = 127 - Format::bias - 2;
   /// The largest word of a block, doubled: below this many, a quarter of the scale is subnormal.
   static constexpr std::uint32_t least = 5u << (p + 1);
-  /// From this on it is not finite, or with ties_up (scales from 144) products of small bf16
-  /// numbers and 2^(127 - s) may be zero.
-  static constexpr std::uint32_t end = (ToEven || p != 7 ? (1u << (15 - p)) - 1u : 145u) << (p + 1);
-  /// From this on (scales from 128) so may be those of float32 numbers whose word is 1.
-  static constexpr std::uint32_t tiny_vanish = 129u << (p + 1);
+  /// From this on it is not finite, or NonFinite may count once it is rounded.
+  static constexpr std::uint32_t end = ((1u << (15 - p)) - (ToEven || p != 7 ? 1u : 3u)) << (p + 1);
+  /// With ties_up a sign is lost where the product of its number and 2^(127 - s) is zero. That may
+  /// be from this largest word on (scales from 144; of float32, whose words can stand for any small
+  /// number, from 128), and with no scale from `kept` (2^-22) on.
+  static constexpr bool may_lose_signs = !ToEven && p == 7;
+  static constexpr std::uint32_t vanish = (is_f32 ? 129u : 145u) << (p + 1);
+  static constexpr std::uint32_t kept = 105u << (p + 1);
   /// What becomes of t * 2^(p+1) before it is subtracted.
   static constexpr std::uint32_t below = (5u << (p + 1)) - (ToEven ? 1u : 0u);
 
@@ -117,6 +120,19 @@ struct BlockList {
       scale[k] = sum[k] == 0 ? std::uint8_t{0} : scale[k];
     }
     return true;
+  }
+  /// Sums of 64 blocks that lie no farther apart leave 64 bits nowhere.
+  static constexpr int most_spread = 22;
+  static_assert(64 * (144u * block_size) <= ~std::uint64_t{0} >> (2 * most_spread));
+  /// RowSummary's n of so many blocks, of which lo is the least scale.
+  KOKKOS_INLINE_FUNCTION std::uint64_t sum_from(int lo, int blocks) const {
+    constexpr std::uint64_t most = ~std::uint64_t{0};
+    std::uint64_t n = 0;
+    for (int k = 0; k < blocks && n != most; ++k) {
+      const std::uint64_t term = shift_saturated(sum[k], 2 * (scale[k] - lo));
+      n = n > most - term ? most : n + term;
+    }
+    return n;
   }
   KOKKOS_INLINE_FUNCTION void add_one_by_one(RowSummary& row) const {
     for (int k = 0; k < summary_blocks; ++k) merge(row, summary_of_block(scale[k], sum[k]));
