@@ -70,6 +70,11 @@ class Bf16Pairs {
     return static_cast<int>((largest_magnitude + scale_added_) >> 7) - 2;
   }
 
+  /// The same of two magnitudes, in halves, plus 2.
+  __device__ std::uint32_t biased_scales(std::uint32_t largest_magnitudes) const {
+    return (largest_magnitudes + scale_added_ * 0x10001u) >> 7 & 0x01FF01FFu;
+  }
+
   /// Eight codes, the first in the low nibble. The rounding is known where this is compiled.
   template <bool ToEven>
   __device__ static std::uint32_t codes(const Words& x, int scale) {
