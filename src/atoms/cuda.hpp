@@ -88,6 +88,14 @@ __device__ inline int least_of_warp(int value) {
   return value;
 #endif
 }
+/// Four of the eight bytes of low and high, by number; from 8 on, the highest bit of that byte
+/// eight times (which __byte_perm leaves out).
+__device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high,
+                                        std::uint32_t numbers) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(numbers));
+  return bytes;
+}
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
 

@@ -135,20 +135,29 @@ struct GridItem {
 };
 template <class Body>
 __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
-    run_beside(const __grid_constant__ Body body) {
-  __shared__ typename Body::Scratch scratch;
-  body(DeviceGroup{}, scratch,
+    run_grid(const __grid_constant__ Body body) {
+  extern __shared__ unsigned char group_memory[];
+  body(DeviceGroup{}, group_memory,
        GridItem{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
                 static_cast<int>(blockIdx.z)});
 }
 
-/// Runs body(group, scratch, item) for each item of x * y * z by as many blocks of body.threads()
-/// threads, asynchronously on exec. They may begin when all blocks of the kernel before say so
-/// (dependents_may_begin), and wait for its end where they need it (wait_for_earlier). y and z are
-/// below 2^16.
+/// Runs body(group, shared memory, item) for each item of x * y * z by as many blocks of
+/// body.threads() threads, asynchronously on exec. Where is_beside says so they may begin when all
+/// blocks of the kernel before have allowed it (dependents_may_begin), and wait for its end where
+/// they need it (wait_for_earlier). y and z are below 2^16.
 template <class ExecSpace, class Body>
-void launch_beside(const std::string& label, const ExecSpace& exec, std::int64_t x, std::int64_t y,
-                   std::int64_t z, const Body& body) {
+void launch_grid(const std::string& label, const ExecSpace& exec, std::int64_t x, std::int64_t y,
+                 std::int64_t z, bool is_beside, const Body& body) {
+  const auto kernel = run_grid<Body>;
+  static std::atomic<std::uint64_t> allowed{0};
+  const std::uint64_t bit = std::uint64_t{1} << (exec.cuda_device() & 63);
+  if ((allowed.load(std::memory_order_relaxed) & bit) == 0) {
+    // Once on each device: it allocates.
+    KOKKOS_IMPL_CUDA_SAFE_CALL(cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Body::most_shared_bytes));
+    allowed.fetch_or(bit, std::memory_order_relaxed);
+  }
   std::uint64_t id = 0;
   const bool is_watched = Kokkos::Tools::profileLibraryLoaded();
   if (is_watched) {
@@ -158,13 +167,14 @@ void launch_beside(const std::string& label, const ExecSpace& exec, std::int64_t
   config.gridDim =
       dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
   config.blockDim = dim3(static_cast<unsigned>(body.threads()));
+  config.dynamicSmemBytes = static_cast<std::size_t>(body.shared_bytes());
   config.stream = exec.cuda_stream();
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = 1;
-  KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, run_beside<Body>, body));
+  config.numAttrs = is_beside ? 1 : 0;
+  KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, kernel, body));
   if (is_watched) Kokkos::Tools::endParallelFor(id);
 }
 #endif

@@ -341,8 +341,7 @@ class SliceProduct {
         call_(call) {
     const std::int64_t x_rows = std::min(call.m, call.n);
     elements_.log_tile = slice_log_tile(x_rows);
-    elements_.tiles =
-        static_cast<int>((x_rows + elements_.tile() - 1) >> elements_.log_tile);
+    elements_.tiles = static_cast<int>((x_rows + elements_.tile() - 1) >> elements_.log_tile);
     elements_.groups = static_cast<int>((call.blocks + 3) / 4);
     elements_.by_blocks = !y_.is_dense && y_.matrix.codes.byte == 1;
     const std::int64_t batch = x_.matrix.batch;
@@ -365,13 +364,13 @@ class SliceProduct {
     const bool pairs = y_is_b_ && epilogue.col == 1 && y_rows % 2 == 0 && epilogue.row % 2 == 0 &&
                        epilogue.batch % 2 == 0 &&
                        reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
-    launch_slices(exec,
-                  {x_, y_, elements_, y_is_b_, epilogue,
-                   product.rule == nullptr ? rules::reference : *product.rule,
-                   static_cast<int>(call_.batch), static_cast<int>(x_.matrix.batch),
-                   static_cast<int>(call_.blocks), static_cast<int>(x_rows),
-                   static_cast<int>(y_rows), bits_of_sum(call_.blocks), product.minimum_tier,
-                   product.counts, epilogue.is_plain() && epilogue.element == Element::bf16 && pairs});
+    launch_slices(
+        exec, {x_, y_, elements_, y_is_b_, epilogue,
+               product.rule == nullptr ? rules::reference : *product.rule,
+               static_cast<int>(call_.batch), static_cast<int>(x_.matrix.batch),
+               static_cast<int>(call_.blocks), static_cast<int>(x_rows), static_cast<int>(y_rows),
+               bits_of_sum(call_.blocks), product.minimum_tier, product.counts,
+               epilogue.is_plain() && epilogue.element == Element::bf16 && pairs});
   }
 
  private:

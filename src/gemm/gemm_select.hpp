@@ -88,12 +88,22 @@ inline int slice_log_tile(std::int64_t x_rows) {
   while (log < 7 && (std::int64_t{1} << log) < x_rows) ++log;
   return log;
 }
-/// Warps that share K: so many that the device's units have 16 each, if there are groups of K for
-/// them.
-inline int slice_warps(std::int64_t tiles, int groups, int most, std::int64_t units) {
-  int warps = most < 4 ? most : 4;
-  while (2 * warps <= most && tiles * 2 * warps <= 17 * units) warps *= 2;
-  return warps < groups ? warps : groups;
+/// How blocks of SliceGemm are made: of some tiles of y, and some warps that share each one's K.
+struct SliceConfig {
+  int warps, together;
+};
+/// For so many tiles in all, of so many rows of x. A unit of the device shall have most_warps, if
+/// there are groups of K for them. What many rows of x need comes to shared memory, for several
+/// tiles of y. Measured on an H200.
+inline SliceConfig slice_config(std::int64_t tiles, int x_tile, int groups, int most_warps,
+                                std::int64_t units) {
+  const std::int64_t each = (tiles + units - 1) / units;
+  const std::int64_t most_together = std::min(4, most_warps / 4);
+  const std::int64_t together = x_tile < 64 ? 1 : std::min(each, most_together);
+  const std::int64_t in_unit = each <= together ? together : std::min<std::int64_t>(each, 4);
+  std::int64_t warps = most_warps / in_unit;
+  if (x_tile >= 64) warps = std::min<std::int64_t>(warps, 4);
+  return {static_cast<int>(std::clamp<std::int64_t>(warps, 1, groups)), static_cast<int>(together)};
 }
 #endif
 

@@ -7,9 +7,9 @@
 ///
 /// x is the operand with fewer rows, y the other. A first kernel makes x's elements: int8, aligned
 /// to each row's least scale, in the order in which warps read them. The second one begins beside
-/// it. A block has 16 rows of y and a tile of x, and its warps share K: a warp has every so many
-/// groups of 128 of K, whose part of y it makes in registers, as int8 that count units of a scale
-/// that the block's warps have agreed upon for each row. int32 sums over K are exact.
+/// it. A block has some tiles of 16 rows of y and a tile of x, and warps that share K: a warp has
+/// every so many groups of 128 of K, whose part of y it makes in registers, as int8 that count
+/// units of a scale that the warps have agreed upon for each row. int32 sums over K are exact.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -76,63 +76,63 @@ inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 struct AlignRows {
   SliceProblem p;
 
-  static constexpr int threads = 256, groups_together = 4;
-  static constexpr int most_blocks = slice_most_blocks;
+  static constexpr int most_threads = 1024, groups_together = 1;
   struct Scratch {
     std::int32_t lo, hi;
     std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
-    std::int16_t scale[most_blocks];
+    std::int16_t scale[slice_most_blocks];
   };
+  static constexpr int most_shared_bytes = sizeof(Scratch);
 
-  std::int64_t items() const { return std::int64_t{p.x_batch} * p.elements.rows(); }
+  /// A block's eights, each by a thread.
+  KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
+  KOKKOS_INLINE_FUNCTION int threads() const {
+    const int most = (eights() + 31) / 32 * 32;
+    return most < most_threads ? most : most_threads;
+  }
+  int shared_bytes() const { return most_shared_bytes; }
 
-  template <class Group>
-  KOKKOS_FUNCTION void operator()(const Group& group, [[maybe_unused]] Scratch& scratch,
-                                  [[maybe_unused]] std::int64_t item) const {
-    KOKKOS_IF_ON_DEVICE((run(group.rank(), scratch, static_cast<int>(item));))
+  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
+                                  [[maybe_unused]] unsigned char* memory,
+                                  [[maybe_unused]] const GridItem& item) const {
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item.z, item.x);))
   }
 
  private:
   /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
-  struct Eight {
-    Words words;
-    int scale;
-  };
-  __device__ Eight load(const QuadQuantizer& quantizer, int batch, int row, int block,
-                        int part) const {
-    const bool is_there = row < p.x_rows && block < p.blocks;
-    Eight eight{{}, QuadQuantizer::empty};
+  __device__ Words load(int batch, int row, int block, int part) const {
+    if (row >= p.x_rows || block >= p.blocks) return {};
     if (p.x.is_dense) {
-      if (is_there) {
-        const unsigned char* from =
-            p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
-        eight.words = p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
-      }
-      int unused;
-      quantizer.scales(eight.words, Words{}, eight.scale, unused);
-    } else {
-      int scale = 0;
-      if (is_there) {
-        const CodesMap& codes = p.x.matrix.codes;
-        eight.words =
-            load_bytes(codes.at(batch, row, block) + 4 * part * codes.byte, codes.byte, 4);
-        scale = *p.x.matrix.scales.at(batch, row, block);
-      }
-      std::uint32_t any = eight.words.w[3] & 0x77777777u;
-      any |= CudaUnit::from_lane_xor(any, 1);
-      any |= CudaUnit::from_lane_xor(any, 2);
-      eight.scale = is_there ? scale_of_codes(scale, any != 0) : QuadQuantizer::empty;
+      const unsigned char* from =
+          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
+      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
     }
-    return eight;
+    const CodesMap& codes = p.x.matrix.codes;
+    const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+    if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
+    return load_bytes(from, codes.byte, 4);
+  }
+  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
+                          int block) const {
+    int scale, unused;
+    if (p.x.is_dense) {
+      quantizer.scales(words, Words{}, scale, unused);
+      return scale;
+    }
+    std::uint32_t any = words.w[3] & 0x77777777u;
+    any |= CudaUnit::from_lane_xor(any, 1);
+    any |= CudaUnit::from_lane_xor(any, 2);
+    return row < p.x_rows && block < p.blocks
+               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+               : QuadQuantizer::empty;
   }
 
-  __device__ void run(int thread, Scratch& scratch, int item) const {
+  __device__ void run(int thread, Scratch& scratch, int batch, int row) const {
     CudaUnit::dependents_may_begin();
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
-    const int batch = item / elements.rows(), row = item - batch * elements.rows();
-    const int lane = thread & 31, part = lane & 3;
-    const int eights = 16 * elements.groups;
+    const int part = thread & 3;
+    const Words first = load(batch, row, thread >> 2, part);
     if (thread == 0) {
       scratch.lo = slice_no_lo;
       scratch.hi = 0;
@@ -141,10 +141,11 @@ struct AlignRows {
     __syncthreads();
     int lo = slice_no_lo, hi = 0;
 #pragma unroll 1
-    for (int i = thread & ~31; i < eights; i += threads) {
-      const int block = (i + lane) >> 2;
-      const int scale = load(quantizer, batch, row, block, part).scale;
-      if (part == 0 && block < most_blocks) {
+    for (int i = thread; (i & ~31) < eights(); i += threads()) {
+      const int block = i >> 2;
+      const int scale = scale_of(quantizer, i == thread ? first : load(batch, row, block, part),
+                                 batch, row, block);
+      if (part == 0 && block < slice_most_blocks) {
         scratch.scale[block] = static_cast<std::int16_t>(scale);
       }
       if (scale >= 0) {
@@ -154,36 +155,34 @@ struct AlignRows {
         hi = slice_nan_hi;
       }
     }
-    if ((thread & ~31) < eights) {
-      lo = CudaUnit::least_of_warp(lo);
-      hi = -CudaUnit::least_of_warp(-hi);
-      if (lane == 0) {
-        atomicMin(&scratch.lo, lo);
-        atomicMax(&scratch.hi, hi);
-      }
+    lo = CudaUnit::least_of_warp(lo);
+    hi = -CudaUnit::least_of_warp(-hi);
+    if ((thread & 31) == 0) {
+      atomicMin(&scratch.lo, lo);
+      atomicMax(&scratch.hi, hi);
     }
     __syncthreads();
     lo = scratch.lo;
     hi = scratch.hi;
     SliceRow state{};
     state.lo = static_cast<std::int16_t>(lo);
-    state.spread = static_cast<std::int16_t>(hi >= slice_nan_hi    ? -1
+    state.spread = static_cast<std::int16_t>(hi >= slice_nan_hi  ? -1
                                              : lo == slice_no_lo ? 0
                                                                  : hi - lo);
     state.images = 1;
     state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
     if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
-    if (thread == 0) elements.states[item] = state;
+    if (thread == 0) elements.states[batch * elements.rows() + row] = state;
     const int images = state.images == 0 ? 1 : state.images;
     const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
 #pragma unroll 1
     for (int image = 0; image < images; ++image) {
       std::uint8_t* to = elements.image(batch, tile, image);
 #pragma unroll 1
-      for (int i = thread; i < eights; i += threads) {
+      for (int i = thread; i < eights(); i += threads()) {
         const int block = i >> 2;
         const int scale = scratch.scale[block], base = state.unit[image];
-        const Words words = load_again(batch, row, block, part);
+        const Words words = i == thread ? first : load(batch, row, block, part);
         const MmaInt8Atom::Part made = p.x.is_dense ? quantizer.elements(words, scale, base)
                                                     : expand_eight(words.w[3], scale, base);
         const int step = p.elements.by_blocks ? (block & ~3) + part : block;
@@ -193,19 +192,9 @@ struct AlignRows {
       }
     }
   }
-  __device__ Words load_again(int batch, int row, int block, int part) const {
-    if (row >= p.x_rows || block >= p.blocks) return {};
-    if (p.x.is_dense) {
-      const unsigned char* from =
-          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
-      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
-    }
-    const CodesMap& codes = p.x.matrix.codes;
-    return load_bytes(codes.at(batch, row, block) + 4 * part * codes.byte, codes.byte, 4);
-  }
   /// The row's images where it needs more than one; none where it needs too many.
   __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state) const {
-    for (int block = thread; block < p.blocks; block += threads) {
+    for (int block = thread; block < p.blocks; block += threads()) {
       const int scale = scratch.scale[block];
       if (scale < 0) continue;
       const int band = (scale - state.lo) >> 2;
@@ -232,11 +221,12 @@ struct AlignRows {
 template <int ColumnTiles, SliceForm Form>
 struct SliceGemm {
   SliceProblem p;
-  int warps;  ///< of a block: they share K
+  int warps;     ///< of a tile of y: they share K
+  int together;  ///< tiles of y of a block: what they read of x lies in the first cache
 
   using Atom = MmaInt8Atom;
-  static constexpr int most_warps = ColumnTiles > 8 ? 4 : 16, most_threads = 32 * most_warps;
-  static constexpr int groups_together = ColumnTiles > 8 ? 3 : 1;
+  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
+  static constexpr int groups_together = 1, most_together = 4;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows;
   static constexpr int group_blocks_k = 4;
   static constexpr int no_lo = slice_no_lo, nan_hi = slice_nan_hi;
@@ -254,57 +244,111 @@ struct SliceGemm {
   /// Of sums, from one row of x to the next.
   static constexpr int sums_pitch = y_tile + 4;
 
-  struct Scratch {
-    alignas(16) std::int32_t sums[x_tile][sums_pitch];
+  /// Of a tile of y.
+  struct alignas(128) Tile {
+    std::int32_t sums[x_tile][sums_pitch];
     double rest[x_tile][y_tile];  ///< in absolute units
-    SliceRow x[x_tile];
     /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
     std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
-    std::int32_t images;
   };
+  /// Large groups of x come to shared memory for the warps of all tiles that have them, some groups
+  /// ahead; others by each warp's own loads.
+  static constexpr bool is_staged = ColumnTiles >= 8;
+  static constexpr int stages = ColumnTiles > 8 ? 2 : 3;
+  static constexpr int group_bytes_x = x_tile * group_blocks_k * block_size;
+  struct alignas(128) Stages {
+    std::uint8_t group[is_staged ? stages : 1][is_staged ? group_bytes_x : 1];
+  };
+  static constexpr int most_staging = is_staged ? 4 : 0;  ///< warps of a tile
+  struct alignas(128) Scratch {
+    SliceRow x[x_tile];
+    std::int32_t images;
+    std::uint64_t full[is_staged ? most_staging : 1][stages],
+        empty[is_staged ? most_staging : 1][stages];
 
-  int threads() const { return 32 * warps; }
+    __device__ Tile& tile(int i) { return reinterpret_cast<Tile*>(this + 1)[i]; }
+    __device__ const Tile& tile(int i) const { return reinterpret_cast<const Tile*>(this + 1)[i]; }
+  };
+  static_assert(sizeof(Tile) % 128 == 0);
+
+  KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
+  int shared_bytes() const {
+    return static_cast<int>(sizeof(Scratch) + together * sizeof(Tile) +
+                            (is_staged ? warps * sizeof(Stages) : 0));
+  }
+  static constexpr int most_shared_bytes = 227 * 1024;
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
-                                  [[maybe_unused]] Scratch& scratch,
+                                  [[maybe_unused]] unsigned char* memory,
                                   [[maybe_unused]] const GridItem& item) const {
-    KOKKOS_IF_ON_DEVICE((run(group.rank(), scratch, item);))
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item);))
   }
 
  private:
   /// A lane and what it works on.
   struct Place {
-    int batch, x_row, y_row, groups;  ///< the first rows
-    int thread, lane, part, warp;
+    int batch, x_row, y_row, groups;     ///< the first rows
+    int thread, lane, part, warp, tile;  ///< the warp of those of the tile
   };
   __device__ Place place_of(int thread, const GridItem& item) const {
     Place at;
     at.batch = item.z;
     at.x_row = x_tile * item.y;
-    at.y_row = y_tile * item.x;
+    at.tile = (thread >> 5) / warps;
+    at.y_row = y_tile * (item.x * together + at.tile);
     at.groups = p.elements.groups;
     at.thread = thread;
     at.lane = thread & 31;
     at.part = Atom::operand_part(at.lane);
-    at.warp = thread >> 5;
+    at.warp = (thread >> 5) - at.tile * warps;
     return at;
   }
 
   // ---------------------------------------------------------------------------- x
 
   /// A lane's part of x in a step of 32 of K: of two tiles of 8 rows, if there are so many.
-  static constexpr int together = ColumnTiles > 1 ? 2 : 1;
-  struct alignas(8 * together) Columns {
-    std::uint32_t w[2 * together];
+  static constexpr int pair = ColumnTiles > 1 ? 2 : 1;
+  struct alignas(8 * pair) Columns {
+    std::uint32_t w[2 * pair];
   };
   __device__ const std::uint8_t* image(const Place& at, int number) const {
     return p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, number) +
-           8 * together * at.lane;
+           8 * pair * at.lane;
   }
-  __device__ static Columns columns(const std::uint8_t* image, int step, int j) {
-    return *reinterpret_cast<const Columns*>(image + step * (x_tile * block_size) +
-                                             j * (8 * together * 32));
+  /// Steps that are loaded before a group of y is made: as many as there are registers for.
+  static constexpr int steps_ahead = ColumnTiles <= 2 ? group_blocks_k : ColumnTiles == 4 ? 2 : 0;
+  __device__ static void load_step(Columns (&to)[ColumnTiles / pair], const std::uint8_t* group,
+                                   int step) {
+#pragma unroll
+    for (int j = 0; j < ColumnTiles / pair; ++j) {
+      to[j] = *reinterpret_cast<const Columns*>(group + step * (x_tile * block_size) +
+                                                j * (8 * pair * 32));
+    }
+  }
+
+  /// A warp's part in the copies of x to shared memory: those of the same groups take turns.
+  struct Pipeline {
+    int begun = 0, done = 0;  ///< groups
+  };
+  __device__ Stages& stages_of(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<Stages*>(&scratch.tile(together))[at.warp];
+  }
+  /// Begins to copy a group, by a thread of the first tile's warp.
+  __device__ void begin_copy(const Place& at, Scratch& scratch, Pipeline& pipeline,
+                             int image_number, int group) const {
+    if constexpr (is_staged) {
+      if (at.tile != 0 || at.lane != 0 || group >= at.groups) return;
+      const int stage = pipeline.begun % stages, turn = pipeline.begun / stages;
+      if (turn > 0) CudaUnit::barrier_wait(&scratch.empty[at.warp][stage], (turn - 1) & 1);
+      CudaUnit::barrier_expect(&scratch.full[at.warp][stage], group_bytes_x);
+      CudaUnit::bulk_copy(
+          stages_of(at, scratch).group[stage],
+          p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, image_number) +
+              std::int64_t{group} * group_bytes_x,
+          group_bytes_x, &scratch.full[at.warp][stage]);
+      ++pipeline.begun;
+    }
   }
 
   // ---------------------------------------------------------------------------- y
@@ -336,8 +380,8 @@ struct SliceGemm {
         from.scales[second] = nullptr;
       } else {
         const CodesMap& codes = p.y.matrix.codes;
-        from.data[second] = codes.at(at.batch, row, 0) +
-                            at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
+        from.data[second] =
+            codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
         from.scales[second] = p.y.matrix.scales.at(at.batch, row, at.part);
       }
     }
@@ -346,8 +390,7 @@ struct SliceGemm {
   /// Zeros where the group is not whole, or its words do not lie as they should.
   __device__ void load(Raw& raw, const Source& from, int group) const {
     const bool is_whole = p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
-    const std::int64_t step =
-        is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
+    const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
 #pragma unroll
@@ -358,9 +401,9 @@ struct SliceGemm {
       }
       if constexpr (!is_dense) {
         const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] = is_whole ? from.scales[second][(group >> 1) * scales.col_8 +
-                                                           (group & 1) * scales.col_4]
-                                     : 255u;
+        raw.scale[second] =
+            is_whole ? from.scales[second][(group >> 1) * scales.col_8 + (group & 1) * scales.col_4]
+                     : 255u;
       }
     }
   }
@@ -380,8 +423,7 @@ struct SliceGemm {
     if constexpr (is_dense) {
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
-        std::uint32_t most = __byte_perm(Bf16Pairs::largest(raw.of[0][i]),
-                                         Bf16Pairs::largest(raw.of[1][i]), 0x5410);
+        std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[1][i]);
         most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
         most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
         scales.of[i] = quantizer.pairs().biased_scales(most);
@@ -393,8 +435,8 @@ struct SliceGemm {
         Words& w = raw.of[second][0];
         constexpr std::uint32_t magnitudes = 0x77777777u;
         if constexpr (Form == SliceForm::blocks) {
-          scales.are_known = scales.are_known &&
-                             ((w.w[0] | w.w[1] | w.w[2] | w.w[3]) & magnitudes) != 0;
+          scales.are_known =
+              scales.are_known && ((w.w[0] | w.w[1] | w.w[2] | w.w[3]) & magnitudes) != 0;
         } else {
           w = ordered(w);
 #pragma unroll
@@ -435,12 +477,12 @@ struct SliceGemm {
     std::uint32_t base, lo, hi;
   };
   /// The bases of the block's rows, from what each warp has seen first. A barrier.
-  __device__ std::uint32_t agree(const Place& at, Scratch& scratch, const Scales& seen) const {
+  __device__ std::uint32_t agree(const Place& at, Tile& tile, const Scales& seen) const {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
       if (seen.are_known && lo >= least_base && (!is_dense || at.part == 0)) {
-        atomicMin(&scratch.base[Atom::operand_row(at.lane, second)], lo);
+        atomicMin(&tile.base[Atom::operand_row(at.lane, second)], lo);
       }
     }
     __syncthreads();
@@ -449,35 +491,69 @@ struct SliceGemm {
     std::uint32_t base = 0;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int lo = scratch.base[Atom::operand_row(at.lane, second)] - below;
+      const int lo = tile.base[Atom::operand_row(at.lane, second)] - below;
       base |= static_cast<std::uint32_t>(min(max(lo, least_base), most_base)) << (16 * second);
     }
     return base;
   }
 
-  /// A lane's elements of step i.
-  __device__ Atom::Part elements(const QuadQuantizer& quantizer, const Raw& raw,
-                                 const Scales& scales, const Rows& rows, int i, int second) const {
-    const int scale = static_cast<int>(
-        scales.of[scales_each == 1 ? 0 : i] >> (16 * second) & 0xFFFFu);
-    const int shift = scale - static_cast<int>(rows.base >> (16 * second) & 0xFFFFu);
+  /// Of rows that are in order: bit 0 and bit 16 say that a row's scales begin one above its base.
+  /// Three scales are in reach from there, the last of four only so.
+  __device__ static std::uint32_t above_base(const Scales& scales, const Rows& rows) {
+    return is_dense ? (scales.hi - rows.base + 0x00010001u) >> 2 & 0x00010001u : 0u;
+  }
+  /// A lane's elements.
+  template <bool Saturates>
+  __device__ void make(const QuadQuantizer& quantizer, const Raw& raw, const Scales& scales,
+                       const Rows& rows, std::uint32_t above,
+                       Atom::Part (&parts)[group_blocks_k][2]) const {
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu) - bias;
+      if constexpr (is_dense) {
+        const Bf16Pairs::Unit unit =
+            Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          const std::uint32_t one =
+              __byte_perm((scales.of[i] - 0x10001u * bias) << 7, 0, second == 0 ? 0x1010 : 0x3232);
+          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], one, unit,
+                                                                 parts[i][second].word);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          const int scale =
+              static_cast<int>(scales.of[scales_each == 1 ? 0 : i] >> (16 * second) & 0xFFu);
+          parts[i][second] = expand_eight_within(raw.of[second][0].w[i], scale - base);
+        }
+      }
+    }
+  }
+  /// Codes as int8, times 2^shift, which is 1 to 8: by tables of both signs.
+  __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
+    constexpr std::uint32_t minus_low = 0xFDFEFF00u, minus_high = 0xF4F8FAFCu;
+    const std::uint32_t from_below = (0x01010101u << shift) - 0x01010101u;
+    const std::uint32_t selector = codes & 0x77777777u;
     Atom::Part part;
-    if constexpr (is_dense) {
-      quantizer.pairs().elements(raw.of[second][i], scale - bias, shift, true, part.word);
-    } else {
-      part = expand_eight_within(raw.of[second][0].w[i], shift);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::uint32_t four = h == 0 ? selector : selector >> 16;
+      const std::uint32_t plus = __byte_perm(halves_low << shift, halves_high << shift, four);
+      const std::uint32_t minus =
+          __byte_perm(minus_low << shift & ~from_below, minus_high << shift & ~from_below, four);
+      // The highest bits of bytes, eight times each: of the first of two codes, of the second one.
+      const std::uint32_t signs = CudaUnit::permute(codes << 4, codes, h == 0 ? 0xD9C8u : 0xFBEAu);
+      part.word[h] = (plus & ~signs) | (minus & signs);
     }
     return part;
-  }
-  __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
-    const std::uint32_t low = halves_low << shift, high = halves_high << shift;
-    return {{expand_codes(codes, low, high), expand_codes(codes >> 16, low, high)}};
   }
 
   /// Adds the product of the warp's groups with an image of x; returns those that are left for
   /// add_rare: bit i for the warp's group i.
   __device__ std::uint64_t multiply(const Place& at, Scratch& scratch,
                                     const QuadQuantizer& quantizer, int image_number, Rows& rows,
+                                    Pipeline& pipeline,
                                     std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
     const Source from = source(at);
     Raw raw;
@@ -488,42 +564,64 @@ struct SliceGemm {
     for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
-        rows.base = agree(at, scratch, scales);
+        rows.base = agree(at, scratch.tile(at.tile), scales);
         CudaUnit::wait_for_earlier();
         load_states(at, scratch);
       }
+      if (is_staged && group == at.warp) {
+        CudaUnit::before_bulk_copies();
+        for (int i = 0; i + 1 < stages; ++i) {
+          begin_copy(at, scratch, pipeline, image_number, group + i * warps);
+        }
+      }
+      Columns b[group_blocks_k][ColumnTiles / pair];
+#pragma unroll
+      for (int i = 0; i < steps_ahead; ++i) load_step(b[i], x + group * group_bytes_x, i);
       constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
-      const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base) == scales.lo &&
+      const std::uint32_t above = above_base(scales, rows);
+      const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base + above) == scales.lo &&
                         __vminu2(scales.hi, rows.base + width) == scales.hi;
       const bool all_fit = !CudaUnit::any_lane(!fits);
       Atom::Part parts[group_blocks_k][2];
       if (all_fit) {
         rows.lo = __vminu2(rows.lo, scales.lo);
         rows.hi = __vmaxu2(rows.hi, scales.hi);
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-#pragma unroll
-          for (int second = 0; second < 2; ++second) {
-            parts[i][second] = elements(quantizer, raw, scales, rows, i, second);
-          }
+        if (is_dense && quantizer.pairs().saturates()) {
+          make<is_dense>(quantizer, raw, scales, rows, above, parts);
+        } else {
+          make<false>(quantizer, raw, scales, rows, above, parts);
         }
       } else {
         left |= bit;
       }
       if (group + warps < at.groups) load(raw, from, group + warps);
+      const std::uint8_t* of_group = x + group * group_bytes_x;
+      if constexpr (is_staged) {
+        begin_copy(at, scratch, pipeline, image_number, group + (stages - 1) * warps);
+        const int stage = pipeline.done % stages;
+        of_group = stages_of(at, scratch).group[stage] + 8 * pair * at.lane;
+        CudaUnit::barrier_wait(&scratch.full[at.warp][stage], pipeline.done / stages & 1);
+      }
       if (all_fit) {
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
+          if (i + steps_ahead < group_blocks_k)
+            load_step(b[i + steps_ahead], of_group, i + steps_ahead);
 #pragma unroll
-          for (int j = 0; j < ColumnTiles; j += together) {
-            const Columns b = columns(x, group_blocks_k * group + i, j / together);
-#pragma unroll
-            for (int h = 0; h < together; ++h) {
-              Atom::multiply_add(sums[j + h], parts[i][0], parts[i][1],
-                                 {{b.w[2 * h], b.w[2 * h + 1]}});
-            }
+          for (int j = 0; j < ColumnTiles; ++j) {
+            const Columns& columns = b[i][j / pair];
+            const int h = j % pair;
+            Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
+                               {{columns.w[2 * h], columns.w[2 * h + 1]}});
           }
         }
+      }
+      if constexpr (is_staged) {
+        __syncwarp();
+        if (at.lane == 0) {
+          CudaUnit::barrier_arrive(&scratch.empty[at.warp][pipeline.done % stages]);
+        }
+        ++pipeline.done;
       }
     }
     return left;
@@ -533,14 +631,12 @@ struct SliceGemm {
   __device__ void load_states(const Place& at, Scratch& scratch) const {
     const SliceRow* states =
         p.elements.states + (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() + at.x_row;
-    for (int i = at.thread; i < x_tile; i += threads_of_block()) {
+    for (int i = at.thread; i < x_tile; i += threads()) {
       const SliceRow state = states[i];
       scratch.x[i] = state;
       if (state.images > 1) atomicMax(&scratch.images, static_cast<int>(state.images));
     }
   }
-  __device__ int threads_of_block() const { return 32 * warps; }
-
   /// 2^(scale - 128).
   __device__ static double power_of_two(int scale) {
     return __hiloint2double((scale + 1023 - 128) << 20, 0);
@@ -551,6 +647,7 @@ struct SliceGemm {
                                         int image_number) const {
     Scratch& scratch = *in_shared(shared);
     const Place at = place_of(thread, item);
+    Tile& tile = scratch.tile(at.tile);
     const QuadQuantizer quantizer(p.rule);
     const std::uint8_t* x = image(at, image_number);
     // A lane's part of each step, a byte for a scale: no_scale where there is nothing to multiply.
@@ -584,13 +681,13 @@ struct SliceGemm {
       for (int second = 0; second < 2; ++second) {
         const int row = Atom::operand_row(at.lane, second), found = scale[second];
         if (found >= 0) {
-          atomicMin(&scratch.lo[row], found);
-          atomicMax(&scratch.hi[row], found);
+          atomicMin(&tile.lo[row], found);
+          atomicMax(&tile.hi[row], found);
         } else if (found == QuadQuantizer::not_a_number) {
-          atomicMax(&scratch.hi[row], nan_hi);
+          atomicMax(&tile.hi[row], nan_hi);
         }
-        scales[second] = scales[second] >> 8 |
-                         static_cast<std::uint32_t>(found < 0 ? no_scale : found) << 24;
+        scales[second] =
+            scales[second] >> 8 | static_cast<std::uint32_t>(found < 0 ? no_scale : found) << 24;
       }
     }
     for (;;) {
@@ -630,7 +727,7 @@ struct SliceGemm {
         for (int i = 0; i < group_blocks_k; ++i) {
           const uint2 b = *reinterpret_cast<const uint2*>(
               x + (group_blocks_k * group + i) * (x_tile * block_size) +
-              j / together * (8 * together * 32) + 8 * (j % together));
+              j / pair * (8 * pair * 32) + 8 * (j % pair));
           Atom::multiply_add(found, parts[i][0], parts[i][1], {{b.x, b.y}});
         }
 #pragma unroll
@@ -638,7 +735,7 @@ struct SliceGemm {
           const int col = Atom::cols * j + Atom::col_of(at.lane, v);
           const SliceRow& state = scratch.x[col];
           if (found[v] == 0 || image_number >= state.images) continue;
-          atomicAdd(&scratch.rest[col][Atom::row_of(at.lane, v)],
+          atomicAdd(&tile.rest[col][Atom::row_of(at.lane, v)],
                     __int2double_rn(found[v]) * power_of_two(base[v >> 1]) *
                         power_of_two(state.unit[image_number]));
         }
@@ -663,14 +760,13 @@ struct SliceGemm {
   // ---------------------------------------------------------------------------- results
 
   /// Adds a warp's sums to the block's, and what it knows of its rows.
-  __device__ void leave(const Place& at, Scratch& scratch, const Rows& rows,
+  __device__ void leave(const Place& at, Tile& tile, const Rows& rows,
                         const std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
 #pragma unroll
     for (int j = 0; j < ColumnTiles; ++j) {
 #pragma unroll
       for (int v = 0; v < Atom::values; ++v) {
-        add_shared(&scratch.sums[Atom::cols * j + Atom::col_of(at.lane, v)]
-                                [Atom::row_of(at.lane, v)],
+        add_shared(&tile.sums[Atom::cols * j + Atom::col_of(at.lane, v)][Atom::row_of(at.lane, v)],
                    sums[j][v]);
       }
     }
@@ -679,61 +775,83 @@ struct SliceGemm {
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         const int row = Atom::operand_row(at.lane, second);
-        atomicMin(&scratch.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
-        atomicMax(&scratch.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
+        atomicMin(&tile.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
+        atomicMax(&tile.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
       }
     }
   }
   /// What the block's sums count.
   __device__ static bool is_common(int unit) { return unit >= least_unit && unit <= largest_unit; }
-  __device__ int y_unit(const Scratch& scratch, int row) const {
+  __device__ int y_unit(const Tile& tile, int row) const {
     const int below = p.elements.groups > warps ? 1 : 0;
-    return min(max(scratch.base[row] - below, least_base), most_base) - bias;
+    return min(max(tile.base[row] - below, least_base), most_base) - bias;
   }
   /// Whether the thread sees a row that is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
     bool is_special = false;
-    for (int i = at.thread; i < x_tile; i += threads_of_block()) {
+    for (int i = at.thread; i < x_tile; i += threads()) {
       const SliceRow& x = scratch.x[i];
       is_special = is_special || x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
     }
-    if (at.thread < y_tile) is_special = is_special || !is_common(y_unit(scratch, at.thread));
+    for (int i = at.thread; i < together * y_tile; i += threads()) {
+      is_special = is_special || !is_common(y_unit(scratch.tile(i / y_tile), i % y_tile));
+    }
     return is_special;
   }
 
+  /// An output of the block.
+  struct Output {
+    int tile, col, row;  ///< the row of the tile
+    int x, y;            ///< rows of the operands
+    bool is_there;
+  };
+  __device__ Output output_of(const GridItem& item, int i) const {
+    Output output;
+    output.row = i % y_tile;
+    output.col = i / y_tile % x_tile;
+    output.tile = i / (y_tile * x_tile);
+    output.x = x_tile * item.y + output.col;
+    output.y = y_tile * (item.x * together + output.tile) + output.row;
+    output.is_there = output.x < p.x_rows && output.y < p.y_rows;
+    return output;
+  }
+  __device__ int outputs() const { return together * x_tile * y_tile; }
+
   /// Two rows of y at a time, all of them plain bf16 that int32 sums hold.
-  __device__ void store_plain(const Place& at, const Scratch& scratch) const {
+  __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
     const Epilogue& e = p.epilogue;
 #pragma unroll 1
-    for (int i = at.thread; i < x_tile * y_tile / 2; i += threads_of_block()) {
-      const int col = i / (y_tile / 2), row = 2 * (i % (y_tile / 2));
-      if (at.x_row + col >= p.x_rows || at.y_row + row >= p.y_rows) continue;
+    for (int i = 2 * thread; i < outputs(); i += 2 * threads()) {
+      const Output at = output_of(item, i);
+      if (!at.is_there) continue;
       const auto power = [](int unit) {  // 2^(unit - 128)
         return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
       };
-      const float unit_x = power(scratch.x[col].unit[0]);
-      const int2 sum = *reinterpret_cast<const int2*>(&scratch.sums[col][row]);
+      const Tile& tile = scratch.tile(at.tile);
+      const float unit_x = power(scratch.x[at.col].unit[0]);
+      const int2 sum = *reinterpret_cast<const int2*>(&tile.sums[at.col][at.row]);
       // The conversion is the one rounding: powers of two change no bit of a normal number.
-      const float low = __int2float_rn(sum.x) * unit_x * power(y_unit(scratch, row));
-      const float high = __int2float_rn(sum.y) * unit_x * power(y_unit(scratch, row + 1));
-      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(e.c) + at.batch * e.batch +
-                                        (at.x_row + col) * e.row + at.y_row + row) =
-          bf16_pair(low, high);
+      const float low = __int2float_rn(sum.x) * unit_x * power(y_unit(tile, at.row));
+      const float high = __int2float_rn(sum.y) * unit_x * power(y_unit(tile, at.row + 1));
+      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(e.c) + item.z * e.batch +
+                                        at.x * e.row + at.y) = bf16_pair(low, high);
     }
   }
 
   /// The block's int32 sums become zeros, added to those in absolute units.
-  __device__ void add_to_rest(const Place& at, Scratch& scratch, int image_number) const {
-    for (int i = at.thread; i < x_tile * y_tile; i += threads_of_block()) {
-      const int col = i / y_tile, row = i % y_tile;
-      const SliceRow& x = scratch.x[col];
-      if (image_number == 0) scratch.rest[col][row] = 0;
+  __device__ void add_to_rest(int thread, const GridItem& item, Scratch& scratch,
+                              int image_number) const {
+    for (int i = thread; i < outputs(); i += threads()) {
+      const Output at = output_of(item, i);
+      Tile& tile = scratch.tile(at.tile);
+      const SliceRow& x = scratch.x[at.col];
+      double& rest = tile.rest[at.col][at.row];
+      if (image_number == 0) rest = 0;
       if (image_number < x.images) {
-        scratch.rest[col][row] += __int2double_rn(scratch.sums[col][row]) *
-                                  power_of_two(y_unit(scratch, row)) *
-                                  power_of_two(x.unit[image_number]);
+        rest += __int2double_rn(tile.sums[at.col][at.row]) * power_of_two(y_unit(tile, at.row)) *
+                power_of_two(x.unit[image_number]);
       }
-      scratch.sums[col][row] = 0;
+      tile.sums[at.col][at.row] = 0;
     }
   }
   __device__ Tier tier_of_output(int spread_x, int spread_y) const {
@@ -746,26 +864,26 @@ struct SliceGemm {
                                                                                     : Tier::wide;
   }
   /// Rounds and stores any outputs.
-  __device__ void store_any(const Place& at, const Scratch& scratch) const {
+  __device__ void store_any(int thread, const GridItem& item, const Scratch& scratch) const {
     std::uint64_t found[tier_count] = {};
 #pragma unroll 1
-    for (int i = at.thread; i < x_tile * y_tile; i += threads_of_block()) {
-      const int col = i / y_tile, row = i % y_tile;
-      if (at.x_row + col >= p.x_rows || at.y_row + row >= p.y_rows) continue;
-      const SliceRow& x = scratch.x[col];
-      const int lo = scratch.lo[row], hi = scratch.hi[row];
+    for (int i = thread; i < outputs(); i += threads()) {
+      const Output at = output_of(item, i);
+      if (!at.is_there) continue;
+      const Tile& tile = scratch.tile(at.tile);
+      const SliceRow& x = scratch.x[at.col];
+      const int lo = tile.lo[at.row], hi = tile.hi[at.row];
       const int spread_y = hi >= nan_hi ? -1 : lo == no_lo ? 0 : hi - lo;
       const Tier tier = tier_of_output(x.spread, spread_y);
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
         // The conversion is the one rounding, and the definition's.
-        product = tier != Tier::wide && x.images != 0 &&
-                          x.spread + spread_y + p.sum_bits <= window_bits
-                      ? __float_as_uint(__double2float_rn(scratch.rest[col][row]))
-                      : wide_product(at.batch, at.x_row + col, at.y_row + row);
+        product =
+            tier != Tier::wide && x.images != 0 && x.spread + spread_y + p.sum_bits <= window_bits
+                ? __float_as_uint(__double2float_rn(tile.rest[at.col][at.row]))
+                : wide_product(item.z, at.x, at.y);
       }
-      p.epilogue(at.batch, p.y_is_b ? at.x_row + col : at.y_row + row,
-                 p.y_is_b ? at.y_row + row : at.x_row + col, product);
+      p.epilogue(item.z, p.y_is_b ? at.x : at.y, p.y_is_b ? at.y : at.x, product);
       if (p.counts != nullptr) {
 #pragma unroll
         for (int t = 0; t < tier_count; ++t) found[t] += static_cast<int>(tier) == t ? 1 : 0;
@@ -814,32 +932,43 @@ struct SliceGemm {
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
     const Place at = place_of(thread, item);
     const QuadQuantizer quantizer(p.rule);
-    for (int i = thread; i < x_tile * sums_pitch / 4; i += threads_of_block()) {
-      reinterpret_cast<int4*>(scratch.sums)[i] = make_int4(0, 0, 0, 0);
+    for (int t = 0; t < together; ++t) {
+      Tile& tile = scratch.tile(t);
+      for (int i = thread; i < x_tile * sums_pitch / 4; i += threads()) {
+        reinterpret_cast<int4*>(tile.sums)[i] = make_int4(0, 0, 0, 0);
+      }
+      if (thread < y_tile) {
+        tile.base[thread] = most_base;
+        tile.lo[thread] = no_lo;
+        tile.hi[thread] = 0;
+      }
     }
-    if (thread < y_tile) {
-      scratch.base[thread] = most_base;
-      scratch.lo[thread] = no_lo;
-      scratch.hi[thread] = 0;
+    if (thread == 0) {
+      scratch.images = 1;
+      for (int i = 0; is_staged && i < warps * stages; ++i) {
+        CudaUnit::barrier_init(&scratch.full[0][0] + i, 1);
+        CudaUnit::barrier_init(&scratch.empty[0][0] + i, together);
+      }
+      if (is_staged) CudaUnit::barriers_made();
     }
-    if (thread == 0) scratch.images = 1;
     __syncthreads();
     Rows rows{0, 0xFFFFFFFFu, 0};
+    Pipeline pipeline;
     bool is_special = !p.is_plain_bf16 || p.counts != nullptr || p.minimum_tier > Tier::aligned;
 #pragma unroll 1
     for (int image_number = 0;; ++image_number) {
       std::int32_t sums[ColumnTiles][Atom::values] = {};
-      std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, sums);
-      leave(at, scratch, rows, sums);
+      std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, pipeline, sums);
+      leave(at, scratch.tile(at.tile), rows, sums);
       __syncthreads();  // states of x are there
       if (image_number == 0) {
         is_special = is_special || left != 0 || sees_special(at, scratch);
         if (!CudaUnit::barrier_any(is_special)) {
-          store_plain(at, scratch);
+          store_plain(thread, item, scratch);
           return;
         }
       }
-      add_to_rest(at, scratch, image_number);
+      add_to_rest(thread, item, scratch, image_number);
       __syncthreads();
       for (int group = at.warp; left != 0; group += warps, left >>= 1) {
         if ((left & 1) != 0) add_rare(thread, &scratch, item, group, image_number);
@@ -847,7 +976,7 @@ struct SliceGemm {
       __syncthreads();
       if (image_number + 1 >= scratch.images) break;
     }
-    store_any(at, scratch);
+    store_any(thread, item, scratch);
   }
 };
 

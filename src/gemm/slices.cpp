@@ -16,11 +16,13 @@ template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
   using Kernel = SliceGemm<ColumnTiles, Form>;
   const std::int64_t y_tiles = (p.y_rows + Kernel::y_tile - 1) / Kernel::y_tile;
-  const int warps =
-      slice_warps(std::int64_t{p.batch} * p.elements.tiles * y_tiles, p.elements.groups,
-                  Kernel::most_warps, exec.cuda_device_prop().multiProcessorCount);
+  const SliceConfig config = slice_config(std::int64_t{p.batch} * p.elements.tiles * y_tiles,
+                                          Kernel::x_tile, p.elements.groups, Kernel::most_warps,
+                                          exec.cuda_device_prop().multiProcessorCount);
+  const Kernel kernel{p, config.warps, config.together};
   static const std::string label = "KokkosMX::gemm";
-  launch_beside(label, exec, y_tiles, p.elements.tiles, p.batch, Kernel{p, warps});
+  launch_grid(label, exec, (y_tiles + config.together - 1) / config.together, p.elements.tiles,
+              p.batch, true, kernel);
 }
 
 template <int ColumnTiles>
@@ -35,7 +37,7 @@ void launch_tile(const Kokkos::Cuda& exec, const SliceProblem& p) {
 void launch_slices(const Kokkos::Cuda& exec, const SliceProblem& p) {
   const AlignRows align{p};
   static const std::string label = "KokkosMX::gemm: images";
-  launch(label, exec, align.items(), threads<AlignRows::threads>, align);
+  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, false, align);
   switch (p.elements.log_tile) {
     case 3:
       return launch_tile<1>(exec, p);

@@ -25,8 +25,8 @@ struct SliceSide {
   bool is_aligned;  ///< 16 bytes can be loaded at once
 };
 
-/// Blocks of K that the kernels take.
-inline constexpr int slice_most_blocks = 1024;
+/// Blocks of K that the kernels take: the fewest warps that share K, three, have 64 groups each.
+inline constexpr int slice_most_blocks = 768;
 
 /// What is known of a row of x whose elements are made. An image holds the blocks of four scales.
 struct alignas(16) SliceRow {
@@ -41,7 +41,7 @@ struct alignas(16) SliceRow {
 /// The elements of x: tiles of rows, each with its images.
 struct SliceElements {
   std::uint8_t* data;
-  SliceRow* states;  ///< [batch][row], rows that only fill the last tile included
+  SliceRow* states;             ///< [batch][row], rows that only fill the last tile included
   int log_tile, tiles, groups;  ///< groups of 128 of K
   bool by_blocks;  ///< a lane has one of a group's blocks, rather than a quarter of each
 
