@@ -222,7 +222,7 @@ template <int ColumnTiles, SliceForm Form>
 struct SliceGemm {
   SliceProblem p;
   int warps;     ///< of a tile of y: they share K
-  int together;  ///< tiles of y of a block: what they read of x lies in the first cache
+  int together;  ///< tiles of y of a block: they share what they read of x
 
   using Atom = MmaInt8Atom;
   static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
