@@ -21,7 +21,7 @@ MFMA_CYCLES = {"v_mfma_scale_f32_16x16x128_f8f6f4": 16, "v_mfma_i32_16x16x64_i8"
 
 def kernel_name(text):
     """KernelName<what tells it from its like>."""
-    found = re.search(r"run_(?:group|body|cluster)<(?:KokkosMX::Impl::RowKernel<)?"
+    found = re.search(r"run_(?:group|body|grid)<(?:KokkosMX::Impl::RowKernel<)?"
                       r"KokkosMX::Impl::(?:(?:\(anonymous namespace\)|_GLOBAL__\w+)::)?"
                       r"(\w+)(?:<(.*))?", text)
     if not found:

@@ -67,47 +67,34 @@ __device__ inline std::uint32_t from_lane(std::uint32_t value, int lane) {
 /// A barrier of the block that also tells whether any thread said so.
 __device__ inline bool barrier_any(bool mine) { return __syncthreads_or(mine ? 1 : 0) != 0; }
 
-/// Blocks of a cluster run on neighbouring multiprocessors and write to one another's shared
-/// memory. A kernel that is launched without clusters has one block in each.
-__device__ inline int cluster_rank() {
-  int rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
+/// The next kernel of the stream may begin, if it was launched to run beside this one, once all
+/// blocks have come here.
+__device__ inline void dependents_may_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
-/// The barrier of all threads of a cluster, in two halves.
-__device__ inline void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+/// Waits for the end of the kernel that this one was launched beside, and for what it wrote.
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
-__device__ inline void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+/// The least value of the lanes of a warp.
+__device__ inline int least_of_warp(int value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_min_sync(0xFFFFFFFFu, value);
+#else
+  return value;
+#endif
 }
-/// The address of a place of this block's shared memory in that of another block.
-__device__ inline std::uint32_t cluster_address(const void* mine, int rank) {
-  std::uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(address)
-      : "r"(shared_address(mine)), "r"(rank));
-  return address;
-}
-__device__ inline void cluster_store(std::uint32_t address, std::uint32_t value) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-__device__ inline void cluster_store(std::uint32_t address, std::uint64_t value) {
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
-}
-
-/// Copies 16 bytes, both aligned, from global to shared memory, past the first cache; zeros where
-/// is_there is not so. Waited for by copies_arrived.
-__device__ inline void copy_16(void* to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
-/// Ends a set of the thread's copies, and waits until no more than so many sets are under way.
-__device__ inline void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Left>
-__device__ inline void copies_arrived() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+/// Four of the eight bytes of low and high, by number; from 8 on, the highest bit of that byte
+/// eight times (which __byte_perm leaves out).
+__device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high,
+                                        std::uint32_t numbers) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(numbers));
+  return bytes;
 }
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }

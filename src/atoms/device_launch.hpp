@@ -129,29 +129,27 @@ void launch_groups(const std::string& label, const ExecSpace& exec, std::int64_t
 }
 
 #ifdef KOKKOS_ENABLE_CUDA
-/// Which cluster of a launch, in three numbers, and which of its blocks.
-struct ClusterItem {
-  int x, y, z, rank;
+/// Which block of a launch, in three numbers.
+struct GridItem {
+  int x, y, z;
 };
 template <class Body>
 __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
-    run_cluster(const __grid_constant__ Body body) {
+    run_grid(const __grid_constant__ Body body) {
   extern __shared__ unsigned char group_memory[];
-  int x;
-  asm("mov.u32 %0, %%clusterid.x;" : "=r"(x));
   body(DeviceGroup{}, group_memory,
-       ClusterItem{x, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z),
-                   CudaUnit::cluster_rank()});
+       GridItem{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
+                static_cast<int>(blockIdx.z)});
 }
 
-/// Runs body(group, shared memory, item) by body.split blocks for each item of x * y * z: a
-/// cluster, whose blocks write to one another's shared memory. y and z are below 2^16.
-/// Asynchronously on exec.
+/// Runs body(group, shared memory, item) for each item of x * y * z by as many blocks of
+/// body.threads() threads, asynchronously on exec. Where is_beside says so they may begin when all
+/// blocks of the kernel before have allowed it (dependents_may_begin), and wait for its end where
+/// they need it (wait_for_earlier). y and z are below 2^16.
 template <class ExecSpace, class Body>
-void launch_clusters(const std::string& label, const ExecSpace& exec, std::int64_t x,
-                     std::int64_t y, std::int64_t z, const Body& body) {
-  const auto kernel = run_cluster<Body>;
-  const auto bytes = static_cast<std::size_t>(body.shared_bytes());
+void launch_grid(const std::string& label, const ExecSpace& exec, std::int64_t x, std::int64_t y,
+                 std::int64_t z, bool is_beside, const Body& body) {
+  const auto kernel = run_grid<Body>;
   static std::atomic<std::uint64_t> allowed{0};
   const std::uint64_t bit = std::uint64_t{1} << (exec.cuda_device() & 63);
   if ((allowed.load(std::memory_order_relaxed) & bit) == 0) {
@@ -166,17 +164,16 @@ void launch_clusters(const std::string& label, const ExecSpace& exec, std::int64
     Kokkos::Tools::beginParallelFor(label, Kokkos::Tools::Experimental::device_id(exec), &id);
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(x * body.split), static_cast<unsigned>(y),
-                        static_cast<unsigned>(z));
+  config.gridDim =
+      dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
   config.blockDim = dim3(static_cast<unsigned>(body.threads()));
-  config.dynamicSmemBytes = bytes;
+  config.dynamicSmemBytes = static_cast<std::size_t>(body.shared_bytes());
   config.stream = exec.cuda_stream();
   cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(body.split);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = is_beside ? 1 : 0;
   KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, kernel, body));
   if (is_watched) Kokkos::Tools::endParallelFor(id);
 }

@@ -330,31 +330,47 @@ class ImageProduct {
 #endif
 
 #ifdef KOKKOSMX_HAVE_WGMMA
-/// A product of few rows, by slices of K: one launch, and no memory of the workspace.
+/// A product of few rows, by warps that share K.
 template <class ExecSpace>
 class SliceProduct {
  public:
-  SliceProduct(const OperandRef& a, const OperandRef& b, const Call& call)
+  SliceProduct(const OperandRef& a, const OperandRef& b, const Call& call, Pieces& pieces)
       : y_is_b_(call.n > call.m),
         x_(side(y_is_b_ ? a : b, y_is_b_ ? call.a : call.b)),
         y_(side(y_is_b_ ? b : a, y_is_b_ ? call.b : call.a)),
-        call_(call) {}
+        call_(call) {
+    const std::int64_t x_rows = std::min(call.m, call.n);
+    elements_.log_tile = slice_log_tile(x_rows);
+    elements_.tiles = static_cast<int>((x_rows + elements_.tile() - 1) >> elements_.log_tile);
+    elements_.groups = static_cast<int>((call.blocks + 3) / 4);
+    elements_.by_blocks = !y_.is_dense && y_.matrix.codes.byte == 1;
+    const std::int64_t batch = x_.matrix.batch;
+    elements_.data = pieces.take<std::uint8_t>(batch * elements_.tiles * SliceRow::most_images *
+                                               elements_.image_bytes());
+    elements_.states = pieces.take<SliceRow>(batch * elements_.rows());
+  }
 
   /// These kernels take bf16, and codes of which a block's or a group's bytes lie together.
-  static bool takes(const OperandRef& a, const OperandRef& b, const Call& call) {
-    const OperandRef& y = call.n > call.m ? b : a;
-    return prefers_slices(std::min(call.m, call.n), call.blocks, y.is_dense) &&
+  static bool takes(const ExecSpace& exec, const OperandRef& a, const OperandRef& b,
+                    const Call& call) {
+    return prefers_slices(call.batch, std::min(call.m, call.n), std::max(call.m, call.n),
+                          call.blocks, exec.cuda_device_prop().multiProcessorCount) &&
            std::max(call.m, call.n) < (1 << 28) && call.batch < (1 << 16) && takes(a) && takes(b);
   }
 
   void run(const ExecSpace& exec, const Product& product) const {
     const std::int64_t x_rows = y_is_b_ ? call_.m : call_.n, y_rows = y_is_b_ ? call_.n : call_.m;
-    launch_slices(exec, {x_, y_, y_is_b_, product.epilogue,
-                         product.rule == nullptr ? rules::reference : *product.rule,
-                         static_cast<int>(call_.batch), static_cast<int>(call_.blocks),
-                         static_cast<int>(x_rows), static_cast<int>(y_rows),
-                         bits_of_sum(call_.blocks), product.minimum_tier, product.counts,
-                         product.epilogue.is_plain() && product.epilogue.element == Element::bf16});
+    const Epilogue& epilogue = product.epilogue;
+    const bool pairs = y_is_b_ && epilogue.col == 1 && y_rows % 2 == 0 && epilogue.row % 2 == 0 &&
+                       epilogue.batch % 2 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
+    launch_slices(
+        exec, {x_, y_, elements_, y_is_b_, epilogue,
+               product.rule == nullptr ? rules::reference : *product.rule,
+               static_cast<int>(call_.batch), static_cast<int>(x_.matrix.batch),
+               static_cast<int>(call_.blocks), static_cast<int>(x_rows), static_cast<int>(y_rows),
+               bits_of_sum(call_.blocks), product.minimum_tier, product.counts,
+               epilogue.is_plain() && epilogue.element == Element::bf16 && pairs});
   }
 
  private:
@@ -376,6 +392,7 @@ class SliceProduct {
   bool y_is_b_;
   SliceSide x_, y_;
   Call call_;
+  SliceElements elements_{};
 };
 #endif
 
@@ -589,8 +606,8 @@ void with_product(const ExecSpace& exec, const OperandRef& a, const OperandRef& 
                          static_cast<double>(call.n / 16 + 1);
     if (device_atom(exec) == DeviceAtom::wgmma && call.blocks <= Int8Images::most_blocks &&
         tiles < 0x1p30) {
-      if (SliceProduct<ExecSpace>::takes(a, b, call)) {
-        f(SliceProduct<ExecSpace>(a, b, call));
+      if (SliceProduct<ExecSpace>::takes(exec, a, b, call)) {
+        f(SliceProduct<ExecSpace>(a, b, call, pieces));
         return;
       }
       with_image_atom(

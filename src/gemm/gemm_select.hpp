@@ -9,6 +9,7 @@
 #include "../launch.hpp"
 #include "gemm_kernel.hpp"
 #include "panel_kernel.hpp"
+#include "slices.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -73,41 +74,36 @@ void with_image_atom(std::int64_t batch, std::int64_t m, std::int64_t n, std::in
   f(WgmmaInt8Atom<1, 16>{});
 }
 
-/// Whether the slice kernel takes a product of so many rows on its smaller side: where making
-/// images of the other operand would take longer. Measured on an H200.
-inline bool prefers_slices(std::int64_t x_rows, std::int64_t blocks, bool y_is_dense) {
-  constexpr std::int64_t most_blocks = 256;  // of the slice kernel
-  return blocks > 0 && blocks <= most_blocks &&
-         (x_rows <= 16 || (x_rows <= 32 && y_is_dense && blocks <= 128));
+/// Whether the slice kernel takes a product of so many rows on its smaller side: where large tiles
+/// of images would leave most of the device's units idle. Measured on an H200.
+inline bool prefers_slices(std::int64_t batch, std::int64_t x_rows, std::int64_t y_rows,
+                           std::int64_t blocks, std::int64_t units) {
+  if (blocks == 0 || blocks > slice_most_blocks) return false;
+  return x_rows <= 64 || (x_rows <= 256 && batch * x_rows * y_rows < 64 * 256 * units);
 }
 
-/// How a product by slices is cut: see SliceGemm.
+/// Rows of a tile of x, as a power of two.
+inline int slice_log_tile(std::int64_t x_rows) {
+  int log = 3;
+  while (log < 7 && (std::int64_t{1} << log) < x_rows) ++log;
+  return log;
+}
+/// How blocks of SliceGemm are made: of some tiles of y, and some warps that share each one's K.
 struct SliceConfig {
-  int split, slice_groups, log_warps_k, turns;
+  int warps, together;
 };
-
-/// For x_tiles tiles of x_tile rows of x, those of all batches, on a device with so many
-/// multiprocessors. Measured on an H200.
-inline SliceConfig slice_config(std::int64_t x_tiles, int x_tile, std::int64_t y_rows,
-                                std::int64_t blocks, std::int64_t units) {
-  const int groups = static_cast<int>((blocks + 3) / 4);
-  SliceConfig config{};
-  // As many blocks share K as can, but for a short one: what they hand out costs as much as 256 of
-  // K. A block makes at most 128 rows' groups of x: 8 by half a warp.
-  const int most_groups = std::min(8, 128 / x_tile);
-  const int wanted = x_tile > 16 ? 2 : 4;
-  config.split = groups <= wanted ? 1 : groups <= 4 ? 2 : std::min(8, groups);
-  config.split = std::max(config.split, (groups + most_groups - 1) / most_groups);
-  config.slice_groups = (groups + config.split - 1) / config.split;
-  config.split = (groups + config.slice_groups - 1) / config.slice_groups;
-  // A short slice is shared by warps, a group each.
-  while (groups <= 4 && (2 << config.log_warps_k) <= config.slice_groups) ++config.log_warps_k;
-  const std::int64_t y_tile = std::int64_t{16} << (3 - config.log_warps_k);
-  const std::int64_t tiles = (y_rows + y_tile - 1) / y_tile;
-  // x is made once for all tiles of a cluster, where there are more than the device holds at once.
-  const std::int64_t clusters = std::max<std::int64_t>(4 * units / (config.split * x_tiles), 1);
-  config.turns = static_cast<int>((tiles + clusters - 1) / clusters);
-  return config;
+/// For so many tiles in all, of so many rows of x. A unit of the device shall have most_warps, if
+/// there are groups of K for them. What many rows of x need comes to shared memory, for several
+/// tiles of y. Measured on an H200.
+inline SliceConfig slice_config(std::int64_t tiles, int x_tile, int groups, int most_warps,
+                                std::int64_t units) {
+  const std::int64_t each = (tiles + units - 1) / units;
+  const std::int64_t most_together = std::min(4, most_warps / 4);
+  const std::int64_t together = x_tile < 64 ? 1 : std::min(each, most_together);
+  const std::int64_t in_unit = each <= together ? together : std::min<std::int64_t>(each, 4);
+  std::int64_t warps = most_warps / in_unit;
+  if (x_tile >= 64) warps = std::min<std::int64_t>(warps, 4);
+  return {static_cast<int>(std::clamp<std::int64_t>(warps, 1, groups)), static_cast<int>(together)};
 }
 #endif
 

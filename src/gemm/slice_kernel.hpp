@@ -3,20 +3,19 @@
 #define KOKKOSMX_SRC_GEMM_SLICE_KERNEL_HPP
 
 /// \file slice_kernel.hpp
-/// The GEMM kernel of CUDA for products of few rows: one launch from dense operands, or codes, to
-/// C.
+/// The GEMM kernels of CUDA for products of few rows, from dense operands, or codes, to C.
 ///
-/// x is the operand with fewer rows, y the other. A cluster of blocks makes the outputs of a tile
-/// of x and some tiles of y, one after the other; each of its blocks has a slice of K. The block's
-/// slice of x lies in shared memory as int8, rows aligned to their least scale there. A warp has 16
-/// rows of y, and of the slice every so many groups of 128 of K; a lane's part of y comes to shared
-/// memory as it is, a group ahead. A group's rows are aligned to the least scale that they have in
-/// it, so its int32 sums have units of their own: they are added as float64, which is exact while
-/// all scales of the two rows lie in a window (53 bits), in any order, so that warps and blocks
-/// need to agree on nothing. The end is one rounding to float32.
+/// x is the operand with fewer rows, y the other. A first kernel makes x's elements: int8, aligned
+/// to each row's least scale, in the order in which warps read them. The second one begins beside
+/// it. A block has some tiles of 16 rows of y and a tile of x, and warps that share K: a warp has
+/// every so many groups of 128 of K, whose part of y it makes in registers, as int8 that count
+/// units of a scale that the warps have agreed upon for each row. int32 sums over K are exact.
 ///
-/// Blocks of a group that lie more than 3 scales above the least are multiplied after the others;
-/// so are those of x. Outputs that the window does not hold are summed one by one.
+/// What that does not hold comes after it: groups of y with blocks outside of the four scales of
+/// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
+/// outside of the first four scales, of which there are further images. All of these are added as
+/// float64, in absolute units, which is exact while all scales of the two rows lie in a window (53
+/// bits). Outputs that the window does not hold are summed one by one.
 
 #include <KokkosMX/Types.hpp>
 
@@ -42,543 +41,849 @@ namespace KokkosMX::Impl {
 /// blocks, of which a lane has an eighth number from each (Tile16x128). blocks: a lane has a block.
 enum class SliceForm { dense, interleaved, blocks };
 
+/// Codes as int8, times 2^(scale - base), zeros where that is not 1, 2, 4 or 8.
+__device__ inline MmaInt8Atom::Part expand_eight(std::uint32_t codes, int scale, int base) {
+  const int shift = scale - base;
+  const bool is_in = scale >= 0 && static_cast<unsigned>(shift) <= MmaInt8Atom::max_shift;
+  const std::uint32_t low = is_in ? halves_low << (shift & 3) : 0u;
+  const std::uint32_t high = is_in ? halves_high << (shift & 3) : 0u;
+  return {{expand_codes(codes, low, high), expand_codes(codes >> 16, low, high)}};
+}
+/// What a scale byte and whether any code is nonzero make of a block.
+__device__ inline int scale_of_codes(int scale, bool is_nonzero) {
+  return scale == 255 ? QuadQuantizer::not_a_number : (is_nonzero ? scale : QuadQuantizer::empty);
+}
+/// Bytes that lie anywhere, in the last ones of 16.
+__device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::int64_t stride,
+                                                int count) {
+  Words words{};
+  for (int i = 16 - count; i < 16; ++i) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      words.w[w] = words.w[w] >> 8 | (w < 3 ? words.w[w + 1] << 24 : 0u);
+    }
+    words.w[3] |= std::uint32_t{*from} << 24;
+    from += stride;
+  }
+  return words;
+}
+
+/// As a row's least scale where no block has one; as its largest where one is 255.
+inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
+
+/// Makes x's elements: a group takes a row, four lanes a block. What is for a lane of a warp-level
+/// product lies together, for two tiles of 8 rows where there are so many: see SliceElements.
+struct AlignRows {
+  SliceProblem p;
+
+  static constexpr int most_threads = 1024, groups_together = 1;
+  struct Scratch {
+    std::int32_t lo, hi;
+    std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
+    std::int16_t scale[slice_most_blocks];
+  };
+  static constexpr int most_shared_bytes = sizeof(Scratch);
+
+  /// A block's eights, each by a thread.
+  KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
+  KOKKOS_INLINE_FUNCTION int threads() const {
+    const int most = (eights() + 31) / 32 * 32;
+    return most < most_threads ? most : most_threads;
+  }
+  int shared_bytes() const { return most_shared_bytes; }
+
+  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
+                                  [[maybe_unused]] unsigned char* memory,
+                                  [[maybe_unused]] const GridItem& item) const {
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item.z, item.x);))
+  }
+
+ private:
+  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
+  __device__ Words load(int batch, int row, int block, int part) const {
+    if (row >= p.x_rows || block >= p.blocks) return {};
+    if (p.x.is_dense) {
+      const unsigned char* from =
+          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
+      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+    }
+    const CodesMap& codes = p.x.matrix.codes;
+    const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+    if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
+    return load_bytes(from, codes.byte, 4);
+  }
+  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
+                          int block) const {
+    int scale, unused;
+    if (p.x.is_dense) {
+      quantizer.scales(words, Words{}, scale, unused);
+      return scale;
+    }
+    std::uint32_t any = words.w[3] & 0x77777777u;
+    any |= CudaUnit::from_lane_xor(any, 1);
+    any |= CudaUnit::from_lane_xor(any, 2);
+    return row < p.x_rows && block < p.blocks
+               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+               : QuadQuantizer::empty;
+  }
+
+  __device__ void run(int thread, Scratch& scratch, int batch, int row) const {
+    CudaUnit::dependents_may_begin();
+    const SliceElements& elements = p.elements;
+    const QuadQuantizer quantizer(p.rule);
+    const int part = thread & 3;
+    const Words first = load(batch, row, thread >> 2, part);
+    if (thread == 0) {
+      scratch.lo = slice_no_lo;
+      scratch.hi = 0;
+      scratch.bands[0] = scratch.bands[1] = 0;
+    }
+    __syncthreads();
+    int lo = slice_no_lo, hi = 0;
+#pragma unroll 1
+    for (int i = thread; (i & ~31) < eights(); i += threads()) {
+      const int block = i >> 2;
+      const int scale = scale_of(quantizer, i == thread ? first : load(batch, row, block, part),
+                                 batch, row, block);
+      if (part == 0 && block < slice_most_blocks) {
+        scratch.scale[block] = static_cast<std::int16_t>(scale);
+      }
+      if (scale >= 0) {
+        lo = min(lo, scale);
+        hi = max(hi, scale);
+      } else if (scale == QuadQuantizer::not_a_number) {
+        hi = slice_nan_hi;
+      }
+    }
+    lo = CudaUnit::least_of_warp(lo);
+    hi = -CudaUnit::least_of_warp(-hi);
+    if ((thread & 31) == 0) {
+      atomicMin(&scratch.lo, lo);
+      atomicMax(&scratch.hi, hi);
+    }
+    __syncthreads();
+    lo = scratch.lo;
+    hi = scratch.hi;
+    SliceRow state{};
+    state.lo = static_cast<std::int16_t>(lo);
+    state.spread = static_cast<std::int16_t>(hi >= slice_nan_hi  ? -1
+                                             : lo == slice_no_lo ? 0
+                                                                 : hi - lo);
+    state.images = 1;
+    state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
+    if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
+    if (thread == 0) elements.states[batch * elements.rows() + row] = state;
+    const int images = state.images == 0 ? 1 : state.images;
+    const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
+#pragma unroll 1
+    for (int image = 0; image < images; ++image) {
+      std::uint8_t* to = elements.image(batch, tile, image);
+#pragma unroll 1
+      for (int i = thread; i < eights(); i += threads()) {
+        const int block = i >> 2;
+        const int scale = scratch.scale[block], base = state.unit[image];
+        const Words words = i == thread ? first : load(batch, row, block, part);
+        const MmaInt8Atom::Part made = p.x.is_dense ? quantizer.elements(words, scale, base)
+                                                    : expand_eight(words.w[3], scale, base);
+        const int step = p.elements.by_blocks ? (block & ~3) + part : block;
+        const int of_lane = p.elements.by_blocks ? block & 3 : part;
+        *reinterpret_cast<uint2*>(to + elements.offset(step, in_tile, of_lane)) =
+            make_uint2(made.word[0], made.word[1]);
+      }
+    }
+  }
+  /// The row's images where it needs more than one; none where it needs too many.
+  __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state) const {
+    for (int block = thread; block < p.blocks; block += threads()) {
+      const int scale = scratch.scale[block];
+      if (scale < 0) continue;
+      const int band = (scale - state.lo) >> 2;
+      atomicOr(&scratch.bands[band >> 5], 1u << (band & 31));
+    }
+    __syncthreads();
+    state.images = 0;
+    for (int band = 0; band < 64; ++band) {
+      if ((scratch.bands[band >> 5] >> (band & 31) & 1u) == 0) continue;
+      if (state.images == SliceRow::most_images) {
+        state.images = 0;
+        return;
+      }
+#pragma unroll
+      for (int i = 0; i < SliceRow::most_images; ++i) {  // registers have no index
+        if (i == state.images) state.unit[i] = static_cast<std::int16_t>(state.lo + 4 * band);
+      }
+      ++state.images;
+    }
+  }
+};
+
 /// ColumnTiles: tiles of 8 rows of x.
 template <int ColumnTiles, SliceForm Form>
 struct SliceGemm {
   SliceProblem p;
-  int split;         ///< blocks of a cluster
-  int slice_groups;  ///< of 128 of K, in a block's slice
-  int log_warps_k;   ///< of warps that share a slice
-  int turns;         ///< tiles of y of a cluster
+  int warps;     ///< of a tile of y: they share K
+  int together;  ///< tiles of y of a block: they share what they read of x
 
   using Atom = MmaInt8Atom;
-  static constexpr int log_warps = 3, warps = 1 << log_warps, most_threads = 32 * warps;
-  static constexpr int groups_together = ColumnTiles > 4 ? 1 : 2;
-  static constexpr int x_tile = Atom::cols * ColumnTiles;
-  static constexpr int log_x_tile = ColumnTiles == 1   ? 3
-                                    : ColumnTiles == 2 ? 4
-                                    : ColumnTiles == 4 ? 5
-                                                       : 6;
-  static_assert(x_tile == 1 << log_x_tile);
+  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
+  static constexpr int groups_together = 1, most_together = 4;
+  static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows;
   static constexpr int group_blocks_k = 4;
-  static constexpr int most_split = 8, most_slice_groups = warps;
-  static constexpr int most_blocks = most_split * most_slice_groups * group_blocks_k;
-  static constexpr int most_y_tile = Atom::rows * warps;
-  static constexpr int most_rows = most_y_tile + x_tile;  ///< y's, then x's
-  /// Words that a lane copies for a group of y, and for x: half a warp takes a row's group at a
-  /// time.
-  static constexpr int y_copies = Form == SliceForm::dense ? 2 * group_blocks_k : 2;
-  static constexpr int half_warps = 2 * warps;
-  static constexpr int no_lo = 511, nan_hi = 4096;
+  static constexpr int no_lo = slice_no_lo, nan_hi = slice_nan_hi;
   /// Bits of a float64 sum.
   static constexpr int window_bits = 53;
+  /// Scales of y that groups may have to be multiplied at once, and what is added to them in
+  /// registers.
+  static constexpr bool is_dense = Form == SliceForm::dense;
+  static constexpr int bias = is_dense ? 2 : 0;
+  static constexpr int least_base = bias + (is_dense ? Bf16Pairs::least_scale : 0);
+  static constexpr int most_base =
+      bias + (is_dense ? Bf16Pairs::most_scale : 254) - Atom::max_shift;
+  /// Products of units from here are normal float32, whatever the sum, and so are their parts.
+  static constexpr int least_unit = 68, largest_unit = 176;
+  /// Of sums, from one row of x to the next.
+  static constexpr int sums_pitch = y_tile + 4;
 
-  struct Scratch {
-    /// The least and the largest scale of a row's slice, over blocks that are not zeros; no_lo and
+  /// Of a tile of y.
+  struct alignas(128) Tile {
+    std::int32_t sums[x_tile][sums_pitch];
+    double rest[x_tile][y_tile];  ///< in absolute units
+    /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
-    std::int32_t lo[most_rows], hi[most_rows];
-    /// The same of every block's slice: lo in the low half.
-    std::uint32_t slices[most_split][most_rows];
-    /// Of whole rows: the spread of the scales, negative where one is 255.
-    std::int16_t spread[most_rows];
-    std::int16_t x_scale[x_tile][most_slice_groups * group_blocks_k];
-    std::uint32_t x_bands[4];
+    std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
   };
-  static_assert(sizeof(Scratch) % 16 == 0);
+  /// Large groups of x come to shared memory for the warps of all tiles that have them, some groups
+  /// ahead; others by each warp's own loads.
+  static constexpr bool is_staged = ColumnTiles >= 8;
+  static constexpr int stages = ColumnTiles > 8 ? 2 : 3;
+  static constexpr int group_bytes_x = x_tile * group_blocks_k * block_size;
+  struct alignas(128) Stages {
+    std::uint8_t group[is_staged ? stages : 1][is_staged ? group_bytes_x : 1];
+  };
+  static constexpr int most_staging = is_staged ? 4 : 0;  ///< warps of a tile
+  struct alignas(128) Scratch {
+    SliceRow x[x_tile];
+    std::int32_t images;
+    std::uint64_t full[is_staged ? most_staging : 1][stages],
+        empty[is_staged ? most_staging : 1][stages];
 
-  int threads() const { return most_threads; }
-  KOKKOS_INLINE_FUNCTION int log_y_tile() const { return 4 + log_warps - log_warps_k; }
-  KOKKOS_INLINE_FUNCTION int outputs() const { return x_tile << log_y_tile(); }
-  /// Of x's elements in shared memory. Rows begin where their words lie in different banks.
-  KOKKOS_INLINE_FUNCTION int x_pitch() const {
-    return slice_groups * group_blocks_k * block_size + (Form == SliceForm::blocks ? 8 : 32);
-  }
-  KOKKOS_INLINE_FUNCTION int x_turns() const {
-    return (x_tile * slice_groups + half_warps - 1) / half_warps;
-  }
-  /// Words of one of two stages: a group of y; x comes into the second one's place.
-  KOKKOS_INLINE_FUNCTION int stage_words() const {
-    return x_turns() > y_copies ? x_turns() : y_copies;
-  }
-  /// Of a warp's sums, from one row of x to the next.
-  static constexpr int sums_pitch = Atom::rows + 2;
-  /// Stages, or all warps' sums.
-  KOKKOS_INLINE_FUNCTION int stage_bytes() const {
-    constexpr int sums = 8 * warps * x_tile * sums_pitch;
-    const int stages = 32 * stage_words() * most_threads;
-    return stages > sums ? stages : sums;
-  }
+    __device__ Tile& tile(int i) { return reinterpret_cast<Tile*>(this + 1)[i]; }
+    __device__ const Tile& tile(int i) const { return reinterpret_cast<const Tile*>(this + 1)[i]; }
+  };
+  static_assert(sizeof(Tile) % 128 == 0);
+
+  KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
   int shared_bytes() const {
-    return static_cast<int>(sizeof(Scratch)) + stage_bytes() + 8 * (outputs() + most_split) +
-           x_tile * x_pitch();
+    return static_cast<int>(sizeof(Scratch) + together * sizeof(Tile) +
+                            (is_staged ? warps * sizeof(Stages) : 0));
   }
   static constexpr int most_shared_bytes = 227 * 1024;
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
                                   [[maybe_unused]] unsigned char* memory,
-                                  [[maybe_unused]] const ClusterItem& item) const {
-    KOKKOS_IF_ON_DEVICE((run(group.rank(), memory, item);))
+                                  [[maybe_unused]] const GridItem& item) const {
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item);))
   }
 
  private:
-  /// A block and its threads.
+  /// A lane and what it works on.
   struct Place {
-    int batch, x_row, rank, first_block, groups;  ///< groups of the block's slice
-    int thread, warp, warp_k, warp_y, lane, part;
-    Scratch* scratch;
-    Words* stages;  ///< [2][stage_words()][threads], each thread's own
-    double* sums;   ///< [warps][x_tile][sums_pitch], in the same place
-    /// Sums that this block rounds, of every block of the cluster: [split][share()].
-    double* shares;
-    std::uint8_t* elements;  ///< of x
+    int batch, x_row, y_row, groups;     ///< the first rows
+    int thread, lane, part, warp, tile;  ///< the warp of those of the tile
   };
-
-  __device__ Words* staged(const Place& at, int stage, int word) const {
-    return at.stages + (stage * stage_words() + word) * most_threads + at.thread;
-  }
-  /// 16 bytes that lie together, for the thread itself.
-  __device__ static void copy(const SliceSide& side, Words* to, const std::uint8_t* from,
-                              bool is_there) {
-    if (side.is_aligned) {
-      CudaUnit::copy_16(to, from, is_there);
-    } else {
-      *to = is_there ? load_bytes(from, 1, 16) : Words{};
-    }
-  }
-  __device__ __noinline__ static Words load_bytes(const std::uint8_t* from, std::int64_t stride,
-                                                  int count) {
-    Words words{};
-    for (int i = 16 - count; i < 16; ++i) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        words.w[w] = words.w[w] >> 8 | (w < 3 ? words.w[w + 1] << 24 : 0u);
-      }
-      words.w[3] |= std::uint32_t{*from} << 24;
-      from += stride;
-    }
-    return words;
-  }
-
-  /// What a scale byte and whether any code is nonzero make of a block.
-  __device__ static int scale_of_codes(int scale, bool is_nonzero) {
-    return scale == 255 ? QuadQuantizer::not_a_number : (is_nonzero ? scale : QuadQuantizer::empty);
-  }
-  /// Codes as int8, times 2^(scale - base), zeros where that is not 1, 2, 4 or 8.
-  __device__ static Atom::Part expand(std::uint32_t codes, int scale, int base) {
-    const int shift = scale - base;
-    const bool is_in = scale >= 0 && static_cast<unsigned>(shift) <= Atom::max_shift;
-    const std::uint32_t low = is_in ? halves_low << (shift & 3) : 0u;
-    const std::uint32_t high = is_in ? halves_high << (shift & 3) : 0u;
-    return {{expand_codes(codes, low, high), expand_codes(codes >> 16, low, high)}};
+  __device__ Place place_of(int thread, const GridItem& item) const {
+    Place at;
+    at.batch = item.z;
+    at.x_row = x_tile * item.y;
+    at.tile = (thread >> 5) / warps;
+    at.y_row = y_tile * (item.x * together + at.tile);
+    at.groups = p.elements.groups;
+    at.thread = thread;
+    at.lane = thread & 31;
+    at.part = Atom::operand_part(at.lane);
+    at.warp = (thread >> 5) - at.tile * warps;
+    return at;
   }
 
   // ---------------------------------------------------------------------------- x
 
-  /// The row, and the block of the slice, of a quad in a turn.
-  struct XTask {
-    int row, block;
-    bool is_task;
+  /// A lane's part of x in a step of 32 of K: of two tiles of 8 rows, if there are so many.
+  static constexpr int pair = ColumnTiles > 1 ? 2 : 1;
+  struct alignas(8 * pair) Columns {
+    std::uint32_t w[2 * pair];
   };
-  __device__ XTask x_task(const Place& at, int turn) const {
-    const int task = turn * half_warps + (at.thread >> 4);
-    const int row = task & (x_tile - 1), group = task >> log_x_tile;
-    return {row, group_blocks_k * group + (at.lane >> 2 & 3), group < slice_groups};
+  __device__ const std::uint8_t* image(const Place& at, int number) const {
+    return p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, number) +
+           8 * pair * at.lane;
   }
-  /// Begins to copy a lane's part of x: eight numbers of a block, or eight codes in the last word.
-  __device__ void copy_x(const Place& at) const {
-#pragma unroll 1
-    for (int i = 0; i < x_turns(); ++i) {
-      const XTask task = x_task(at, i);
-      const int row = at.x_row + task.row, block = at.first_block + task.block;
-      const bool is_there = task.is_task && row < p.x_rows && block < p.blocks;
-      const int from_row = is_there ? row : 0, from_block = is_there ? block : 0;
-      Words* to = staged(at, 1, i);
-      if (p.x.is_dense) {
-        copy(p.x, to,
-             p.x.dense.at(at.batch, from_row,
-                          2 * block_size * std::int64_t{from_block} + 16 * at.part),
-             is_there);
-      } else {
-        const CodesMap& codes = p.x.matrix.codes;
-        *to = is_there ? load_bytes(codes.at(at.batch, row, block) + 4 * at.part * codes.byte,
-                                    codes.byte, 4)
-                       : Words{};
-      }
+  /// Steps that are loaded before a group of y is made: as many as there are registers for.
+  static constexpr int steps_ahead = ColumnTiles <= 2 ? group_blocks_k : ColumnTiles == 4 ? 2 : 0;
+  __device__ static void load_step(Columns (&to)[ColumnTiles / pair], const std::uint8_t* group,
+                                   int step) {
+#pragma unroll
+    for (int j = 0; j < ColumnTiles / pair; ++j) {
+      to[j] = *reinterpret_cast<const Columns*>(group + step * (x_tile * block_size) +
+                                                j * (8 * pair * 32));
     }
   }
-  /// Finds the scales of x and notes them.
-  __device__ void find_x_scales(const Place& at, const QuadQuantizer& quantizer) const {
-#pragma unroll 1
-    for (int i = 0; i < x_turns(); ++i) {
-      const XTask task = x_task(at, i);
-      const Words words = *staged(at, 1, i);
-      int scale, unused;
-      if (p.x.is_dense) {
-        quantizer.scales(words, Words{}, scale, unused);
-      } else {
-        std::uint32_t any = words.w[3] & 0x77777777u;
-        any |= CudaUnit::from_lane_xor(any, 1);
-        any |= CudaUnit::from_lane_xor(any, 2);
-        const int row = at.x_row + task.row, block = at.first_block + task.block;
-        const bool is_there = task.is_task && row < p.x_rows && block < p.blocks;
-        scale = is_there ? scale_of_codes(*p.x.matrix.scales.at(at.batch, row, block), any != 0)
-                         : QuadQuantizer::empty;
-      }
-      // The largest of both halves: no_lo - lo, and hi.
-      std::uint32_t most =
-          scale >= 0
-              ? static_cast<std::uint32_t>(no_lo - scale) << 16 | static_cast<std::uint32_t>(scale)
-          : scale == QuadQuantizer::not_a_number ? static_cast<std::uint32_t>(nan_hi)
-                                                 : 0u;
-      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 4));
-      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 8));
-      if (!task.is_task) continue;
-      if ((at.lane & 15) == 0 && most != 0) {
-        atomicMin(&at.scratch->lo[most_y_tile + task.row], no_lo - static_cast<int>(most >> 16));
-        atomicMax(&at.scratch->hi[most_y_tile + task.row], static_cast<int>(most & 0xFFFFu));
-      }
-      if (at.part == 0)
-        at.scratch->x_scale[task.row][task.block] = static_cast<std::int16_t>(scale);
-    }
+
+  /// A warp's part in the copies of x to shared memory: those of the same groups take turns.
+  struct Pipeline {
+    int begun = 0, done = 0;  ///< groups
+  };
+  __device__ Stages& stages_of(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<Stages*>(&scratch.tile(together))[at.warp];
   }
-  /// x's elements of a band, from where copy_x has put it, into shared memory.
-  __device__ void make_x(const Place& at, const QuadQuantizer& quantizer, int band) const {
-#pragma unroll 1
-    for (int i = 0; i < x_turns(); ++i) {
-      const XTask task = x_task(at, i);
-      if (!task.is_task) break;
-      const Words words = *staged(at, 1, i);
-      const int scale = at.scratch->x_scale[task.row][task.block];
-      const int base = at.scratch->lo[most_y_tile + task.row] + 4 * band;
-      const Atom::Part part =
-          p.x.is_dense ? quantizer.elements(words, scale, base) : expand(words.w[3], scale, base);
-      *reinterpret_cast<uint2*>(at.elements + task.row * x_pitch() + block_size * task.block +
-                                8 * at.part) = make_uint2(part.word[0], part.word[1]);
-    }
-  }
-  /// Bit b: x holds a block in band b. Of 64 bands, in two words.
-  __device__ void find_x_bands(const Place& at) const {
-#pragma unroll 1
-    for (int i = 0; i < x_turns(); ++i) {
-      const XTask task = x_task(at, i);
-      if (!task.is_task || at.part != 0) continue;
-      const int scale = at.scratch->x_scale[task.row][task.block];
-      if (scale < 0) continue;
-      const int band = (scale - at.scratch->lo[most_y_tile + task.row]) >> 2;
-      atomicOr(&at.scratch->x_bands[band >> 5], 1u << (band & 31));
+  /// Begins to copy a group, by a thread of the first tile's warp.
+  __device__ void begin_copy(const Place& at, Scratch& scratch, Pipeline& pipeline,
+                             int image_number, int group) const {
+    if constexpr (is_staged) {
+      if (at.tile != 0 || at.lane != 0 || group >= at.groups) return;
+      const int stage = pipeline.begun % stages, turn = pipeline.begun / stages;
+      if (turn > 0) CudaUnit::barrier_wait(&scratch.empty[at.warp][stage], (turn - 1) & 1);
+      CudaUnit::barrier_expect(&scratch.full[at.warp][stage], group_bytes_x);
+      CudaUnit::bulk_copy(
+          stages_of(at, scratch).group[stage],
+          p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, image_number) +
+              std::int64_t{group} * group_bytes_x,
+          group_bytes_x, &scratch.full[at.warp][stage]);
+      ++pipeline.begun;
     }
   }
 
   // ---------------------------------------------------------------------------- y
 
   /// The row of y that a lane holds, or the last one.
-  __device__ int y_row(const Place& at, int first, int second) const {
-    const int row = first + Atom::rows * at.warp_y + Atom::operand_row(at.lane, second);
+  __device__ int y_row(const Place& at, int second) const {
+    const int row = at.y_row + Atom::operand_row(at.lane, second);
     return row < p.y_rows ? row : p.y_rows - 1;
   }
-  /// Begins to copy a lane's part of a group.
-  __device__ void copy_y(const Place& at, int first, int group, int stage) const {
-    const int block = at.first_block + group_blocks_k * group;
+  static constexpr int row_words = is_dense ? group_blocks_k : 1;
+  /// A lane's part of a group, as it lies in memory: of both rows, and the scale bytes of the
+  /// lane's own block.
+  struct Raw {
+    Words of[2][row_words];
+    std::uint32_t scale[2];
+  };
+  /// Where a lane's parts begin.
+  struct Source {
+    const std::uint8_t* data[2];
+    const std::uint8_t* scales[2];
+  };
+  __device__ Source source(const Place& at) const {
+    Source from;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int row = y_row(at, first, second);
-      if constexpr (Form == SliceForm::dense) {
-        const unsigned char* from =
-            p.y.dense.at(at.batch, row, 2 * block_size * std::int64_t{block} + 16 * at.part);
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          const bool is_there = block + i < p.blocks;
-          copy(p.y, staged(at, stage, 2 * i + second),
-               is_there ? from + 2 * block_size * i : p.y.dense.data, is_there);
-        }
+      const int row = y_row(at, second);
+      if constexpr (is_dense) {
+        from.data[second] = p.y.dense.at(at.batch, row, 16 * at.part);
+        from.scales[second] = nullptr;
       } else {
         const CodesMap& codes = p.y.matrix.codes;
-        const int own = Form == SliceForm::blocks ? block + at.part : block;
-        const bool is_there = own < p.blocks;
-        copy(p.y, staged(at, stage, second),
-             codes.at(at.batch, row, is_there ? own : 0) +
-                 (Form == SliceForm::blocks ? 0 : 16 * at.part),
-             is_there);
+        from.data[second] =
+            codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
+        from.scales[second] = p.y.matrix.scales.at(at.batch, row, at.part);
       }
     }
+    return from;
   }
-  /// The scale bytes of a lane's own block, of both rows, negative past the end.
-  struct OwnScales {
-    int of[2];
-  };
-  __device__ OwnScales own_scales(const Place& at, int first, int group) const {
-    OwnScales own{{-1, -1}};
-    const int block = at.first_block + group_blocks_k * group + at.part;
-    if (Form != SliceForm::dense && block < p.blocks) {
+  /// Zeros where the group is not whole, or its words do not lie as they should.
+  __device__ void load(Raw& raw, const Source& from, int group) const {
+    const bool is_whole = p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
+    const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
 #pragma unroll
-      for (int second = 0; second < 2; ++second) {
-        own.of[second] = *p.y.matrix.scales.at(at.batch, y_row(at, first, second), block);
+    for (int second = 0; second < 2; ++second) {
+#pragma unroll
+      for (int i = 0; i < row_words; ++i) {
+        raw.of[second][i] =
+            is_whole ? load_words<Words>(from.data[second] + group * step + 2 * block_size * i)
+                     : Words{};
+      }
+      if constexpr (!is_dense) {
+        const ScalesMap& scales = p.y.matrix.scales;
+        raw.scale[second] =
+            is_whole ? from.scales[second][(group >> 1) * scales.col_8 + (group & 1) * scales.col_4]
+                     : 255u;
       }
     }
-    return own;
   }
 
-  /// Scales of a lane's part: of two rows, for four steps of 32 of K, a byte each; no_scale where
-  /// there is nothing to multiply.
-  struct YScales {
-    std::uint32_t of[2];
+  /// Of both rows, the first one's in the low half: the scales of a group's blocks, plus bias. All
+  /// of the row's where a lane has a part of each, of a lane's block otherwise.
+  static constexpr int scales_each = Form == SliceForm::blocks ? 1 : group_blocks_k;
+  struct Scales {
+    std::uint32_t of[scales_each];
+    std::uint32_t lo, hi;
+    bool are_known;  ///< as far as the lane sees: no block is zeros
   };
-  static constexpr int no_scale = 255;
-
-  /// What a lane knows of its two rows.
-  struct Rows {
-    int lo[2], hi[2];
-  };
-  /// Notes a block's scale, and returns it as YScales has it.
-  __device__ static std::uint32_t note(int scale, int second, Rows& rows) {
-    if (scale >= 0) {
-      rows.lo[second] = min(rows.lo[second], scale);
-      rows.hi[second] = max(rows.hi[second], scale);
-      return static_cast<std::uint32_t>(scale);
-    }
-    if (scale == QuadQuantizer::not_a_number) rows.hi[second] = nan_hi;
-    return no_scale;
-  }
-
   /// Finds them; words of codes are brought into their order: word i of step i.
-  __device__ YScales find_y_scales(const Place& at, const QuadQuantizer& quantizer, int stage,
-                                   const OwnScales& own, Words (&codes)[2], Rows& rows) const {
-    YScales scales{{0, 0}};
-    if constexpr (Form == SliceForm::dense) {
-#pragma unroll 1
-      for (int i = 0; i < group_blocks_k; ++i) {
-        int scale[2];
-        quantizer.scales(*staged(at, stage, 2 * i), *staged(at, stage, 2 * i + 1), scale[0],
-                         scale[1]);
+  __device__ Scales find_scales(const Place& at, const QuadQuantizer& quantizer, Raw& raw) const {
+    Scales scales;
+    scales.are_known = true;
+    if constexpr (is_dense) {
 #pragma unroll
-        for (int second = 0; second < 2; ++second) {
-          scales.of[second] = scales.of[second] >> 8 | note(scale[second], second, rows) << 24;
-        }
+      for (int i = 0; i < group_blocks_k; ++i) {
+        std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[1][i]);
+        most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
+        most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
+        scales.of[i] = quantizer.pairs().biased_scales(most);
       }
     } else {
+      const std::uint32_t own = raw.scale[0] | raw.scale[1] << 16;
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        const Words from = *staged(at, stage, second);
+        Words& w = raw.of[second][0];
+        constexpr std::uint32_t magnitudes = 0x77777777u;
         if constexpr (Form == SliceForm::blocks) {
-          const std::uint32_t any = (from.w[0] | from.w[1] | from.w[2] | from.w[3]) & 0x77777777u;
-          const int scale =
-              own.of[second] < 0 ? QuadQuantizer::empty : scale_of_codes(own.of[second], any != 0);
-          scales.of[second] = note(scale, second, rows) * 0x01010101u;
-          codes[second] = from;
+          scales.are_known =
+              scales.are_known && ((w.w[0] | w.w[1] | w.w[2] | w.w[3]) & magnitudes) != 0;
         } else {
-          // Byte 4 j + b of a group is byte j of block b.
-          const std::uint32_t low_01 = __byte_perm(from.w[0], from.w[1], 0x5140);
-          const std::uint32_t low_23 = __byte_perm(from.w[2], from.w[3], 0x5140);
-          const std::uint32_t high_01 = __byte_perm(from.w[0], from.w[1], 0x7362);
-          const std::uint32_t high_23 = __byte_perm(from.w[2], from.w[3], 0x7362);
-          codes[second] = {
-              {__byte_perm(low_01, low_23, 0x5410), __byte_perm(low_01, low_23, 0x7632),
-               __byte_perm(high_01, high_23, 0x5410), __byte_perm(high_01, high_23, 0x7632)}};
-          std::uint32_t any = 0;
+          w = ordered(w);
 #pragma unroll
           for (int i = 0; i < group_blocks_k; ++i) {
-            any |= (codes[second].w[i] & 0x77777777u) != 0 ? 1u << i : 0u;
-          }
-          any |= CudaUnit::from_lane_xor(any, 1);
-          any |= CudaUnit::from_lane_xor(any, 2);
-#pragma unroll
-          for (int i = 0; i < group_blocks_k; ++i) {
-            const auto own_scale = static_cast<int>(CudaUnit::from_lane(
-                static_cast<std::uint32_t>(own.of[second]), (at.lane & 28) + i));
-            const int scale = own_scale < 0 ? QuadQuantizer::empty
-                                            : scale_of_codes(own_scale, (any >> i & 1u) != 0);
-            scales.of[second] = scales.of[second] >> 8 | note(scale, second, rows) << 24;
+            scales.are_known = scales.are_known && (w.w[i] & magnitudes) != 0;
           }
         }
       }
+      if constexpr (Form == SliceForm::blocks) {
+        scales.of[0] = own;
+      } else {
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          scales.of[i] = CudaUnit::from_lane(own, (at.lane & 28) + i);
+        }
+      }
+    }
+    scales.lo = scales.hi = scales.of[0];
+#pragma unroll
+    for (int i = 1; i < scales_each; ++i) {
+      scales.lo = __vminu2(scales.lo, scales.of[i]);
+      scales.hi = __vmaxu2(scales.hi, scales.of[i]);
     }
     return scales;
   }
-
-  /// Adds a group's product to a warp's sums, in units of x's least scale of its band.
-  __device__ void add_group(const Place& at, const QuadQuantizer& quantizer, int group, int stage,
-                            const OwnScales& own, Rows& rows,
-                            double (&sums)[ColumnTiles][Atom::values]) const {
-    Words codes[2];
-    YScales scales = find_y_scales(at, quantizer, stage, own, codes, rows);
-    const std::uint8_t* from = at.elements + (at.lane >> 2) * x_pitch() +
-                               group_blocks_k * block_size * group +
-                               (Form == SliceForm::blocks ? block_size : 8) * at.part;
-    do {
-      // The least scales that are left: of a quad's lanes together.
-      int base[2];
-#pragma unroll
-      for (int second = 0; second < 2; ++second) {
-        const std::uint32_t least = __vminu4(scales.of[second], scales.of[second] >> 16);
-        base[second] = static_cast<int>(min(least & 0xFFu, least >> 8 & 0xFFu));
-      }
-      if constexpr (Form == SliceForm::blocks) {
-        std::uint32_t both = static_cast<std::uint32_t>(base[0] | base[1] << 16);
-        both = __vminu2(both, CudaUnit::from_lane_xor(both, 1));
-        both = __vminu2(both, CudaUnit::from_lane_xor(both, 2));
-        base[0] = static_cast<int>(both & 0xFFFFu);
-        base[1] = static_cast<int>(both >> 16);
-      }
-      std::int32_t found[ColumnTiles][Atom::values] = {};
-#pragma unroll 1
-      for (int i = 0; i < group_blocks_k; ++i) {
-        Atom::Part part[2];
-#pragma unroll
-        for (int second = 0; second < 2; ++second) {
-          // Bytes and words move round: registers have no index.
-          const int scale = static_cast<int>(scales.of[second] & 0xFFu);
-          const int known = scale == no_scale ? QuadQuantizer::empty : scale;
-          if constexpr (Form == SliceForm::dense) {
-            part[second] =
-                quantizer.elements(*staged(at, stage, 2 * i + second), known, base[second]);
-          } else {
-            const std::uint32_t word = codes[second].w[0];
-#pragma unroll
-            for (int w = 0; w < 3; ++w) codes[second].w[w] = codes[second].w[w + 1];
-            codes[second].w[3] = word;
-            part[second] = expand(word, known, base[second]);
-          }
-          const bool is_done = scale <= base[second] + Atom::max_shift;
-          scales.of[second] =
-              scales.of[second] >> 8 | static_cast<std::uint32_t>(is_done ? no_scale : scale) << 24;
-        }
-        const std::uint8_t* column = from + (Form == SliceForm::blocks ? 8 : block_size) * i;
-#pragma unroll
-        for (int j = 0; j < ColumnTiles; ++j) {
-          const uint2 words = *reinterpret_cast<const uint2*>(column + j * Atom::cols * x_pitch());
-          Atom::multiply_add(found[j], part[0], part[1], {{words.x, words.y}});
-        }
-      }
-      // 2^(base - 128); a row without blocks has sums of zero.
-      const double unit[2] = {power_of_two(base[0]), power_of_two(base[1])};
-#pragma unroll
-      for (int j = 0; j < ColumnTiles; ++j) {
-#pragma unroll
-        for (int v = 0; v < Atom::values; ++v) {
-          sums[j][v] = __fma_rn(__int2double_rn(found[j][v]), unit[v >> 1], sums[j][v]);
-        }
-      }
-    } while (CudaUnit::any_lane((scales.of[0] & scales.of[1]) != 0xFFFFFFFFu));
+  /// Byte 4 j + b of a group is byte j of block b.
+  __device__ static Words ordered(const Words& from) {
+    const std::uint32_t low_01 = __byte_perm(from.w[0], from.w[1], 0x5140);
+    const std::uint32_t low_23 = __byte_perm(from.w[2], from.w[3], 0x5140);
+    const std::uint32_t high_01 = __byte_perm(from.w[0], from.w[1], 0x7362);
+    const std::uint32_t high_23 = __byte_perm(from.w[2], from.w[3], 0x7362);
+    return {{__byte_perm(low_01, low_23, 0x5410), __byte_perm(low_01, low_23, 0x7632),
+             __byte_perm(high_01, high_23, 0x5410), __byte_perm(high_01, high_23, 0x7632)}};
   }
+
+  /// What a lane knows of its two rows: in halves, as Scales. base: the least of four scales.
+  struct Rows {
+    std::uint32_t base, lo, hi;
+  };
+  /// The bases of the block's rows, from what each warp has seen first. A barrier.
+  __device__ std::uint32_t agree(const Place& at, Tile& tile, const Scales& seen) const {
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
+      if (seen.are_known && lo >= least_base && (!is_dense || at.part == 0)) {
+        atomicMin(&tile.base[Atom::operand_row(at.lane, second)], lo);
+      }
+    }
+    __syncthreads();
+    // Groups that nobody has seen yet may have less.
+    const int below = at.groups > warps ? 1 : 0;
+    std::uint32_t base = 0;
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int lo = tile.base[Atom::operand_row(at.lane, second)] - below;
+      base |= static_cast<std::uint32_t>(min(max(lo, least_base), most_base)) << (16 * second);
+    }
+    return base;
+  }
+
+  /// Of rows that are in order: bit 0 and bit 16 say that a row's scales begin one above its base.
+  /// Three scales are in reach from there, the last of four only so.
+  __device__ static std::uint32_t above_base(const Scales& scales, const Rows& rows) {
+    return is_dense ? (scales.hi - rows.base + 0x00010001u) >> 2 & 0x00010001u : 0u;
+  }
+  /// A lane's elements.
+  template <bool Saturates>
+  __device__ void make(const QuadQuantizer& quantizer, const Raw& raw, const Scales& scales,
+                       const Rows& rows, std::uint32_t above,
+                       Atom::Part (&parts)[group_blocks_k][2]) const {
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu) - bias;
+      if constexpr (is_dense) {
+        const Bf16Pairs::Unit unit =
+            Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          const std::uint32_t one =
+              __byte_perm((scales.of[i] - 0x10001u * bias) << 7, 0, second == 0 ? 0x1010 : 0x3232);
+          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], one, unit,
+                                                                 parts[i][second].word);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          const int scale =
+              static_cast<int>(scales.of[scales_each == 1 ? 0 : i] >> (16 * second) & 0xFFu);
+          parts[i][second] = expand_eight_within(raw.of[second][0].w[i], scale - base);
+        }
+      }
+    }
+  }
+  /// Codes as int8, times 2^shift, which is 1 to 8: by tables of both signs.
+  __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
+    constexpr std::uint32_t minus_low = 0xFDFEFF00u, minus_high = 0xF4F8FAFCu;
+    const std::uint32_t from_below = (0x01010101u << shift) - 0x01010101u;
+    const std::uint32_t selector = codes & 0x77777777u;
+    Atom::Part part;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::uint32_t four = h == 0 ? selector : selector >> 16;
+      const std::uint32_t plus = __byte_perm(halves_low << shift, halves_high << shift, four);
+      const std::uint32_t minus =
+          __byte_perm(minus_low << shift & ~from_below, minus_high << shift & ~from_below, four);
+      // The highest bits of bytes, eight times each: of the first of two codes, of the second one.
+      const std::uint32_t signs = CudaUnit::permute(codes << 4, codes, h == 0 ? 0xD9C8u : 0xFBEAu);
+      part.word[h] = (plus & ~signs) | (minus & signs);
+    }
+    return part;
+  }
+
+  /// Adds the product of the warp's groups with an image of x; returns those that are left for
+  /// add_rare: bit i for the warp's group i.
+  __device__ std::uint64_t multiply(const Place& at, Scratch& scratch,
+                                    const QuadQuantizer& quantizer, int image_number, Rows& rows,
+                                    Pipeline& pipeline,
+                                    std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
+    const Source from = source(at);
+    Raw raw;
+    load(raw, from, at.warp);
+    std::uint64_t left = 0, bit = 1;
+    const std::uint8_t* x = image(at, image_number);
+#pragma unroll 1
+    for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
+      const Scales scales = find_scales(at, quantizer, raw);
+      if (image_number == 0 && group == at.warp) {
+        rows.base = agree(at, scratch.tile(at.tile), scales);
+        CudaUnit::wait_for_earlier();
+        load_states(at, scratch);
+      }
+      if (is_staged && group == at.warp) {
+        CudaUnit::before_bulk_copies();
+        for (int i = 0; i + 1 < stages; ++i) {
+          begin_copy(at, scratch, pipeline, image_number, group + i * warps);
+        }
+      }
+      Columns b[group_blocks_k][ColumnTiles / pair];
+#pragma unroll
+      for (int i = 0; i < steps_ahead; ++i) load_step(b[i], x + group * group_bytes_x, i);
+      constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
+      const std::uint32_t above = above_base(scales, rows);
+      const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base + above) == scales.lo &&
+                        __vminu2(scales.hi, rows.base + width) == scales.hi;
+      const bool all_fit = !CudaUnit::any_lane(!fits);
+      Atom::Part parts[group_blocks_k][2];
+      if (all_fit) {
+        rows.lo = __vminu2(rows.lo, scales.lo);
+        rows.hi = __vmaxu2(rows.hi, scales.hi);
+        if (is_dense && quantizer.pairs().saturates()) {
+          make<is_dense>(quantizer, raw, scales, rows, above, parts);
+        } else {
+          make<false>(quantizer, raw, scales, rows, above, parts);
+        }
+      } else {
+        left |= bit;
+      }
+      if (group + warps < at.groups) load(raw, from, group + warps);
+      const std::uint8_t* of_group = x + group * group_bytes_x;
+      if constexpr (is_staged) {
+        begin_copy(at, scratch, pipeline, image_number, group + (stages - 1) * warps);
+        const int stage = pipeline.done % stages;
+        of_group = stages_of(at, scratch).group[stage] + 8 * pair * at.lane;
+        CudaUnit::barrier_wait(&scratch.full[at.warp][stage], pipeline.done / stages & 1);
+      }
+      if (all_fit) {
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          if (i + steps_ahead < group_blocks_k)
+            load_step(b[i + steps_ahead], of_group, i + steps_ahead);
+#pragma unroll
+          for (int j = 0; j < ColumnTiles; ++j) {
+            const Columns& columns = b[i][j / pair];
+            const int h = j % pair;
+            Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
+                               {{columns.w[2 * h], columns.w[2 * h + 1]}});
+          }
+        }
+      }
+      if constexpr (is_staged) {
+        __syncwarp();
+        if (at.lane == 0) {
+          CudaUnit::barrier_arrive(&scratch.empty[at.warp][pipeline.done % stages]);
+        }
+        ++pipeline.done;
+      }
+    }
+    return left;
+  }
+
+  /// What the first kernel has found of the rows of x.
+  __device__ void load_states(const Place& at, Scratch& scratch) const {
+    const SliceRow* states =
+        p.elements.states + (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() + at.x_row;
+    for (int i = at.thread; i < x_tile; i += threads()) {
+      const SliceRow state = states[i];
+      scratch.x[i] = state;
+      if (state.images > 1) atomicMax(&scratch.images, static_cast<int>(state.images));
+    }
+  }
+  /// 2^(scale - 128).
   __device__ static double power_of_two(int scale) {
     return __hiloint2double((scale + 1023 - 128) << 20, 0);
   }
 
+  /// Adds a group's product, whatever its scales, to the sums in absolute units.
+  __device__ __noinline__ void add_rare(int thread, Scratch* shared, const GridItem item, int group,
+                                        int image_number) const {
+    Scratch& scratch = *in_shared(shared);
+    const Place at = place_of(thread, item);
+    Tile& tile = scratch.tile(at.tile);
+    const QuadQuantizer quantizer(p.rule);
+    const std::uint8_t* x = image(at, image_number);
+    // A lane's part of each step, a byte for a scale: no_scale where there is nothing to multiply.
+    constexpr int no_scale = 255;
+    std::uint32_t scales[2] = {0, 0};
+#pragma unroll 1
+    for (int i = 0; i < group_blocks_k; ++i) {
+      const int block = group_blocks_k * group + (Form == SliceForm::blocks ? at.part : i);
+      int scale[2];
+      if constexpr (is_dense) {
+        quantizer.scales(eight_of(at, block, 0, i), eight_of(at, block, 1, i), scale[0], scale[1]);
+      } else {
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+          std::uint32_t any = 0;
+          if (Form == SliceForm::blocks) {
+            for (int j = 0; j < 4; ++j) any |= eight_of(at, block, second, j).w[3] & 0x77777777u;
+          } else {
+            any = eight_of(at, block, second, i).w[3] & 0x77777777u;
+            any |= CudaUnit::from_lane_xor(any, 1);
+            any |= CudaUnit::from_lane_xor(any, 2);
+          }
+          scale[second] =
+              block < p.blocks
+                  ? scale_of_codes(*p.y.matrix.scales.at(at.batch, y_row(at, second), block),
+                                   any != 0)
+                  : QuadQuantizer::empty;
+        }
+      }
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        const int row = Atom::operand_row(at.lane, second), found = scale[second];
+        if (found >= 0) {
+          atomicMin(&tile.lo[row], found);
+          atomicMax(&tile.hi[row], found);
+        } else if (found == QuadQuantizer::not_a_number) {
+          atomicMax(&tile.hi[row], nan_hi);
+        }
+        scales[second] =
+            scales[second] >> 8 | static_cast<std::uint32_t>(found < 0 ? no_scale : found) << 24;
+      }
+    }
+    for (;;) {
+      // The least scales that are left: of a quad's lanes together.
+      int base[2];
+      Atom::Part parts[group_blocks_k][2];
+      bool is_any = false;
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        std::uint32_t least = __vminu4(scales[second], scales[second] >> 16);
+        least = min(least & 0xFFu, least >> 8 & 0xFFu);
+        least = min(least, CudaUnit::from_lane_xor(least, 1));
+        least = min(least, CudaUnit::from_lane_xor(least, 2));
+        base[second] = static_cast<int>(least);
+        is_any = is_any || base[second] != no_scale;
+      }
+      if (!CudaUnit::any_lane(is_any)) return;
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        const int block = group_blocks_k * group + (Form == SliceForm::blocks ? at.part : i);
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+          const int scale = static_cast<int>(scales[second] >> (8 * i) & 0xFFu);
+          const int known = scale == no_scale ? QuadQuantizer::empty : scale;
+          const Words words = eight_of(at, block, second, i);
+          parts[i][second] = is_dense ? quantizer.elements(words, known, base[second])
+                                      : expand_eight(words.w[3], known, base[second]);
+          if (scale <= base[second] + Atom::max_shift) {
+            scales[second] |= std::uint32_t{no_scale} << (8 * i);
+          }
+        }
+      }
+#pragma unroll 1
+      for (int j = 0; j < ColumnTiles; ++j) {
+        std::int32_t found[Atom::values] = {};
+#pragma unroll
+        for (int i = 0; i < group_blocks_k; ++i) {
+          const uint2 b = *reinterpret_cast<const uint2*>(
+              x + (group_blocks_k * group + i) * (x_tile * block_size) +
+              j / pair * (8 * pair * 32) + 8 * (j % pair));
+          Atom::multiply_add(found, parts[i][0], parts[i][1], {{b.x, b.y}});
+        }
+#pragma unroll
+        for (int v = 0; v < Atom::values; ++v) {
+          const int col = Atom::cols * j + Atom::col_of(at.lane, v);
+          const SliceRow& state = scratch.x[col];
+          if (found[v] == 0 || image_number >= state.images) continue;
+          atomicAdd(&tile.rest[col][Atom::row_of(at.lane, v)],
+                    __int2double_rn(found[v]) * power_of_two(base[v >> 1]) *
+                        power_of_two(state.unit[image_number]));
+        }
+      }
+    }
+  }
+  /// Part i of a block of y: eight numbers, or eight codes in the last word. Where lanes have
+  /// blocks, i is the eight; otherwise it is the lane's.
+  __device__ Words eight_of(const Place& at, int block, int second, int i) const {
+    if (block >= p.blocks) return {};
+    const int row = y_row(at, second), eighth = Form == SliceForm::blocks ? i : at.part;
+    if constexpr (is_dense) {
+      const unsigned char* from =
+          p.y.dense.at(at.batch, row, 2 * block_size * std::int64_t{block} + 16 * eighth);
+      return p.y.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+    } else {
+      const CodesMap& codes = p.y.matrix.codes;
+      return load_bytes(codes.at(at.batch, row, block) + 4 * eighth * codes.byte, codes.byte, 4);
+    }
+  }
+
   // ---------------------------------------------------------------------------- results
 
-  /// A warp's sums, in absolute units, and what it knows of its rows.
-  __device__ void leave_sums(const Place& at, const Rows& rows,
-                             const double (&sums)[ColumnTiles][Atom::values]) const {
+  /// Adds a warp's sums to the block's, and what it knows of its rows.
+  __device__ void leave(const Place& at, Tile& tile, const Rows& rows,
+                        const std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
 #pragma unroll
     for (int j = 0; j < ColumnTiles; ++j) {
-      double* to = at.sums + at.warp * (x_tile * sums_pitch);
 #pragma unroll
       for (int v = 0; v < Atom::values; ++v) {
-        const int col = Atom::cols * j + Atom::col_of(at.lane, v);
-        const int lo = at.scratch->lo[most_y_tile + col];
-        to[col * sums_pitch + Atom::row_of(at.lane, v)] =
-            sums[j][v] * power_of_two(lo == no_lo ? 127 : lo);
+        add_shared(&tile.sums[Atom::cols * j + Atom::col_of(at.lane, v)][Atom::row_of(at.lane, v)],
+                   sums[j][v]);
       }
     }
+    // In the other forms all lanes of a quad have the same.
+    if ((Form == SliceForm::blocks || at.part == 0) && rows.hi != 0) {
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int row = Atom::rows * at.warp_y + Atom::operand_row(at.lane, second);
-      // In the other forms all lanes of a quad have the same.
-      if (Form == SliceForm::blocks || at.part == 0) {
-        atomicMin(&at.scratch->lo[row], rows.lo[second]);
-        atomicMax(&at.scratch->hi[row], rows.hi[second]);
+      for (int second = 0; second < 2; ++second) {
+        const int row = Atom::operand_row(at.lane, second);
+        atomicMin(&tile.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
+        atomicMax(&tile.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
       }
     }
   }
-
-  /// Outputs of a block that each block of the cluster rounds.
-  __device__ int share() const { return split == 1 ? outputs() : (outputs() + split - 1) / split; }
-
-  /// Adds the warps' sums and hands them, and the rows' slices, to those that round them.
-  __device__ void hand_out(const Place& at) const {
-    const Scratch& scratch = *at.scratch;
-    const int y_tile = 1 << log_y_tile();
-    for (int i = at.thread; i < y_tile + x_tile; i += most_threads) {
-      const int row = i < y_tile ? i : most_y_tile + i - y_tile;
-      const std::uint32_t slice = static_cast<std::uint32_t>(scratch.lo[row]) |
-                                  static_cast<std::uint32_t>(scratch.hi[row]) << 16;
-      for (int r = 0; r < split; ++r) {
-        CudaUnit::cluster_store(CudaUnit::cluster_address(&scratch.slices[at.rank][row], r), slice);
-      }
+  /// What the block's sums count.
+  __device__ static bool is_common(int unit) { return unit >= least_unit && unit <= largest_unit; }
+  __device__ int y_unit(const Tile& tile, int row) const {
+    const int below = p.elements.groups > warps ? 1 : 0;
+    return min(max(tile.base[row] - below, least_base), most_base) - bias;
+  }
+  /// Whether the thread sees a row that is not plain.
+  __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
+    bool is_special = false;
+    for (int i = at.thread; i < x_tile; i += threads()) {
+      const SliceRow& x = scratch.x[i];
+      is_special = is_special || x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
     }
-    const int each = share(), warps_k = 1 << log_warps_k;
-    int owner = 0, last = each;
+    for (int i = at.thread; i < together * y_tile; i += threads()) {
+      is_special = is_special || !is_common(y_unit(scratch.tile(i / y_tile), i % y_tile));
+    }
+    return is_special;
+  }
+
+  /// An output of the block.
+  struct Output {
+    int tile, col, row;  ///< the row of the tile
+    int x, y;            ///< rows of the operands
+    bool is_there;
+  };
+  __device__ Output output_of(const GridItem& item, int i) const {
+    Output output;
+    output.row = i % y_tile;
+    output.col = i / y_tile % x_tile;
+    output.tile = i / (y_tile * x_tile);
+    output.x = x_tile * item.y + output.col;
+    output.y = y_tile * (item.x * together + output.tile) + output.row;
+    output.is_there = output.x < p.x_rows && output.y < p.y_rows;
+    return output;
+  }
+  __device__ int outputs() const { return together * x_tile * y_tile; }
+
+  /// Two rows of y at a time, all of them plain bf16 that int32 sums hold.
+  __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
+    const Epilogue& e = p.epilogue;
 #pragma unroll 1
-    for (int i = at.thread; i < outputs(); i += most_threads) {
-      for (; i >= last; last += each) ++owner;
-      const int col = i >> log_y_tile(), row = i & (y_tile - 1);
-      const double* from = at.sums + (row >> 4 << log_warps_k) * (x_tile * sums_pitch) +
-                           col * sums_pitch + (row & 15);
-      double sum = 0;
-      for (int k = 0; k < warps_k; ++k) sum += from[k * (x_tile * sums_pitch)];
-      const double* to = at.shares + at.rank * each + (i - (last - each));
-      CudaUnit::cluster_store(CudaUnit::cluster_address(to, owner),
-                              Kokkos::bit_cast<std::uint64_t>(sum));
+    for (int i = 2 * thread; i < outputs(); i += 2 * threads()) {
+      const Output at = output_of(item, i);
+      if (!at.is_there) continue;
+      const auto power = [](int unit) {  // 2^(unit - 128)
+        return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
+      };
+      const Tile& tile = scratch.tile(at.tile);
+      const float unit_x = power(scratch.x[at.col].unit[0]);
+      const int2 sum = *reinterpret_cast<const int2*>(&tile.sums[at.col][at.row]);
+      // The conversion is the one rounding: powers of two change no bit of a normal number.
+      const float low = __int2float_rn(sum.x) * unit_x * power(y_unit(tile, at.row));
+      const float high = __int2float_rn(sum.y) * unit_x * power(y_unit(tile, at.row + 1));
+      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(e.c) + item.z * e.batch +
+                                        at.x * e.row + at.y) = bf16_pair(low, high);
     }
   }
 
-  /// Finds what there is to know of whole rows, from their slices.
-  __device__ void merge_slices(const Place& at) const {
-    Scratch& scratch = *at.scratch;
-    const int y_tile = 1 << log_y_tile();
-    for (int i = at.thread; i < y_tile + x_tile; i += most_threads) {
-      const int row = i < y_tile ? i : most_y_tile + i - y_tile;
-      int lo = no_lo, hi = 0;
-      for (int r = 0; r < split; ++r) {
-        const std::uint32_t slice = scratch.slices[r][row];
-        lo = min(lo, static_cast<int>(slice & 0xFFFFu));
-        hi = max(hi, static_cast<int>(slice >> 16));
+  /// The block's int32 sums become zeros, added to those in absolute units.
+  __device__ void add_to_rest(int thread, const GridItem& item, Scratch& scratch,
+                              int image_number) const {
+    for (int i = thread; i < outputs(); i += threads()) {
+      const Output at = output_of(item, i);
+      Tile& tile = scratch.tile(at.tile);
+      const SliceRow& x = scratch.x[at.col];
+      double& rest = tile.rest[at.col][at.row];
+      if (image_number == 0) rest = 0;
+      if (image_number < x.images) {
+        rest += __int2double_rn(tile.sums[at.col][at.row]) * power_of_two(y_unit(tile, at.row)) *
+                power_of_two(x.unit[image_number]);
       }
-      scratch.spread[row] = static_cast<std::int16_t>(hi >= nan_hi  ? -1
-                                                      : lo == no_lo ? 0
-                                                                    : hi - lo);
+      tile.sums[at.col][at.row] = 0;
     }
   }
   __device__ Tier tier_of_output(int spread_x, int spread_y) const {
     if (spread_x < 0 || spread_y < 0) return Tier::automatic;
     if (p.minimum_tier <= Tier::aligned && spread_x <= Atom::max_shift &&
         spread_y <= Atom::max_shift) {
-      return Tier::aligned;  // K is at most 32 most_blocks
+      return Tier::aligned;  // K is at most 32 slice_most_blocks
     }
     return p.minimum_tier <= Tier::window && spread_x + spread_y + p.sum_bits <= 63 ? Tier::window
                                                                                     : Tier::wide;
   }
-
-  /// Rounds and stores this block's share of the cluster's outputs.
-  __device__ void store_outputs(const Place& at, int first) const {
-    const Scratch& scratch = *at.scratch;
+  /// Rounds and stores any outputs.
+  __device__ void store_any(int thread, const GridItem& item, const Scratch& scratch) const {
     std::uint64_t found[tier_count] = {};
-    const int each = share();
 #pragma unroll 1
-    for (int mine = at.thread; mine < each; mine += most_threads) {
-      const int output = at.rank * each + mine;
-      const int col = output >> log_y_tile(), row = output & ((1 << log_y_tile()) - 1);
-      if (output >= outputs() || at.x_row + col >= p.x_rows || first + row >= p.y_rows) continue;
-      double sum = 0;
-      for (int r = 0; r < split; ++r) sum += at.shares[r * each + mine];
-      const int spread_y = scratch.spread[row], spread_x = scratch.spread[most_y_tile + col];
-      const Tier tier = tier_of_output(spread_x, spread_y);
+    for (int i = thread; i < outputs(); i += threads()) {
+      const Output at = output_of(item, i);
+      if (!at.is_there) continue;
+      const Tile& tile = scratch.tile(at.tile);
+      const SliceRow& x = scratch.x[at.col];
+      const int lo = tile.lo[at.row], hi = tile.hi[at.row];
+      const int spread_y = hi >= nan_hi ? -1 : lo == no_lo ? 0 : hi - lo;
+      const Tier tier = tier_of_output(x.spread, spread_y);
       std::uint32_t product = f32_nan;
       if (tier != Tier::automatic) {
         // The conversion is the one rounding, and the definition's.
-        product = tier != Tier::wide && spread_x + spread_y + p.sum_bits <= window_bits
-                      ? Kokkos::bit_cast<std::uint32_t>(__double2float_rn(sum))
-                      : wide_product(at.batch, at.x_row + col, first + row);
+        product =
+            tier != Tier::wide && x.images != 0 && x.spread + spread_y + p.sum_bits <= window_bits
+                ? __float_as_uint(__double2float_rn(tile.rest[at.col][at.row]))
+                : wide_product(item.z, at.x, at.y);
       }
-      const int i = p.y_is_b ? at.x_row + col : first + row;
-      const int j = p.y_is_b ? first + row : at.x_row + col;
-      if (p.is_plain_bf16) {
-        const Epilogue& e = p.epilogue;
-        static_cast<std::uint16_t*>(e.c)[at.batch * e.batch + i * e.row + j * e.col] =
-            f32_to_bf16(product);
-      } else {
-        p.epilogue(at.batch, i, j, product);
-      }
+      p.epilogue(item.z, p.y_is_b ? at.x : at.y, p.y_is_b ? at.y : at.x, product);
       if (p.counts != nullptr) {
 #pragma unroll
         for (int t = 0; t < tier_count; ++t) found[t] += static_cast<int>(tier) == t ? 1 : 0;
@@ -624,144 +929,54 @@ struct SliceGemm {
 
   // ---------------------------------------------------------------------------- all of it
 
-  __device__ Place place_of(int thread, unsigned char* memory, const ClusterItem& item) const {
-    Place at;
-    at.batch = item.z;
-    at.x_row = x_tile * item.y;
-    at.rank = item.rank;
-    at.first_block = item.rank * slice_groups * group_blocks_k;
-    at.groups =
-        min(slice_groups, (p.blocks - at.first_block + group_blocks_k - 1) / group_blocks_k);
-    at.thread = thread;
-    at.lane = thread & 31;
-    at.part = Atom::operand_part(at.lane);
-    at.warp = thread >> 5;
-    at.warp_k = at.warp & ((1 << log_warps_k) - 1);
-    at.warp_y = at.warp >> log_warps_k;
-    at.scratch = reinterpret_cast<Scratch*>(memory);
-    at.stages = reinterpret_cast<Words*>(memory + sizeof(Scratch));
-    at.sums = reinterpret_cast<double*>(at.stages);
-    at.shares = reinterpret_cast<double*>(memory + sizeof(Scratch) + stage_bytes());
-    at.elements = reinterpret_cast<std::uint8_t*>(at.shares + outputs() + most_split);
-    return at;
-  }
-
-  /// A warp's product with the block's slice of x, in units of x's least scales.
-  __device__ void multiply(const Place& at, const QuadQuantizer& quantizer, int first, Rows& rows,
-                           double (&sums)[ColumnTiles][Atom::values]) const {
-    const int warps_k = 1 << log_warps_k;
-    OwnScales own = own_scales(at, first, at.warp_k);
-    int stage = 0;
-#pragma unroll 1
-    for (int group = at.warp_k; group < at.groups; group += warps_k) {
-      OwnScales next{};
-      if (group + warps_k < at.groups) {
-        copy_y(at, first, group + warps_k, stage ^ 1);
-        next = own_scales(at, first, group + warps_k);
-      }
-      CudaUnit::copies_begun();
-      CudaUnit::copies_arrived<1>();
-      add_group(at, quantizer, group, stage, own, rows, sums);
-      own = next;
-      stage ^= 1;
-    }
-  }
-
-  /// Begins the first group of a tile.
-  __device__ void begin(const Place& at, int first) const {
-    if (at.warp_k < at.groups) copy_y(at, first, at.warp_k, 0);
-    CudaUnit::copies_begun();
-  }
-
-  __device__ void run(int thread, unsigned char* memory, const ClusterItem& item) const {
-    const Place at = place_of(thread, memory, item);
-    Scratch& scratch = *at.scratch;
+  __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
+    const Place at = place_of(thread, item);
     const QuadQuantizer quantizer(p.rule);
-    const int y_tile = 1 << log_y_tile();
-    const auto first_of = [&](int turn) { return (item.x * turns + turn) << log_y_tile(); };
-    // Of the others, first that they have begun, later that they have rounded what they were
-    // handed.
-    if (split > 1) CudaUnit::cluster_arrive();
-    copy_x(at);
-    CudaUnit::copies_begun();
-    begin(at, first_of(0));
-    for (int i = thread; i < most_rows; i += most_threads) {
-      scratch.lo[i] = no_lo;
-      scratch.hi[i] = 0;
+    for (int t = 0; t < together; ++t) {
+      Tile& tile = scratch.tile(t);
+      for (int i = thread; i < x_tile * sums_pitch / 4; i += threads()) {
+        reinterpret_cast<int4*>(tile.sums)[i] = make_int4(0, 0, 0, 0);
+      }
+      if (thread < y_tile) {
+        tile.base[thread] = most_base;
+        tile.lo[thread] = no_lo;
+        tile.hi[thread] = 0;
+      }
     }
-    if (thread < 4) scratch.x_bands[thread] = 0;
+    if (thread == 0) {
+      scratch.images = 1;
+      for (int i = 0; is_staged && i < warps * stages; ++i) {
+        CudaUnit::barrier_init(&scratch.full[0][0] + i, 1);
+        CudaUnit::barrier_init(&scratch.empty[0][0] + i, together);
+      }
+      if (is_staged) CudaUnit::barriers_made();
+    }
     __syncthreads();
-    CudaUnit::copies_arrived<1>();
-    find_x_scales(at, quantizer);
-    __syncthreads();
-    bool is_banded = false;
-    for (int i = most_y_tile + thread; i < most_rows; i += most_threads) {
-      const int lo = scratch.lo[i], hi = scratch.hi[i];
-      if (hi < nan_hi && hi - lo > Atom::max_shift) is_banded = true;
-    }
-    make_x(at, quantizer, 0);
-    is_banded = CudaUnit::barrier_any(is_banded);
-    if (is_banded) {
-      find_x_bands(at);
-      __syncthreads();
-    }
+    Rows rows{0, 0xFFFFFFFFu, 0};
+    Pipeline pipeline;
+    bool is_special = !p.is_plain_bf16 || p.counts != nullptr || p.minimum_tier > Tier::aligned;
 #pragma unroll 1
-    for (int turn = 0;; ++turn) {
-      const int first = first_of(turn);
-      const bool is_last = turn + 1 == turns || first + y_tile >= p.y_rows;
-      if (turn != 0) begin(at, first);
-      Rows rows{{no_lo, no_lo}, {0, 0}};
-      double sums[ColumnTiles][Atom::values] = {};
-      if (is_banded) {
-        // From the highest on: sums count units of the band's least scales.
-        int unit = 63;
-#pragma unroll 1
-        for (int band = 63; band >= 0; --band) {
-          if ((scratch.x_bands[band >> 5] >> (band & 31) & 1u) == 0 && band != 0) continue;
-          const double factor = __hiloint2double((1023 + 4 * (unit - band)) << 20, 0);
-          unit = band;
-#pragma unroll
-          for (int j = 0; j < ColumnTiles; ++j) {
-#pragma unroll
-            for (int v = 0; v < Atom::values; ++v) sums[j][v] *= factor;
-          }
-          CudaUnit::copies_arrived<0>();
-          __syncthreads();
-          copy_x(at);
-          CudaUnit::copies_begun();
-          CudaUnit::copies_arrived<0>();
-          make_x(at, quantizer, band);
-          __syncthreads();
-          begin(at, first);
-          multiply(at, quantizer, first, rows, sums);
+    for (int image_number = 0;; ++image_number) {
+      std::int32_t sums[ColumnTiles][Atom::values] = {};
+      std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, pipeline, sums);
+      leave(at, scratch.tile(at.tile), rows, sums);
+      __syncthreads();  // states of x are there
+      if (image_number == 0) {
+        is_special = is_special || left != 0 || sees_special(at, scratch);
+        if (!CudaUnit::barrier_any(is_special)) {
+          store_plain(thread, item, scratch);
+          return;
         }
-      } else {
-        multiply(at, quantizer, first, rows, sums);
       }
-      CudaUnit::copies_arrived<0>();
+      add_to_rest(thread, item, scratch, image_number);
       __syncthreads();
-      leave_sums(at, rows, sums);
-      __syncthreads();
-      if (split > 1) CudaUnit::cluster_wait();
-      hand_out(at);
-      if (split > 1) {
-        CudaUnit::cluster_arrive();
-        CudaUnit::cluster_wait();
-      } else {
-        __syncthreads();
-      }
-      merge_slices(at);
-      __syncthreads();
-      store_outputs(at, first);
-      if (is_last) return;
-      if (split > 1) CudaUnit::cluster_arrive();
-      __syncthreads();
-      for (int i = thread; i < y_tile; i += most_threads) {
-        scratch.lo[i] = no_lo;
-        scratch.hi[i] = 0;
+      for (int group = at.warp; left != 0; group += warps, left >>= 1) {
+        if ((left & 1) != 0) add_rare(thread, &scratch, item, group, image_number);
       }
       __syncthreads();
+      if (image_number + 1 >= scratch.images) break;
     }
+    store_any(thread, item, scratch);
   }
 };
 

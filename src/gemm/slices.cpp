@@ -15,13 +15,14 @@ namespace {
 template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
   using Kernel = SliceGemm<ColumnTiles, Form>;
-  const int x_tiles = (p.x_rows + Kernel::x_tile - 1) / Kernel::x_tile;
-  const SliceConfig config = slice_config(std::int64_t{p.batch} * x_tiles, Kernel::x_tile, p.y_rows,
-                                          p.blocks, exec.cuda_device_prop().multiProcessorCount);
-  const Kernel kernel{p, config.split, config.slice_groups, config.log_warps_k, config.turns};
-  const int strip = (1 << kernel.log_y_tile()) * config.turns;
+  const std::int64_t y_tiles = (p.y_rows + Kernel::y_tile - 1) / Kernel::y_tile;
+  const SliceConfig config = slice_config(std::int64_t{p.batch} * p.elements.tiles * y_tiles,
+                                          Kernel::x_tile, p.elements.groups, Kernel::most_warps,
+                                          exec.cuda_device_prop().multiProcessorCount);
+  const Kernel kernel{p, config.warps, config.together};
   static const std::string label = "KokkosMX::gemm";
-  launch_clusters(label, exec, (p.y_rows + strip - 1) / strip, x_tiles, p.batch, kernel);
+  launch_grid(label, exec, (y_tiles + config.together - 1) / config.together, p.elements.tiles,
+              p.batch, true, kernel);
 }
 
 template <int ColumnTiles>
@@ -34,9 +35,21 @@ void launch_tile(const Kokkos::Cuda& exec, const SliceProblem& p) {
 }  // namespace
 
 void launch_slices(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  if (p.x_rows <= 8) return launch_tile<1>(exec, p);
-  if (p.x_rows <= 16) return launch_tile<2>(exec, p);
-  launch_tile<4>(exec, p);
+  const AlignRows align{p};
+  static const std::string label = "KokkosMX::gemm: images";
+  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, false, align);
+  switch (p.elements.log_tile) {
+    case 3:
+      return launch_tile<1>(exec, p);
+    case 4:
+      return launch_tile<2>(exec, p);
+    case 5:
+      return launch_tile<4>(exec, p);
+    case 6:
+      return launch_tile<8>(exec, p);
+    default:
+      return launch_tile<16>(exec, p);
+  }
 }
 
 }  // namespace KokkosMX::Impl

@@ -25,17 +25,58 @@ struct SliceSide {
   bool is_aligned;  ///< 16 bytes can be loaded at once
 };
 
+/// Blocks of K that the kernels take: the fewest warps that share K, three, have 64 groups each.
+inline constexpr int slice_most_blocks = 768;
+
+/// What is known of a row of x whose elements are made. An image holds the blocks of four scales.
+struct alignas(16) SliceRow {
+  static constexpr int most_images = 4;
+  /// The least scale, over blocks that are not zeros, and how far the largest is above it; negative
+  /// where one is 255.
+  std::int16_t lo, spread;
+  std::int16_t images;             ///< 0: more than most_images would be needed
+  std::int16_t unit[most_images];  ///< the scales that the images' elements are aligned to
+};
+
+/// The elements of x: tiles of rows, each with its images.
+struct SliceElements {
+  std::uint8_t* data;
+  SliceRow* states;             ///< [batch][row], rows that only fill the last tile included
+  int log_tile, tiles, groups;  ///< groups of 128 of K
+  bool by_blocks;  ///< a lane has one of a group's blocks, rather than a quarter of each
+
+  KOKKOS_INLINE_FUNCTION int tile() const { return 1 << log_tile; }
+  KOKKOS_INLINE_FUNCTION int rows() const { return tiles << log_tile; }
+  KOKKOS_INLINE_FUNCTION std::int64_t image_bytes() const {
+    return std::int64_t{groups} * 128 << log_tile;
+  }
+  KOKKOS_INLINE_FUNCTION std::uint8_t* image(int batch, int at_tile, int number) const {
+    return data + ((std::int64_t{batch} * tiles + at_tile) * SliceRow::most_images + number) *
+                      image_bytes();
+  }
+  /// Where a lane of a quad finds its eight elements of a row in a step of 32 of K: those of the
+  /// same row of two tiles of 8 lie together.
+  KOKKOS_INLINE_FUNCTION int offset(int step, int row, int part) const {
+    const int lane = 4 * (row & 7) + part;
+    const int begin = step << (log_tile + 5);
+    return log_tile == 3 ? begin + 8 * lane
+                         : begin + (row >> 4) * 512 + 16 * lane + (row >> 3 & 1) * 8;
+  }
+};
+
 /// A product whose arguments were checked: x has fewer rows than y, or as many.
 struct SliceProblem {
   SliceSide x, y;
+  SliceElements elements;
   bool y_is_b;
   Epilogue epilogue;
   QuantizeRule rule;
-  int batch, blocks, x_rows, y_rows;
+  int batch, x_batch, blocks, x_rows, y_rows;
   int sum_bits;
   Tier minimum_tier;
   std::uint64_t* counts;  ///< null where nobody counts
-  bool is_plain_bf16;     ///< C is the product, converted
+  /// C is the product in bf16, and pairs of rows of y lie in words of it.
+  bool is_plain_bf16;
 };
 
 #ifdef KOKKOS_ENABLE_CUDA

@@ -32,6 +32,7 @@ class Bf16Pairs {
     const bool to_even = rule.rounding() == Rounding::nearest_even;
     added_ = to_even ? to_even_added : ties_up_added;
     last_bit_ = to_even ? 0x00010001u : 0u;
+    no_ties_ = to_even ? 0u : 0x00010001u;
     switch (rule.scale_mode()) {
       case ScaleMode::floor:
         scale_added_ = 0;
@@ -59,15 +60,69 @@ class Bf16Pairs {
 
   /// The largest magnitude of eight numbers.
   __device__ static std::uint32_t largest(const Words& x) {
-    std::uint32_t most = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) most = __vmaxu2(most, x.w[i] & 0x7FFF7FFFu);
+    const std::uint32_t most = largest_halves(x);
     return __vmaxu2(most, most >> 16) & 0xFFFFu;
   }
   /// The scale of a block whose largest magnitude is this, where takes() says so: scale_of, as the
   /// sums of its 32 bits do not carry out of the last 16.
   __device__ int scale(std::uint32_t largest_magnitude) const {
     return static_cast<int>((largest_magnitude + scale_added_) >> 7) - 2;
+  }
+
+  /// Whether blocks may hold numbers that are rounded to more than 6.
+  __device__ bool saturates() const { return rule_.scale_mode() == ScaleMode::floor; }
+  /// What a row has in common, for elements in units of one scale: see shifted_elements.
+  struct Unit {
+    std::uint32_t factor, times, plus, flip, keep;
+  };
+  /// twice: elements count two units.
+  __device__ static Unit unit(int scale, int twice) {
+    const auto two = static_cast<std::uint32_t>(twice);
+    return {static_cast<std::uint32_t>(256 - scale - twice) * 0x00800080u, 1 + two,
+            (1 + two) * (0u - 0x40404040u), (two - 1) & 0x80808080u, 0u - 1 - two * 0x01010101u};
+  }
+  /// Eight elements as int8 in halves of the unit, in two words, exactly: of a block of three
+  /// scales from the unit's, or the one above it, on. one: 2^(scale - 127) in bf16, twice.
+  ///
+  /// A number is rounded to half of its power of two, or of the block's, by adding 96 times that
+  /// and taking it away: bf16 has eight bits. An odd last bit leaves no ties. Then 384 and twice
+  /// the element have it in their last seven bits.
+  template <bool Saturates>
+  __device__ void shifted_elements(const Words& x, std::uint32_t one, const Unit& unit,
+                                   std::uint32_t (&to)[2]) const {
+    std::uint32_t number[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      std::uint32_t from = x.w[i];
+      if constexpr (Saturates) {
+        asm("min.xorsign.abs.bf16x2 %0, %0, %1;" : "+r"(from) : "r"(one + 0x01400140u));  // 6
+      }
+      from |= no_ties_;
+      const std::uint32_t power = __vmaxu2(from & 0x7F807F80u, one);
+      std::uint32_t rounded;
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+          : "=r"(rounded)
+          : "r"(power), "r"(0x42C042C0u), "r"(from));
+      asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(rounded) : "r"(power), "r"(0xC2C0C2C0u));
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+          : "=r"(number[i])
+          : "r"(rounded), "r"(unit.factor), "r"(0x43C043C0u));
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::uint32_t four = __byte_perm(number[2 * h], number[2 * h + 1], 0x6420);
+      to[h] = ((four * unit.times + unit.plus) ^ unit.flip) & unit.keep;
+    }
+  }
+
+  /// The largest magnitudes of eight numbers and of eight others.
+  __device__ static std::uint32_t largest_two(const Words& x, const Words& y) {
+    const std::uint32_t of_x = largest_halves(x), of_y = largest_halves(y);
+    return __vmaxu2(__byte_perm(of_x, of_y, 0x5410), __byte_perm(of_x, of_y, 0x7632));
+  }
+  /// The same of two magnitudes, in halves, plus 2.
+  __device__ std::uint32_t biased_scales(std::uint32_t largest_magnitudes) const {
+    return (largest_magnitudes + scale_added_ * 0x10001u) >> 7 & 0x01FF01FFu;
   }
 
   /// Eight codes, the first in the low nibble. The rounding is known where this is compiled.
@@ -109,6 +164,13 @@ class Bf16Pairs {
  private:
   static constexpr std::uint32_t to_even_added = 0x00FF00FFu, ties_up_added = 0x01000100u;
 
+  __device__ static std::uint32_t largest_halves(const Words& x) {
+    std::uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) most = __vmaxu2(most, x.w[i] & 0x7FFF7FFFu);
+    return most;
+  }
+
   /// The magnitudes of two codes, times 2^-14 in f16: in bits 9 to 11 of each half.
   __device__ static std::uint32_t magnitudes(std::uint32_t x, int scale, std::uint32_t added,
                                              std::uint32_t last_bit) {
@@ -130,7 +192,7 @@ class Bf16Pairs {
   }
 
   QuantizeRule rule_;
-  std::uint32_t added_, last_bit_, scale_added_ = 0;
+  std::uint32_t added_, last_bit_, no_ties_, scale_added_ = 0;
 };
 
 #endif

@@ -28,6 +28,7 @@ class QuadQuantizer {
   static constexpr int empty = -1, not_a_number = -2;
 
   __device__ explicit QuadQuantizer(QuantizeRule rule) : pairs_(rule) {}
+  __device__ const Bf16Pairs& pairs() const { return pairs_; }
 
   /// The scales (or empty, not_a_number) of two blocks, of which each lane of the quad has a part.
   __device__ void scales(const Words& x, const Words& y, int& scale_x, int& scale_y) const {
