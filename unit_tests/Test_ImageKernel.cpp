@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -37,30 +38,44 @@ struct ModelAtom : Impl::Int8Images {
   struct OutlierSums {
     std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
   };
+  struct Digits {
+    int parts;
+    bool high_a, high_b;
+  };
   struct Pipeline {
-    alignas(16) std::uint8_t small[3][16384];
-    alignas(16) std::uint8_t large[3][32768];
+    std::int32_t kept[values][multiplying];
   };
   static void publish() {}
+  static std::uint32_t uniform(std::uint32_t x) { return x; }
   static void synchronize() { ThreadGroup<threads>::current()->barrier(); }
   struct Images {
     const std::uint8_t* a;
     const std::uint8_t* b;
+    int a_pieces, b_pieces;
+    std::int64_t a_piece, b_piece;
   };
   static int row_of(int thread, int v) {
     return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
   }
   static int col_of(int thread, int v) { return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1); }
 
+  // Element i of a row of a step.
+  static std::int32_t element(const std::uint8_t* image, int row, int i) {
+    return static_cast<std::int8_t>(image[offset(row, i / 16) + i % 16]);
+  }
   // The sum over the first `columns` of a step.
   static std::int32_t dot(const std::uint8_t* a, int row, const std::uint8_t* b, int col,
                           int columns) {
     std::int32_t sum = 0;
-    for (int i = 0; i < columns; ++i) {
-      sum += static_cast<std::int8_t>(a[offset(row, i / 16) + i % 16]) *
-             static_cast<std::int8_t>(b[offset(col, i / 16) + i % 16]);
-    }
+    for (int i = 0; i < columns; ++i) sum += element(a, row, i) * element(b, col, i);
     return sum;
+  }
+  // A row of the image that is put together of pieces, and where it is there.
+  static const std::uint8_t* piece(const std::uint8_t* image, int& row, int rows, int pieces,
+                                   std::int64_t from_piece_to_piece) {
+    const int each = rows / pieces, i = row / each;
+    row %= each;
+    return image + (i < 3 ? i * from_piece_to_piece : 0);
   }
 
   class Gathered {
@@ -74,13 +89,14 @@ struct ModelAtom : Impl::Int8Images {
       ++calls_.waited;
       return *this;
     }
-    void multiply(int i, int parts, OutlierSums& sums) const {
+    void multiply(int i, const Digits& digits, OutlierSums& sums) const {
       const auto a = [&](int step) { return images_.a + step * tile_m * step_bytes; };
       const auto b = [&](int step) { return images_.b + step * tile_n * step_bytes; };
       for (int v = 0; v < 8; ++v) {
         const int row = row_of(thread_, v), col = col_of(thread_, 8 * i + v);
         const auto product = [&](int step_a, int step_b, int most = step_bytes) {
-          return dot(a(step_a), row, b(step_b), col, std::min(most, 32 * parts));
+          const bool there = (step_a != 0 || digits.high_a) && (step_b != 1 || digits.high_b);
+          return there ? dot(a(step_a), row, b(step_b), col, std::min(most, 32 * digits.parts)) : 0;
         };
         sums.outliers_main[v] = 256 * product(0, 0) + product(1, 0);
         sums.main_outliers[v] = 256 * product(2, 1) + product(2, 2);
@@ -89,15 +105,11 @@ struct ModelAtom : Impl::Int8Images {
         sums.outliers_low[v] = product(1, 2, common_columns);
       }
     }
-    template <class Room>
-    Room room() const {
-      Room room;
-      for (int i = 0; i < 3; ++i) {
-        room.small[i] = pipeline_.small[i];
-        room.large[i] = pipeline_.large[i];
-      }
-      return room;
+    void keep(const std::int32_t (&d)[values]) const {
+      for (int v = 0; v < values; ++v) pipeline_.kept[v][thread_] = d[v];
+      synchronize();
     }
+    std::int32_t* kept(int i) const { return pipeline_.kept[8 * i]; }
     void release() const {
       synchronize();
       ++calls_.released;
@@ -122,14 +134,18 @@ struct ModelAtom : Impl::Int8Images {
       std::int32_t d[values] = {};
       for (std::int64_t s = 0; s < steps; ++s) {
         for (int v = 0; v < values; ++v) {
-          d[v] += dot(from.a + s * tile_m * step_bytes, row_of(group.rank(), v),
-                      from.b + s * tile_n * step_bytes, col_of(group.rank(), v), step_bytes);
+          int row = row_of(group.rank(), v), col = col_of(group.rank(), v);
+          const std::uint8_t* a = piece(from.a, row, tile_m, from.a_pieces, from.a_piece);
+          const std::uint8_t* b = piece(from.b, col, tile_n, from.b_pieces, from.b_piece);
+          d[v] +=
+              dot(a + s * tile_m * step_bytes, row, b + s * tile_n * step_bytes, col, step_bytes);
         }
       }
       group.barrier();
       typename Gathered::Calls calls;
       const Gathered gathered(
-          pipeline, {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes},
+          pipeline,
+          {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes, 1, 1, 0, 0},
           group.rank(), calls);
       store(tile, d, gathered);
       const int expected = steps_after(tile) != Impl::StepsAfter::none ? 1 : 0;
@@ -144,7 +160,7 @@ struct Operand {
   std::vector<std::uint8_t> codes, scales, images, has_outliers;
   std::vector<RowSummary> summaries;
   std::vector<RowSplit> splits;
-  std::vector<std::uint32_t> columns, rows_listed;
+  std::vector<std::uint32_t> columns, cuts;
   Impl::ImageOperand operand{};
 
   Operand(const HostMatrix& x, int tile_rows)
@@ -162,23 +178,24 @@ struct Operand {
     operand.steps = (blocks + 3) / 4;
     operand.gathered_steps = ModelAtom::gathered_steps;
     const std::int64_t rows = operand.tiles * tile_rows;
-    images = random_bytes(rows * (operand.steps + ModelAtom::gathered_steps) * 128, 1);
+    operand.part_bytes = rows * (operand.steps + ModelAtom::gathered_steps) * 128;
+    images = random_bytes((1 + RowSplit::most_parts) * operand.part_bytes, 1);
     has_outliers = random_bytes(rows / 8, 2);
-    splits.assign(rows, RowSplit{77, 78});
+    splits.assign(rows, RowSplit{77, 78, 1});
     columns.assign(rows / 8 * blocks, 0xDEADBEEFu);
     operand.images = images.data();
     operand.splits = splits.data();
     operand.has_outliers = has_outliers.data();
-    rows_listed.assign(rows / 32 * blocks, 0xDEADBEEFu);
+    cuts.assign(operand.tiles * Impl::ImageOperand::most_pieces, 0xDEADBEEFu);
     operand.columns = columns.data();
-    operand.rows_listed = rows_listed.data();
+    operand.cuts = cuts.data();
   }
 };
 
 struct Result {
   Bits bits;
   TierCounts counts{};
-  Gathering gathering = Gathering::listed;
+  Gathering gathering = Gathering::imaged;
 };
 
 template <class T>
@@ -188,7 +205,7 @@ Result run_kernel(const HostMatrix& a, const HostMatrix& b, Tier minimum) {
   std::vector<typename OutputType<T>::bits> c(a.rows * b.rows, 1);
   std::vector<std::uint32_t> columns[2];
   for (auto& each : columns) each.assign(a.k / 32, 0xDEADBEEFu);
-  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::listed};
+  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::imaged, {11, 12}};
   using Make = Impl::MakeImages<ModelAtom, Impl::PortableQuantizeAtom>;
   constexpr auto source = Impl::ImageSource::matrix_without_summaries;
   const Make make{{{x.operand, source, {}, {}}, {y.operand, source, {}, {}}},
@@ -317,7 +334,7 @@ TEST(ImageKernel, CommonColumns) {
 
 // Outliers that are nowhere gathered, beside others: blocks anywhere, rows that cannot be split.
 TEST(ImageKernel, OutliersAnywhere) {
-  int listed = 0, n = 0;
+  int imaged = 0, n = 0;
   for (const int up : ups) {
     const HostMatrix a = make_outliers({.up = up, .block_every = 32}, 65, 512, ++n);
     const HostMatrix b =
@@ -326,15 +343,15 @@ TEST(ImageKernel, OutliersAnywhere) {
         {.up = up, .column_every = 100, .row_every = 3, .block_every = 50, .near_every = 9}, 66,
         512, ++n);
     const std::string name = "anywhere " + std::to_string(up);
-    listed += check(a, b, name) == Gathering::listed ? 1 : 0;
+    imaged += check(a, b, name) == Gathering::imaged ? 1 : 0;
     check(b, c, name);
     check<KokkosMX::BFloat16>(a, c, name);
   }
-  EXPECT_GT(listed, 0);
-  // More blocks than a tile has room for.
+  EXPECT_GT(imaged, 0);
+  // Half the blocks.
   const HostMatrix many = lone_outliers(66, 1024, 9, 5);
-  EXPECT_EQ(check(many, lone_outliers(3, 1024, 30, 6), "no room"), Gathering::listed);
-  EXPECT_EQ(check(random_matrix(3, 1024, 7, 100, 101), many, "no room"), Gathering::listed);
+  EXPECT_EQ(check(many, lone_outliers(3, 1024, 30, 6), "many"), Gathering::imaged);
+  EXPECT_EQ(check(random_matrix(3, 1024, 7, 100, 101), many, "many"), Gathering::imaged);
   for (int d = 0; d < data_count; ++d) {
     check(make_data(static_cast<Data>(d), 35, 96, 7), make_data(static_cast<Data>(d), 33, 96, 8),
           "data " + std::to_string(d));
@@ -345,7 +362,7 @@ TEST(ImageKernel, OutliersAnywhere) {
 TEST(RowSplit, Parts) {
   for (int base = 0; base < 255; base += 12) {
     for (int out = 0; out < 250; ++out) {
-      const RowSplit split{static_cast<std::int16_t>(base), static_cast<std::int16_t>(out)};
+      const RowSplit split{static_cast<std::int16_t>(base), static_cast<std::int16_t>(out), 3};
       for (int scale = 0; scale < 255; ++scale) {
         const Impl::Magnitudes main = Impl::main_magnitudes(scale - base);
         const int least = Impl::least_outlier(scale - base);
@@ -367,6 +384,14 @@ TEST(RowSplit, Parts) {
             ASSERT_EQ(256 * high + low, value);
             ASSERT_TRUE(high >= -96 && high <= 96 && low >= -128 && low <= 127);
             ASSERT_EQ(part, 0);
+            // In the images of outliers, and in no other's.
+            const int in_part = RowSplit::in_part(scale - out);
+            const Impl::Magnitudes outliers = Impl::outlier_magnitudes(scale - base);
+            const std::uint32_t large = (code & 4) != 0 ? outliers.high : outliers.low;
+            const auto element = static_cast<int>((large << in_part) >> (8 * (code & 3)) & 255u);
+            ASSERT_LE(element, 96);
+            ASSERT_EQ(element << ((scale - out) / RowSplit::part_bits * RowSplit::part_bits),
+                      value < 0 ? -value : value);
           }
         }
       }
@@ -387,7 +412,7 @@ TEST(RowSplit, Parts) {
 // Bounds that round to the same number have the sum between them.
 TEST(RowSplit, Bounds) {
   Stream stream(7);
-  const auto any = [&] {
+  const auto any = [&]() -> double {
     const int bits = static_cast<int>(stream.below(31));
     const auto x = static_cast<std::int32_t>(stream.below(1u << bits));
     return stream.below(2) == 0 ? x : -x;
@@ -402,12 +427,15 @@ TEST(RowSplit, Bounds) {
       side.base = side.lo + static_cast<int>(stream.below(2)) * side.spread;
       side.out = side.lo + static_cast<int>(stream.below(side.spread + 1));
     }
-    Impl::SplitSums sums{any(), any(), any(), any() >> 8, any(), i % 2 == 0 ? 8 : 16};
-    if (i % 5 == 0) sums.outliers_main = sums.outliers_high = sums.outliers_low = 0;
+    Impl::SplitSums sums{any(), any(), any(), 4 * any()};
+    if (i % 5 == 0) sums.outliers_main = sums.outliers = 0;
     if (i % 7 == 0) sums.main = -sums.main_outliers;
     if (i % 11 == 0) sums.main = 1 << 25 | 1 << 1 | 1;
+    const bool is_exact = state[0].spread + state[1].spread <= 0;
     std::uint32_t product;
-    if (!Impl::round_split_sum_by_bounds(sums, state[0], state[1], product)) continue;
+    const Impl::SplitUnits row = Impl::units_of(state[0].base, state[0].out);
+    const Impl::SplitUnits col = Impl::units_of(state[1].base, state[1].out);
+    if (!Impl::round_split_sum_in_double(sums, row, col, is_exact, product)) continue;
     ++known;
     ASSERT_EQ(product, Impl::round_split_sum(sums, state[0], state[1])) << i;
   }
@@ -418,23 +446,27 @@ TEST(RowSplit, Bounds) {
 // The band with the most blocks, and outliers within reach or not.
 TEST(RowSplit, Choice) {
   const auto choose = [](const std::vector<std::pair<int, int>>& blocks) {
-    std::int32_t of[256] = {};
+    Impl::SplitChoice choice{};
     int lo = 255, hi = 0;
     for (const auto& [scale, count] : blocks) {
-      of[scale] = count;
       lo = std::min(lo, scale);
       hi = std::max(hi, scale);
     }
-    const RowSplit split = Impl::choose_split(of, lo, hi);
-    return std::pair<int, int>(split.base, split.out);
+    for (const auto& [scale, count] : blocks) choice.elements_of[scale - lo] = count;
+    constexpr int threads = 32;
+    for (int rank = 0; rank < threads; ++rank) choice.rate(rank, threads, hi - lo);
+    for (int rank = 0; rank < threads; ++rank) choice.reach(rank, threads, hi - lo);
+    const RowSplit split = choice.split(lo);
+    const int range = split.out == RowSplit::is_rest ? 0 : split.parts;
+    return std::array<int, 3>{split.base, split.out, range};
   };
-  using Pair = std::pair<int, int>;
-  EXPECT_EQ(choose({{100, 5}, {101, 2}, {109, 1}}), Pair(100, 109));
-  EXPECT_EQ(choose({{100, 1}, {107, 5}, {110, 5}}), Pair(107, 100));
-  EXPECT_EQ(choose({{100, 1}, {107, 5}, {114, 1}}), Pair(104, Impl::RowSplit::is_rest));
-  EXPECT_EQ(choose({{0, 1}, {2, 5}, {6, 1}, {11, 1}}), Pair(0, 6));
-  EXPECT_EQ(choose({{200, 3}, {243, 1}, {254, 1}}), Pair(200, 243));
-  EXPECT_EQ(choose({{200, 3}, {242, 1}, {254, 1}}), Pair(200, Impl::RowSplit::is_rest));
+  using Choice = std::array<int, 3>;
+  EXPECT_EQ(choose({{100, 5}, {101, 2}, {109, 1}}), (Choice{100, 109, 1}));
+  EXPECT_EQ(choose({{100, 1}, {107, 5}, {110, 5}}), (Choice{107, 100, 1}));
+  EXPECT_EQ(choose({{100, 1}, {107, 5}, {114, 1}}), (Choice{104, RowSplit::is_rest, 0}));
+  EXPECT_EQ(choose({{0, 1}, {2, 5}, {6, 1}, {11, 1}}), (Choice{0, 6, 2}));
+  EXPECT_EQ(choose({{200, 3}, {243, 1}, {254, 1}}), (Choice{200, 243, 3}));
+  EXPECT_EQ(choose({{200, 3}, {242, 1}, {254, 1}}), (Choice{200, RowSplit::is_rest, 0}));
 }
 
 }  // namespace

@@ -310,13 +310,15 @@ class ImageProduct {
     operand.steps = (matrix.blocks + Atom::step_blocks - 1) / Atom::step_blocks;
     operand.gathered_steps = Atom::gathered_steps;
     const std::int64_t tiles = matrix.batch * operand.tiles;
-    operand.images = pieces.take<std::uint8_t>(tiles * (operand.steps + Atom::gathered_steps) *
-                                               tile_rows * Atom::step_bytes);
+    operand.part_bytes =
+        tiles * (operand.steps + Atom::gathered_steps) * tile_rows * Atom::step_bytes;
+    operand.images =
+        pieces.take<std::uint8_t>(operand.part_bytes * (1 + (gathers ? RowSplit::most_parts : 0)));
     if constexpr (gathers) {
       operand.splits = pieces.take<RowSplit>(tiles * tile_rows);
       operand.has_outliers = pieces.take<std::uint8_t>(tiles * tile_rows / 8);
       operand.columns = pieces.take<std::uint32_t>(tiles * tile_rows / 8 * matrix.blocks);
-      operand.rows_listed = pieces.take<std::uint32_t>(tiles * matrix.blocks * tile_rows / 32);
+      operand.cuts = pieces.take<std::uint32_t>(operand.tiles * ImageOperand::most_pieces);
     }
     return operand;
   }

@@ -10,7 +10,8 @@
 /// Rows whose scales spread too far for that are split (row_split.hpp), where the atom has room for
 /// it: their images hold the main part. Outliers that lie in few columns of K, whatever the rows,
 /// are gathered: three more steps of images hold these columns alone, and tiles with outliers
-/// multiply these too. Outliers anywhere are listed block by block (outlier_lists.hpp). All other
+/// multiply these too. Outliers anywhere have images of their own: tiles with outliers are cut into
+/// pieces, whose rows' main parts and outliers are multiplied like so many more rows. All other
 /// rows are zeros in the images: their outputs are summed one by one.
 
 #include <KokkosMX/Types.hpp>
@@ -23,7 +24,6 @@
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
 #include "image_operand.hpp"
-#include "outlier_lists.hpp"
 #include "row_split.hpp"
 
 #include <Kokkos_Core.hpp>
@@ -36,11 +36,13 @@ namespace KokkosMX::Impl {
 enum class ImageSource { matrix, matrix_without_summaries, dense };
 
 /// What became of the columns of K in which some row of either operand has outliers: there are
-/// none, they are gathered, or they are too many, and blocks are listed.
-enum class Gathering : std::uint32_t { none, done, listed };
+/// none, they are gathered, or they are too many, and outliers have images of their own.
+enum class Gathering : std::uint32_t { none, done, imaged };
 struct Outliers {
   Gathering how;
-  int parts;  ///< of 32 gathered columns each: those after them are none
+  int parts;               ///< of 32 gathered columns each: those after them are none
+  bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
+  std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
 };
 
 /// Of the groups that gather outliers together: they take one piece of work after the other, first
@@ -48,6 +50,7 @@ struct Outliers {
 struct GatherState {
   std::uint32_t taken[2], done[2];
   Gathering gathering;
+  std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
 };
 
 /// Makes the images of both operands. A group makes those of 8 rows: it quantizes them where they
@@ -77,16 +80,14 @@ struct MakeImages {
   static constexpr int row_threads = threads / rows;
   static constexpr bool splits = Atom::gathered_steps > 0;
   struct Splitting {
-    std::int32_t elements_of[rows][256];  ///< see choose_split
-    std::int32_t outliers[rows];          ///< that the row has
-    RowSplit split[rows];
+    SplitChoice row[rows];
   };
   struct Scratch {
     union {
       RowSummary summary[rows][row_threads];
       Splitting splitting;
     };
-    int any_is_wide, any_has_outliers;
+    int any_is_wide, outliers;
   };
 
   std::int64_t items() const { return parts[0].items() + parts[1].items(); }
@@ -161,16 +162,6 @@ struct MakeImages {
     }
   }
 
-  /// More of them are not for gathering, nor worth a list; and sums with them fit 32 bits.
-  KOKKOS_INLINE_FUNCTION static std::int32_t most_outliers(std::int64_t blocks) {
-    constexpr std::int32_t most = 896;
-    static_assert(most * std::uint64_t{96u} * (12u << RowSplit::most_shift) < 1u << 31);
-    const std::int64_t eighth = blocks * (block_size / 8);
-    return eighth < Atom::step_bytes ? Atom::step_bytes
-           : eighth < most           ? static_cast<std::int32_t>(eighth)
-                                     : most;
-  }
-
   template <class Format>
   KOKKOS_INLINE_FUNCTION void quantize(const Part& part, const Place& place,
                                        RowSummary& summary) const {
@@ -209,21 +200,21 @@ struct MakeImages {
                                         const Place& place, const RowSummary& summary) const {
     const int spread = summary.hi - summary.lo;
     const bool is_narrow = summary.has_nan == 0 && spread <= Atom::max_shift;
-    RowSplit result{summary.lo, is_narrow ? std::int16_t{summary.lo} : RowSplit::is_rest};
+    RowSplit result{summary.lo, is_narrow ? std::int16_t{summary.lo} : RowSplit::is_rest, 0};
     if constexpr (splits) {
       const std::int64_t octet =
           (part.operand.matrix.batch == 1 ? 0 : place.batch) * part.octets() + place.octet;
       const bool is_wide =
           place.is_row && !is_narrow && summary.has_nan == 0 && spread <= RowSplit::most_spread;
-      bool has_outliers = false;
+      int outliers = 0;
       if (any_row(group, scratch, is_wide)) {
         result = split_wide(group, scratch, part, place, octet, is_wide, summary.lo, summary.hi,
                             result.out);
-        has_outliers = scratch.any_has_outliers != 0;
+        outliers = scratch.outliers >> 8 != 0 ? 3 : scratch.outliers != 0 ? 1 : 0;
       }
       if (place.leads_row()) part.operand.splits[octet * rows + place.row_in_octet] = result;
       if (group.rank() == 0) {
-        part.operand.has_outliers[octet] = static_cast<std::uint8_t>(has_outliers);
+        part.operand.has_outliers[octet] = static_cast<std::uint8_t>(outliers);
       }
     }
     return result;
@@ -235,60 +226,47 @@ struct MakeImages {
       bool is_wide, int lo, int hi, std::int16_t out) {
     const ImageOperand& operand = part.operand;
     const MatrixMap& q = operand.matrix;
-    Splitting& splitting = scratch.splitting;
-    const int row = place.row_in_octet;
+    group.barrier();  // summaries are read
+    for_each(group, rows * SplitChoice::words, [&](std::int64_t i) {
+      scratch.splitting.row[i / SplitChoice::words].clear(static_cast<int>(i % SplitChoice::words));
+    });
+    if (group.rank() == 0) scratch.outliers = 0;
+    std::uint32_t* columns = operand.columns + octet * q.blocks;
+    for_each(group, q.blocks, [&](std::int64_t block) { columns[block] = 0; });
     group.barrier();
-    if (group.rank() == 0) scratch.any_has_outliers = 0;
-    for_each(group, rows * 256,
-             [&](std::int64_t i) { splitting.elements_of[i / 256][i % 256] = 0; });
-    for_each(group, rows, [&](std::int64_t i) { splitting.outliers[i] = 0; });
-    group.barrier();
-    const auto block_at = [&](std::int64_t block) {
-      return load_block(q.codes, q.codes.at(place.batch, place.row, block));
-    };
-    const auto scale_at = [&](std::int64_t block) {
-      return int{*q.scales.at(place.batch, place.row, block)};
-    };
-    if (is_wide) {
-      over_blocks(part, place, [&](std::int64_t block) {
-        const std::uint32_t found = codes_from(block_at(block), 1);
-        if (found != 0) {
-          add_shared(&splitting.elements_of[row][scale_at(block)], bits_in(found));
-        }
-      });
-    }
-    group.barrier();
-    if (place.leads_row()) {
-      splitting.split[row] = is_wide ? choose_split(splitting.elements_of[row], lo, hi)
-                                     : RowSplit{static_cast<std::int16_t>(lo), out};
-    }
-    group.barrier();
-    RowSplit result = splitting.split[row];
-    const auto outliers_at = [&](std::int64_t block) {
-      return codes_from(block_at(block), least_outlier(scale_at(block) - result.base));
-    };
-    if (is_wide && result.has_outliers()) {
-      over_blocks(part, place, [&](std::int64_t block) {
-        const std::uint32_t found = outliers_at(block);
-        if (found != 0) add_shared(&splitting.outliers[row], bits_in(found));
-      });
-    }
-    group.barrier();
-    if (splitting.outliers[row] > most_outliers(q.blocks)) result.out = RowSplit::is_rest;
-    const bool has_outliers = is_wide && result.has_outliers();
-    if (has_outliers) scratch.any_has_outliers = 1;
-    group.barrier();
-    if (scratch.any_has_outliers != 0) {
-      std::uint32_t* columns = operand.columns + octet * q.blocks;
-      for_each(group, q.blocks, [&](std::int64_t block) { columns[block] = 0; });
-      group.barrier();
-      if (has_outliers) {
-        over_blocks(part, place, [&](std::int64_t block) {
-          const std::uint32_t found = outliers_at(block);
-          if (found != 0) Kokkos::atomic_or(&columns[block], found);
-        });
+    SplitChoice& choice = scratch.splitting.row[place.row_in_octet];
+    const int rank = place.first_step * Atom::step_blocks + place.block_in_step;
+    // f(block, codes, scale), of blocks that differ in the layouts' highest digits alone.
+    const auto each_block = [&](const auto& f) {
+      const std::uint8_t* codes = q.codes.at(place.batch, place.row, rank);
+      const std::uint8_t* scales = q.scales.at(place.batch, place.row, rank);
+      static_assert(row_threads % 8 == 0);
+      KOKKOSMX_NO_UNROLL
+      for (std::int64_t block = rank; is_wide && block < q.blocks; block += row_threads) {
+        f(block, load_block(q.codes, codes), int{*scales});
+        codes += row_threads / 4 * q.codes.block_4;
+        scales += row_threads / 8 * q.scales.col_8;
       }
+    };
+    each_block([&](std::int64_t, const BlockCodes& codes, int scale) {
+      const int found = bits_in(codes_from(codes, 1));
+      if (found != 0) add_shared(&choice.elements_of[scale - lo], found);
+    });
+    group.barrier();
+    if (is_wide) choice.rate(rank, row_threads, hi - lo);
+    group.barrier();
+    if (is_wide) choice.reach(rank, row_threads, hi - lo);
+    group.barrier();
+    const RowSplit result =
+        is_wide ? choice.split(lo) : RowSplit{static_cast<std::int16_t>(lo), out, 0};
+    if (is_wide && result.has_outliers()) {
+      if (rank == 0) add_shared(&scratch.outliers, result.parts > 1 ? 1 << 8 : 1);
+      each_block([&](std::int64_t block, const BlockCodes& codes, int scale) {
+        const std::uint32_t found = codes_from(codes, least_outlier(scale - result.base));
+        if (found != 0) Kokkos::atomic_or(&columns[block], found);
+      });
     }
+    group.barrier();
     return result;
   }
 
@@ -330,7 +308,7 @@ struct MakeImages {
 /// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
 /// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
 /// both operands have are the first common_columns of either's, in the same order. Where there are
-/// more, says of each block of K which rows have outliers in it.
+/// more, makes images of all outliers, and cuts tiles.
 template <class Atom>
 struct GatherOutliers {
   ImageOperand operands[2];
@@ -349,30 +327,48 @@ struct GatherOutliers {
   KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
     return operand.matrix.batch * operand.tiles * operand.tile_rows / rows;
   }
-  /// Whether any row of either operand has outliers, as far as the thread is to look.
+  /// Which rows of the operands have outliers, as far as the thread is to look: bits 0 and 1 are
+  /// those of has_outliers, of the second operand 2 and 3.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION bool any(const Group& group) const {
-    std::uint64_t found = 0;
-    for (const ImageOperand& operand : operands) {
-      const auto* eight = reinterpret_cast<const std::uint64_t*>(operand.has_outliers);
-      for_each(group, octets(operand) / 8, [&](std::int64_t i) { found |= eight[i]; });
+  KOKKOS_INLINE_FUNCTION int any(const Group& group) const {
+    int all = 0;
+    for (int side = 0; side < 2; ++side) {
+      const auto* eight = reinterpret_cast<const std::uint64_t*>(operands[side].has_outliers);
+      std::uint64_t found = 0;
+      for_each(group, octets(operands[side]) / 8, [&](std::int64_t i) { found |= eight[i]; });
+      const int low = found != 0 ? 1 : 0;
+      const int high = (found & 0x0202020202020202u) != 0 ? 2 : 0;
+      all |= (low | high) << (2 * side);
     }
-    return found != 0;
+    return all;
   }
 
-  /// By groups that share the work, if any row has outliers.
+  /// By groups that share the work, if any row has outliers: `found`, see any().
   template <class Group>
   __attribute__((noinline)) KOKKOS_FUNCTION Outliers operator()(const Group& group,
-                                                                Scratch& scratch) const {
+                                                                Scratch& scratch, int found) const {
     constexpr int words = 16;  // of a piece of work
     const std::int64_t blocks = operands[0].matrix.blocks;
     share(group, scratch, 0, (2 * blocks + words - 1) / words,
           [&](std::int64_t item) { merge_columns(group, scratch, words, item); });
-    const Outliers to_gather = list_columns(group, scratch);
-    if (group.rank() == 0) state->gathering = to_gather.how;
-    share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together,
-          [&](std::int64_t item) { gather(group, scratch, to_gather.how, item * together); });
-    return to_gather;
+    Outliers outliers = list_columns(group, scratch);
+    outliers.high_a = (found & 2) != 0;
+    outliers.high_b = (found & 8) != 0;
+    if (group.rank() == 0) state->gathering = outliers.how;
+    const bool is_imaged = outliers.how == Gathering::imaged;
+    share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together + 2,
+          [&](std::int64_t item) {
+            if (item >= 2) {
+              gather(group, scratch, is_imaged, (item - 2) * together);
+            } else if (is_imaged) {
+              cut_tiles(group, scratch, operands[item], state->cuts[item]);
+            }
+          });
+    for (int side = 0; side < 2; ++side) {
+      outliers.tiles[side] =
+          is_imaged ? state->cuts[side] : static_cast<std::uint32_t>(operands[side].tiles);
+    }
+    return outliers;
   }
 
  private:
@@ -431,15 +427,15 @@ struct GatherOutliers {
   }
 
   template <class Group>
-  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, Gathering to_gather,
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, bool is_imaged,
                                      std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
     const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
     const Divided tile = divided(group, first, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
-    if (to_gather == Gathering::listed) {
-      for (int i = 0; i < together; ++i) list_rows(group, operand, batch, tile.remainder + i);
+    if (is_imaged) {
+      make_images(group, operand, batch, static_cast<int>(tile.remainder) * rows);
       return;
     }
     std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
@@ -500,25 +496,102 @@ struct GatherOutliers {
     }
   }
 
-  /// The octet's byte in rows_listed of every block.
+  /// Images of the outliers of some rows.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION static void list_rows(const Group& group, const ImageOperand& operand,
-                                               const Divided& batch, std::int64_t in_tile) {
+  KOKKOS_INLINE_FUNCTION static void make_images(const Group& group, const ImageOperand& operand,
+                                                 const Divided& batch, int first_row) {
     const MatrixMap& q = operand.matrix;
-    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder) + in_tile * rows;
-    for_each(group, q.blocks, [&](std::int64_t block) {
-      unsigned found = 0;
-      for (int i = 0; i < rows; ++i) {
-        if (!splits[i].has_outliers()) continue;
-        const std::int64_t row = batch.remainder * operand.tile_rows + in_tile * rows + i;
-        const int least = least_outlier(*q.scales.at(batch.quotient, row, block) - splits[i].base);
-        if (least > 7) continue;
-        const BlockCodes codes = load_block(q.codes, q.codes.at(batch.quotient, row, block));
-        if (codes_from(codes, least) != 0) found |= 1u << i;
+    const int pieces = operand.parts_of(batch.remainder);
+    const int parts = pieces > 2 ? 2 : pieces - 1;
+    if (parts == 0) return;
+    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
+    std::uint8_t* image =
+        operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) + operand.part_bytes;
+    constexpr int at_once = together * rows * Atom::step_blocks;
+    const auto slots = static_cast<std::int32_t>(operand.steps) * at_once;
+    for (std::int32_t n = group.rank(); n < slots; n += threads) {
+      // Eight rows' blocks of a step lie together.
+      const int block_in_step = n % Atom::step_blocks;
+      const int in_tile = first_row + n / Atom::step_blocks % rows +
+                          n / (Atom::step_blocks * rows) % together * rows;
+      const int step = n / at_once;
+      const std::int64_t block = std::int64_t{step} * Atom::step_blocks + block_in_step;
+      const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
+      const RowSplit split = splits[in_tile];
+      std::uint8_t* to = image + std::int64_t{step} * operand.tile_rows * Atom::step_bytes;
+      int least = 8, part = 0;
+      BlockCodes codes{};
+      Magnitudes outliers{};
+      if (block < q.blocks && has_images(split)) {
+        const int scale = *q.scales.at(batch.quotient, row, block);
+        least = least_outlier(scale - split.base);
+        if (least < 8) {
+          codes = load_block(q.codes, q.codes.at(batch.quotient, row, block));
+          outliers = outlier_magnitudes(scale - split.base);
+          // Blocks of zeros may have any scale.
+          part = (scale - split.out) >> 2;
+          outliers.low <<= RowSplit::in_part(scale - split.out);
+          outliers.high <<= RowSplit::in_part(scale - split.out);
+        }
       }
-      reinterpret_cast<std::uint8_t*>(operand.rows_with_outliers(
-          batch.quotient, batch.remainder, block))[in_tile] = static_cast<std::uint8_t>(found);
-    });
+      for (int p = 0; p < parts; ++p) {
+        for (int h = 0; h < 2; ++h) {
+          ImageChunk chunk{};
+          if (least < 8 && part == p) {
+            for (int i = 0; i < 4; ++i) {
+              chunk.word[i] = expand_codes(codes.word[2 * h + i / 2] >> (16 * (i % 2)),
+                                           outliers.low, outliers.high);
+            }
+          }
+          *reinterpret_cast<ImageChunk*>(to + p * operand.part_bytes +
+                                         Atom::offset(in_tile, 2 * block_in_step + h)) = chunk;
+        }
+      }
+    }
+  }
+
+ public:
+  /// Whether the images of outliers hold those of the row.
+  KOKKOS_INLINE_FUNCTION static bool has_images(const RowSplit& split) {
+    return split.has_outliers() && split.parts <= RowSplit::most_parts;
+  }
+
+ private:
+  /// The order of the tiles' pieces.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION static void cut_tiles(const Group& group, Scratch& scratch,
+                                               const ImageOperand& operand, std::uint32_t& cuts) {
+    const std::int64_t each = (operand.tiles + threads - 1) / threads;
+    const std::int64_t first = group.rank() * each;
+    const std::int64_t end = first + each < operand.tiles ? first + each : operand.tiles;
+    std::uint64_t mine = 0;
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      mine += static_cast<std::uint64_t>(operand.parts_of(tile));
+    }
+    std::uint64_t at = sum_before(group, scratch, mine);
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      const int parts = operand.parts_of(tile);
+      for (int piece = 0; piece < parts; ++piece) {
+        operand.set_cut(static_cast<std::int64_t>(at++), {tile, parts, piece});
+      }
+    }
+    if (group.rank() == 0) cuts = static_cast<std::uint32_t>(scratch.found[threads - 1]);
+    group.barrier();
+  }
+  /// The sum of what threads before this one have; scratch.found then ends with that of all.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION static std::uint64_t sum_before(const Group& group, Scratch& scratch,
+                                                         std::uint64_t mine) {
+    std::uint64_t upto = mine;
+    scratch.found[group.rank()] = upto;
+    for (int distance = 1; distance < threads; distance *= 2) {
+      group.barrier();
+      if (group.rank() >= distance) upto += scratch.found[group.rank() - distance];
+      group.barrier();
+      scratch.found[group.rank()] = upto;
+    }
+    group.barrier();
+    return upto - mine;
   }
 
   /// Both lists of columns, if there are any and not too many.
@@ -536,26 +609,17 @@ struct GatherOutliers {
               static_cast<std::uint64_t>(bits_in(a & ~b)) << 21 |
               static_cast<std::uint64_t>(bits_in(b & ~a)) << 42;
     }
-    std::uint64_t upto = mine;
-    scratch.found[group.rank()] = upto;
-    for (int distance = 1; distance < threads; distance *= 2) {
-      group.barrier();
-      if (group.rank() >= distance) upto += scratch.found[group.rank() - distance];
-      group.barrier();
-      scratch.found[group.rank()] = upto;
-    }
-    group.barrier();
+    const std::uint64_t before = sum_before(group, scratch, mine);
     const std::uint64_t all = scratch.found[threads - 1];
     const auto number = [](std::uint64_t counts, int which) {
       return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
     };
-    if (all == 0) return {Gathering::none, 0};
+    if (all == 0) return {};
     const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
                      number(all, 2) <= most - common;
-    if (!fit) return {Gathering::listed, 0};
+    if (!fit) return {Gathering::imaged, 0, false, false, {}};
     for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
     group.barrier();
-    const std::uint64_t before = upto - mine;
     int at_common = number(before, 0);
     int at[2] = {common + number(before, 1), common + number(before, 2)};
     for (std::int64_t block = first; block < end; ++block) {
@@ -575,7 +639,7 @@ struct GatherOutliers {
     }
     group.barrier();
     const int alone = number(all, 1) > number(all, 2) ? number(all, 1) : number(all, 2);
-    return {Gathering::done, 1 + (alone + 31) / 32};
+    return {Gathering::done, 1 + (alone + 31) / 32, false, false, {}};
   }
 };
 
@@ -611,19 +675,21 @@ struct ImageGemm {
     /// Some output of the tile is not Tier::aligned, or its product may leave float32's normal
     /// numbers before it is rounded.
     int is_special[3];
-    int has_outliers[3];  ///< gathered or listed
+    int has_outliers[3];  ///< gathered, or with images
     int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
-    int any_has_outliers;
-    std::int32_t own[8][Atom::multiplying];
+    int has_far[3];       ///< rows or columns with outliers that doubles may not hold
+    int outliers;         ///< see GatherOutliers::any
+    std::int32_t own[16][Atom::multiplying];
   };
 
-  /// A tile of C.
+  /// A tile of C, or a part of one.
   struct Place {
-    std::int64_t batch, tile_row, tile_col, row, col;
+    std::int64_t batch;
+    TileCut a, b;
+    std::int64_t row, col;
     int rows, cols;
+    KOKKOS_INLINE_FUNCTION bool is_cut() const { return a.parts * b.parts > 1; }
   };
-
-  KOKKOS_INLINE_FUNCTION std::int64_t tiles() const { return batch * a.tiles * b.tiles; }
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
@@ -632,77 +698,104 @@ struct ImageGemm {
       scratch.is_special[group.rank()] = 0;
       scratch.has_outliers[group.rank()] = 0;
       scratch.has_rest[group.rank()] = 0;
+      scratch.has_far[group.rank()] = 0;
     }
-    Outliers outliers{Gathering::none, 0};
-    if constexpr (Atom::gathered_steps > 0) outliers = gather(group, scratch);
+    Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
+    if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
     multiply(scratch, thread, item, outliers);
   }
 
  private:
+  KOKKOS_INLINE_FUNCTION static std::uint32_t tiles_of(const ImageOperand& operand) {
+    return static_cast<std::uint32_t>(operand.tiles);
+  }
   /// What follows a tile's steps.
   KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place, Gathering how) const {
-    if (how == Gathering::none || !(a.tile_has_outliers(place.batch, place.tile_row) ||
-                                    b.tile_has_outliers(place.batch, place.tile_col))) {
-      return StepsAfter::none;
+    if (how == Gathering::imaged && place.is_cut()) return StepsAfter::room;
+    if (how == Gathering::done && (a.outliers_of(place.batch, place.a.tile) != 0 ||
+                                   b.outliers_of(place.batch, place.b.tile) != 0)) {
+      return StepsAfter::gathered;
     }
-    return how == Gathering::done ? StepsAfter::gathered : StepsAfter::room;
+    return StepsAfter::none;
   }
 
-  /// What became of the outliers; none if nothing is done about them.
+  /// What becomes of the outliers, if there are any.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION Outliers gather(const Group& group, Scratch& scratch) const {
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch,
+                                     Outliers& outliers) const {
     using Gather = GatherOutliers<Atom>;
     static_assert(sizeof(typename Gather::Scratch) <= sizeof(typename Atom::Pipeline));
-    if (minimum_tier > Tier::aligned) return {Gathering::none, 0};
-    const bool mine = gather_outliers.any(group);
-    if (group.rank() == 0) scratch.any_has_outliers = 0;
+    if (minimum_tier > Tier::aligned) return;
+    const int mine = gather_outliers.any(group);
+    if (group.rank() == 0) scratch.outliers = 0;
     group.barrier();
-    if (mine) scratch.any_has_outliers = 1;
+    if (mine != 0) Kokkos::atomic_or(&scratch.outliers, mine);
     group.barrier();
-    if (scratch.any_has_outliers == 0) return {Gathering::none, 0};
-    Outliers found =
-        gather_outliers(group, *reinterpret_cast<typename Gather::Scratch*>(&scratch.pipeline));
-    if (found.how == Gathering::listed && blocks > OutlierLists<Atom>::most_blocks) {
-      found.how = Gathering::none;
-    }
-    return found;
+    if (scratch.outliers == 0) return;
+    void* memory = &scratch.pipeline;
+    const Outliers found =
+        gather_outliers(group, *static_cast<typename Gather::Scratch*>(memory), scratch.outliers);
+    // Loops that not all of a warp's threads repeat as often would be no place for the matrix unit.
+    outliers.how = static_cast<Gathering>(Atom::uniform(static_cast<std::uint32_t>(found.how)));
+    outliers.parts = static_cast<int>(Atom::uniform(static_cast<std::uint32_t>(found.parts)));
+    outliers.high_a = found.high_a;
+    outliers.high_b = found.high_b;
+    for (int side = 0; side < 2; ++side) outliers.tiles[side] = Atom::uniform(found.tiles[side]);
   }
 
+  KOKKOS_INLINE_FUNCTION static const std::uint8_t* image_of(const ImageOperand& operand,
+                                                             std::int64_t batch,
+                                                             const TileCut& cut) {
+    return operand.tile(batch, cut.tile, Atom::step_bytes) +
+           operand.tile_rows * Atom::step_bytes / cut.parts * cut.piece;
+  }
   KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group, std::int64_t item,
                                        Outliers outliers) const {
     constexpr bool may_have_outliers = Atom::gathered_steps > 0;
     int turn = 0;
     Atom::run(
-        scratch.pipeline, item, tiles(), groups, a.steps,
+        scratch.pipeline, item, batch * outliers.tiles[0] * outliers.tiles[1], groups, a.steps,
         [&](std::int64_t tile) {
-          const Place place = place_of(tile);
-          return typename Atom::Images{a.tile(place.batch, place.tile_row, Atom::step_bytes),
-                                       b.tile(place.batch, place.tile_col, Atom::step_bytes)};
+          const Place place = place_of(tile, outliers);
+          return typename Atom::Images{image_of(a, place.batch, place.a),
+                                       image_of(b, place.batch, place.b),
+                                       place.a.parts,
+                                       place.b.parts,
+                                       a.part_bytes,
+                                       b.part_bytes};
         },
-        [&](std::int64_t tile) { return steps_after(place_of(tile), outliers.how); },
+        [&](std::int64_t tile) { return steps_after(place_of(tile, outliers), outliers.how); },
         [&](std::int64_t tile) {
-          load_states(scratch, place_of(tile), thread_of_group, turn, outliers.how);
+          load_states(scratch, place_of(tile, outliers), thread_of_group, turn, outliers.how);
         },
         [&](std::int64_t tile, std::int32_t(&d)[Atom::values], const auto& gathered) {
           // Registers of the product are not for what is quickly found again.
           const int thread = opaque(thread_of_group);
-          const Place place = place_of(tile);
+          const Place place = place_of(tile, outliers);
           States& states = scratch.states[turn & 1];
           const bool special = scratch.is_special[turn % 3] != 0;
           const bool has_outliers = may_have_outliers && scratch.has_outliers[turn % 3] != 0;
           const bool has_rest = scratch.has_rest[turn % 3] != 0;
+          const bool is_exact = scratch.has_far[turn % 3] == 0;
           // The slot of the tile before: nobody reads it any more, nobody sets it yet.
           if (thread == 0) {
             scratch.is_special[(turn + 2) % 3] = 0;
             if (may_have_outliers) scratch.has_outliers[(turn + 2) % 3] = 0;
             scratch.has_rest[(turn + 2) % 3] = 0;
+            if (may_have_outliers) scratch.has_far[(turn + 2) % 3] = 0;
           }
-          const bool is_whole = place.rows == Atom::tile_m && place.cols == Atom::tile_n;
-          if (has_outliers) {
+          const bool is_whole = place.rows * place.a.parts == Atom::tile_m &&
+                                place.cols * place.b.parts == Atom::tile_n;
+          const Stored stored{place, is_plain_bf16 && is_whole && !has_rest, is_exact};
+          if (may_have_outliers && outliers.how == Gathering::imaged && place.is_cut()) {
             if constexpr (may_have_outliers) {
-              const bool is_plain = is_plain_bf16 && is_whole && !has_rest;
-              store_with_outliers(scratch, place, states, thread, is_plain, outliers, Kept(d),
-                                  gathered.wait());
+              const auto steps = gathered.wait();
+              steps.keep(d);
+              store_cut(scratch, stored, states, thread, steps);
+            }
+          } else if (has_outliers) {
+            if constexpr (may_have_outliers) {
+              store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
             }
           } else if (!special && is_plain_bf16 && is_whole) {
             store_plain<true>(place, states, thread, d);
@@ -711,18 +804,18 @@ struct ImageGemm {
           } else {
             store_any(scratch, place, states, thread, d);
           }
-          if (has_rest || has_outliers) store_rest(place, states, thread);
+          if (has_rest) store_rest(place, states, thread);
           if (counts != nullptr) count(place, states, thread);
           ++turn;
         });
   }
 
   /// Columns of tiles within bands of rows of tiles, so that what is read lies in the second cache.
-  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t tile) const {  // fewer than 2^31
+  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t tile,  // fewer than 2^31
+                                        const Outliers& outliers) const {
     constexpr std::uint32_t band = 16;
     // In 32 bits: divisions of 64 take hundreds of cycles.
-    const auto tiles_a = static_cast<std::uint32_t>(a.tiles);
-    const auto tiles_b = static_cast<std::uint32_t>(b.tiles);
+    const std::uint32_t tiles_a = outliers.tiles[0], tiles_b = outliers.tiles[1];
     auto at = static_cast<std::uint32_t>(tile);
     Place place;
     place.batch = batch == 1 ? 0 : at / (tiles_a * tiles_b);
@@ -730,12 +823,22 @@ struct ImageGemm {
     const std::uint32_t first = at / (band * tiles_b) * band;
     const std::uint32_t rows = tiles_a - first < band ? tiles_a - first : band;
     const std::uint32_t in_band = at - first * tiles_b;
-    place.tile_col = in_band / rows;
-    place.tile_row = first + in_band - static_cast<std::uint32_t>(place.tile_col) * rows;
-    place.row = place.tile_row * Atom::tile_m;
-    place.col = place.tile_col * Atom::tile_n;
-    place.rows = static_cast<int>(m - place.row < Atom::tile_m ? m - place.row : Atom::tile_m);
-    place.cols = static_cast<int>(n - place.col < Atom::tile_n ? n - place.col : Atom::tile_n);
+    const std::uint32_t tile_col = in_band / rows;
+    const std::uint32_t tile_row = first + in_band - tile_col * rows;
+    place.a = {tile_row, 1, 0};
+    place.b = {tile_col, 1, 0};
+    if (Atom::gathered_steps > 0 && outliers.how == Gathering::imaged) {
+      place.a = a.cut(tile_row);
+      place.b = b.cut(tile_col);
+    }
+    const int most_rows = Atom::tile_m / place.a.parts, most_cols = Atom::tile_n / place.b.parts;
+    place.row = place.a.tile * Atom::tile_m + place.a.piece * most_rows;
+    place.col = place.b.tile * Atom::tile_n + place.b.piece * most_cols;
+    const auto left = [](std::int64_t all, std::int64_t at, int most) {
+      return static_cast<int>(all - at < most ? (all < at ? 0 : all - at) : most);
+    };
+    place.rows = left(m, place.row, most_rows);
+    place.cols = left(n, place.col, most_cols);
     return place;
   }
 
@@ -749,7 +852,7 @@ struct ImageGemm {
                                          int turn, Gathering how) const {
     lo = 127;
     spread = 0;
-    split = {127, 127};
+    split = {127, 127, 0};
     if (row >= matrix.rows) return;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
     const bool zero = summary.n == 0;
@@ -758,12 +861,15 @@ struct ImageGemm {
                                        : zero               ? 0
                                                             : summary.hi - summary.lo);
     const bool is_narrow = spread >= 0 && spread <= Atom::max_shift;
-    split = {lo, lo};
+    split = {lo, lo, 0};
     if (minimum_tier > Tier::aligned || !is_narrow) split.out = RowSplit::is_rest;
     if constexpr (Atom::gathered_steps > 0) {
-      if (!is_narrow && how != Gathering::none && split_of_row->has_outliers()) {
+      if (!is_narrow && (how == Gathering::done ? split_of_row->has_outliers()
+                                                : how == Gathering::imaged &&
+                                                      gather_outliers.has_images(*split_of_row))) {
         split = *split_of_row;
         scratch.has_outliers[turn % 3] = 1;
+        if (!split_sum_fits_double(2 * spread, sum_bits)) scratch.has_far[turn % 3] = 1;
       }
     }
     if (!fits(split)) scratch.has_rest[turn % 3] = 1;
@@ -774,16 +880,18 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION void load_states(Scratch& scratch, const Place& place, int thread,
                                           int turn, Gathering how) const {
     States& states = scratch.states[turn & 1];
-    for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
-      load_state(scratch, a.matrix, a.splits_of(place.batch, place.tile_row) + i, place.batch,
-                 place.row + i, states.a_lo[i], states.a_spread[i], states.a_split[i], turn, how);
+    const int rows = Atom::tile_m / place.a.parts, cols = Atom::tile_n / place.b.parts;
+    const RowSplit* a_splits = a.splits_of(place.batch, place.a.tile) + place.a.piece * rows;
+    const RowSplit* b_splits = b.splits_of(place.batch, place.b.tile) + place.b.piece * cols;
+    for (int i = thread; i < rows; i += Atom::multiplying) {
+      load_state(scratch, a.matrix, a_splits + i, place.batch, place.row + i, states.a_lo[i],
+                 states.a_spread[i], states.a_split[i], turn, how);
     }
-    for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
-      load_state(scratch, b.matrix, b.splits_of(place.batch, place.tile_col) + i, place.batch,
-                 place.col + i, states.b_lo[i], states.b_spread[i], states.b_split[i], turn, how);
+    for (int i = thread; i < cols; i += Atom::multiplying) {
+      load_state(scratch, b.matrix, b_splits + i, place.batch, place.col + i, states.b_lo[i],
+                 states.b_spread[i], states.b_split[i], turn, how);
     }
   }
-
   KOKKOS_INLINE_FUNCTION Tier tier_at(const States& states, int row, int col) const {
     const int a_spread = states.a_spread[row], b_spread = states.b_spread[col];
     if (a_spread < 0 || b_spread < 0) return Tier::automatic;
@@ -859,149 +967,157 @@ struct ImageGemm {
     }
   }
 
-  /// Accumulators in memory: what they were is no burden to other tiles' registers.
-  struct Kept {
-    std::int32_t d[Atom::values];
-    KOKKOS_INLINE_FUNCTION explicit Kept(const std::int32_t (&from)[Atom::values]) {
-      for (int v = 0; v < Atom::values; ++v) d[v] = from[v];
+  struct Stored {
+    Place place;
+    bool is_plain;  ///< bf16 and whole
+    bool is_exact;  ///< split_sum_fits_double, all of them
+  };
+  /// The two rows of a thread.
+  struct OwnRows {
+    SplitUnits units[2];
+    int spread[2];
+    KOKKOS_INLINE_FUNCTION OwnRows(const States& states, int thread) {
+      for (int i = 0; i < 2; ++i) {
+        const int row = Atom::row_of(thread, 2 * i);
+        units[i] = units_of(states.a_split[row].base, states.a_split[row].out);
+        spread[i] = states.a_spread[row];
+      }
     }
   };
-  /// All outputs of a tile with outliers but those that store_rest sums.
-  template <class StepsAfterTile>
-  __attribute__((noinline)) KOKKOS_FUNCTION void store_with_outliers(
-      Scratch& scratch_of_group, const Place& place_of_tile, States& states_of_tile, int thread,
-      bool is_plain, const Outliers outliers, const Kept& kept,
-      const StepsAfterTile& steps_after_tile) const {
-    const Place place = place_of_tile;
-    Scratch& scratch = *in_shared(&scratch_of_group);
-    States& states = *in_shared(&states_of_tile);
-    const StepsAfterTile gathered = steps_after_tile;
-    const bool are_gathered = outliers.how == Gathering::done;
-    using Lists = OutlierLists<Atom>;
-    Lists lists(a, b, place.batch, place.tile_row, place.tile_col, thread,
-                gathered.template room<typename Lists::Room>());
-    const bool are_listed = !are_gathered && lists.make();
-    if (!are_gathered && !are_listed) {
-      leave_to_rest(states, thread);
-      is_plain = false;
-      Atom::synchronize();
-    }
-    const int most_bits = sum_bits;
-    const Plain plain{is_plain
-                          ? static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
-                                place.row * epilogue.row + place.col
-                          : nullptr,
-                      epilogue.row};
+  /// All outputs of a tile with gathered outliers but those that store_rest sums.
+  template <class MoreSteps>
+  KOKKOS_INLINE_FUNCTION void store_with_outliers(Scratch& scratch, const Stored& stored,
+                                                  const States& states, int thread,
+                                                  const Outliers& outliers,
+                                                  std::int32_t (&d)[Atom::values],
+                                                  const MoreSteps& gathered) const {
+    constexpr int together = 16;
+    const typename Atom::Digits digits{outliers.parts, outliers.high_a, outliers.high_b};
     KOKKOSMX_NO_UNROLL
-    for (int first = 0; first < Atom::values; first += 8) {
-      SplitSums sums[8] = {};
-      std::int32_t main[8];  // before instructions that nothing passes
-      KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) main[v] = kept.d[first + v];
-      const int col = Atom::col_of(0, first);
-      if (are_gathered) {
+    for (int begin = 0; begin < Atom::values; begin += together) {
+      // The accumulators move up: registers have no index at run time.
+      for (int v = 0; v < together; ++v) scratch.own[v][thread] = d[v];
+      for (int v = 0; v + together < Atom::values; ++v) d[v] = d[v + together];
+      KOKKOSMX_NO_UNROLL
+      for (int first = begin; first < begin + together; first += 8) {
         typename Atom::OutlierSums found;
-        gathered.multiply(first / 8, outliers.parts, found);
-        KOKKOSMX_UNROLL
-        for (int v = 0; v < 8; ++v) {
-          sums[v] = {0,
-                     found.outliers_main[v],
-                     found.main_outliers[v],
-                     found.outliers_high[v],
-                     found.outliers_low[v],
-                     RowSplit::digit_bits};
-        }
-      } else if (are_listed) {
-        if (col % Lists::chunk_columns == 0) lists.add_up(col / Lists::chunk_columns);
-        KOKKOSMX_UNROLL
-        for (int v = 0; v < 8; ++v) {
-          sums[v] = lists.sums(Atom::row_of(thread, v), Atom::col_of(thread, first + v));
-        }
+        gathered.multiply(first / 8, digits, found);
+        const OwnRows rows(states, thread);
+        unrolled<2>([&](auto half) {
+          std::int32_t* own = &scratch.own[first - begin + 4 * half][thread];
+          store_four(stored, states, rows, thread, first + 4 * half, own, [&](auto v) {
+            constexpr int i = 4 * half + v;
+            return SplitSums{exact_double(own[v * Atom::multiplying]),
+                             exact_double(found.outliers_main[i]),
+                             exact_double(found.main_outliers[i]),
+                             Kokkos::fma(exact_double(found.outliers_high[i]), 256.0,
+                                         exact_double(found.outliers_low[i]))};
+          });
+        });
       }
-      KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) sums[v].main = main[v];
-      store_eight(scratch, place, states, thread, first, most_bits, plain, sums);
     }
     gathered.release();
   }
-  /// Outputs of rows and columns with outliers become single ones.
-  KOKKOS_INLINE_FUNCTION static void leave_to_rest(States& states, int thread) {
-    for (int i = thread; i < Atom::tile_m; i += Atom::multiplying) {
-      if (states.a_split[i].has_outliers()) states.a_split[i].out = RowSplit::is_rest;
-    }
-    for (int i = thread; i < Atom::tile_n; i += Atom::multiplying) {
-      if (states.b_split[i].has_outliers()) states.b_split[i].out = RowSplit::is_rest;
-    }
-  }
-  /// Where a tile of plain bf16 lies; nowhere if it is none.
-  struct Plain {
-    std::uint16_t* c;
-    std::int64_t row;
-  };
-  /// Outputs first to first + 7 of each thread.
-  KOKKOS_FORCEINLINE_FUNCTION void store_eight(Scratch& scratch, const Place& place,
-                                               const States& states, int thread, int first,
-                                               int most_bits, const Plain& plain,
-                                               const SplitSums (&sums)[8]) const {
-    std::uint32_t products[8];
-    bool all_fit_double = true;
-    KOKKOSMX_UNROLL
-    for (int v = 0; v < 8; ++v) {
-      all_fit_double = all_fit_double &&
-                       split_sum_fits_double(states.a_spread[Atom::row_of(thread, v)] +
-                                                 states.b_spread[Atom::col_of(thread, first + v)],
-                                             most_bits);
-    }
-    if (all_fit_double) {
-      KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) {
-        products[v] = round_split_sum_in_double(sums[v], row_state(states, Atom::row_of(thread, v)),
-                                                col_state(states, Atom::col_of(thread, first + v)));
+  /// The same of a piece of a tile, whose accumulators are kept.
+  template <class MoreSteps>
+  __attribute__((noinline)) KOKKOS_FUNCTION void store_cut(Scratch& scratch_of_group,
+                                                           const Stored& stored_of_tile,
+                                                           const States& states_of_tile, int thread,
+                                                           const MoreSteps& steps_of_tile) const {
+    const Stored stored = stored_of_tile;
+    const MoreSteps kept = steps_of_tile;
+    Scratch& scratch = *in_shared(&scratch_of_group);
+    const States& states = *in_shared(&states_of_tile);
+    const int a_parts = stored.place.a.parts, b_parts = stored.place.b.parts;
+    const int of_rows = Atom::multiplying / a_parts, of_cols = Atom::values / b_parts;
+    const int in_rows = thread % of_rows;
+    constexpr double part = 1 << RowSplit::part_bits;
+    const OwnRows rows(states, in_rows);
+    KOKKOSMX_NO_UNROLL
+    for (int first = thread / of_rows * 4; first < of_cols; first += 4 * a_parts) {
+      const std::int32_t* at[3];  // of the column's main part and the parts of its outliers
+      for (int p = 0; p < 3; ++p) {
+        const int i = first + (p < b_parts ? p : 0) * of_cols;
+        at[p] = kept.kept(i / 8) + i % 8 * Atom::multiplying + in_rows;
       }
-    } else {
-      unsigned open = 0;
-      KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) {
-        const bool is_known = round_split_sum_by_bounds(
-            sums[v], row_state(states, Atom::row_of(thread, v)),
-            col_state(states, Atom::col_of(thread, first + v)), products[v]);
-        open |= is_known ? 0u : 1u << v;
-      }
-      KOKKOSMX_NO_UNROLL
-      for (; open != 0; open &= open - 1) {
-        const int i = first_bit(open);
-        SplitSums found{};
-        KOKKOSMX_UNROLL
-        for (int v = 0; v < 8; ++v) {  // registers have no index at run time
-          if (v == i) found = sums[v];
+      store_four(stored, states, rows, in_rows, first, &scratch.own[0][thread], [&](auto v) {
+        const auto sum = [&](int a_part, int b_part) {
+          return exact_double(at[b_part][v * Atom::multiplying + a_part * of_rows]);
+        };
+        const auto outliers = [&](int b_part) {  // of the row
+          double found = a_parts > 2 ? sum(2, b_part) : 0.0;
+          if (a_parts > 1) found = Kokkos::fma(part, found, sum(1, b_part));
+          return found;
+        };
+        SplitSums sums{sum(0, 0), outliers(0), 0.0, 0.0};
+        if (b_parts > 2) {
+          sums.main_outliers = part * sum(0, 2);
+          sums.outliers = part * outliers(2);
         }
-        const std::uint32_t product =
-            round_split_sum(found, row_state(states, Atom::row_of(thread, i)),
-                            col_state(states, Atom::col_of(thread, first + i)));
-        KOKKOSMX_UNROLL
-        for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
-      }
+        if (b_parts > 1) {
+          sums.main_outliers += sum(0, 1);
+          sums.outliers += outliers(1);
+        }
+        return sums;
+      });
     }
-    if (plain.c != nullptr) {
+    kept.release();
+  }
+  /// Outputs first to first + 3 of a thread; sums(v) of each as std::integral_constant. Leaves
+  /// nothing in own.
+  template <class Sums>
+  KOKKOS_FORCEINLINE_FUNCTION void store_four(const Stored& stored, const States& states,
+                                              const OwnRows& rows, int thread, int first,
+                                              std::int32_t* own, const Sums& sums) const {
+    const Place& place = stored.place;
+    std::uint32_t products[4];
+    unsigned open = 0;
+    unrolled<4>([&](auto v) {
+      const int col = Atom::col_of(thread, first + v);
+      const bool is_exact =
+          stored.is_exact ||
+          split_sum_fits_double(rows.spread[v / 2] + states.b_spread[col], sum_bits);
+      const RowSplit split = states.b_split[col];
+      const bool is_known = round_split_sum_in_double(
+          sums(v), rows.units[v / 2], units_of(split.base, split.out), is_exact, products[v]);
+      open |= is_known ? 0u : 1u << v;
+    });
+    KOKKOSMX_NO_UNROLL
+    for (; open != 0; open &= open - 1) {
+      const int i = first_bit(open);
+      SplitSums found{};
+      unrolled<4>([&](auto v) {  // registers have no index at run time
+        if (v == i) found = sums(v);
+      });
+      const std::uint32_t product =
+          round_split_sum(found, row_state(states, Atom::row_of(thread, i)),
+                          col_state(states, Atom::col_of(thread, first + i)));
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; v += 2) {
-        *reinterpret_cast<std::uint32_t*>(plain.c + Atom::row_of(thread, v) * plain.row +
+      for (int v = 0; v < 4; ++v) products[v] = v == i ? product : products[v];
+    }
+    if (stored.is_plain) {
+      auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
+                place.row * epilogue.row + place.col;
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 4; v += 2) {
+        *reinterpret_cast<std::uint32_t*>(c + Atom::row_of(thread, v) * epilogue.row +
                                           Atom::col_of(thread, first + v)) =
             bf16_pair(Kokkos::bit_cast<float>(products[v]),
                       Kokkos::bit_cast<float>(products[v + 1]));
       }
       return;
     }
-    for (int v = 0; v < 8; ++v) {
-      scratch.own[v][thread] = static_cast<std::int32_t>(products[v]);
+    for (int v = 0; v < 4; ++v) {
+      own[v * Atom::multiplying] = static_cast<std::int32_t>(products[v]);
     }
     KOKKOSMX_NO_UNROLL
-    for (int v = 0; v < 8; ++v) {
+    for (int v = 0; v < 4; ++v) {
       const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
       if (row >= place.rows || col >= place.cols) continue;
       const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
       if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
-      store(place, row, col, is_nan ? f32_nan : static_cast<std::uint32_t>(scratch.own[v][thread]));
+      store(place, row, col,
+            is_nan ? f32_nan : static_cast<std::uint32_t>(own[v * Atom::multiplying]));
     }
   }
   KOKKOS_INLINE_FUNCTION static SplitState row_state(const States& states, int row) {

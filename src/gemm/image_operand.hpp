@@ -14,20 +14,47 @@
 
 namespace KokkosMX::Impl {
 
+/// Rows of a tile that are multiplied as a tile of their own: their main part and parts of their
+/// outliers, one below the other, take as many rows as a tile has.
+struct TileCut {
+  std::int64_t tile;
+  int parts;  ///< 1, 2 or 4: all rows of the tile, half or a quarter of them; the main part's first
+  int piece;  ///< which of these
+};
+
 /// A matrix and its images: [batch][row tile][step], each of tile_rows rows; the steps of gathered
-/// columns come last. What is said of rows and octets (8 rows) counts the rows that only fill the
-/// last tile.
+/// columns come last. Images of the main part are followed by those of the outliers' parts, which
+/// are made where outliers are not gathered. What is said of rows and octets (8 rows) counts the
+/// rows that only fill the last tile.
 struct ImageOperand {
   MatrixMap matrix;
   std::uint8_t* images;
+  std::int64_t part_bytes;  ///< from one part's images to the next's
   std::int64_t tile_rows, tiles, steps, gathered_steps;
-  RowSplit* splits;            ///< [batch][row]
-  std::uint8_t* has_outliers;  ///< [batch][octet]: not 0 if any of its rows has
+  RowSplit* splits;  ///< [batch][row]
+  /// [batch][octet]: 0 if no row of it has outliers; bit 1 is set if those of a row take more than
+  /// one part.
+  std::uint8_t* has_outliers;
   /// [batch][octet][block], where the octet has outliers: bit i says that column i of the block
   /// has.
   std::uint32_t* columns;
-  std::uint32_t* rows_listed;  ///< [batch][row tile][block]: which rows have outliers in it
+  std::uint32_t* cuts;  ///< of tiles, in order, where outliers have images: see cut()
 
+  static constexpr int most_pieces = 4;
+
+  /// Of all batches' tiles of this number.
+  KOKKOS_INLINE_FUNCTION int parts_of(std::int64_t t) const {
+    std::uint64_t found = 0;
+    for (std::int64_t batch = 0; batch < matrix.batch; ++batch) found |= outliers_of(batch, t);
+    return (found & 0x0202020202020202u) != 0 ? 4 : found != 0 ? 2 : 1;
+  }
+  KOKKOS_INLINE_FUNCTION void set_cut(std::int64_t i, const TileCut& cut) const {
+    cuts[i] = static_cast<std::uint32_t>(cut.tile << 5 | cut.parts << 2 | cut.piece);
+  }
+  KOKKOS_INLINE_FUNCTION TileCut cut(std::int64_t i) const {
+    const std::uint32_t cut = cuts[i];
+    return {cut >> 5, static_cast<int>(cut >> 2 & 7u), static_cast<int>(cut & 3u)};
+  }
   KOKKOS_INLINE_FUNCTION std::int64_t tile_number(std::int64_t batch, std::int64_t t) const {
     return (matrix.batch == 1 ? 0 : batch) * tiles + t;
   }
@@ -38,18 +65,14 @@ struct ImageOperand {
   KOKKOS_INLINE_FUNCTION RowSplit* splits_of(std::int64_t batch, std::int64_t t) const {
     return splits + tile_number(batch, t) * tile_rows;
   }
-  KOKKOS_INLINE_FUNCTION std::uint32_t* rows_with_outliers(std::int64_t batch, std::int64_t t,
-                                                           std::int64_t block) const {
-    return rows_listed + (tile_number(batch, t) * matrix.blocks + block) * (tile_rows / 32);
-  }
-  /// Whether any row of the tile has outliers.
-  KOKKOS_INLINE_FUNCTION bool tile_has_outliers(std::int64_t batch, std::int64_t t) const {
+  /// Whether any row of the tile has outliers: what its octets have, together.
+  KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t) const {
     const std::int64_t octets = tile_rows / 8;
     const auto* eight =
         reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
     std::uint64_t any = 0;
     for (std::int64_t i = 0; i < octets / 8; ++i) any |= eight[i];
-    return any != 0;
+    return any;
   }
 };
 

@@ -4,8 +4,9 @@
 
 /// \file row_split.hpp
 /// Rows as the sum of two: int8 elements in units of one power of two, which hold the scales of
-/// most blocks, and outliers, 16-bit integers in units of another. What an output's four sums (main
-/// by main, outliers by main, main by outliers, outliers by outliers) come to, rounded once.
+/// most blocks, and outliers, 16-bit integers in units of another, or int8 elements of some parts.
+/// What an output's four sums (main by main, outliers by main, main by outliers, outliers by
+/// outliers) come to, rounded once.
 
 #include <KokkosMX/Types.hpp>
 
@@ -21,19 +22,24 @@ namespace KokkosMX::Impl {
 
 /// An element of m halves in a block of scale s is the main part's m << (s - base) where 0 <= s -
 /// base and that is at most 96, and else the outliers' m << (s - out), 0 <= s - out <= most_shift.
-struct RowSplit {
+struct alignas(8) RowSplit {
   std::int16_t base;
-  std::int16_t out;  ///< base where there are no outliers; is_rest where the row cannot be split
+  std::int16_t out;    ///< base where there are no outliers; is_rest where the row cannot be split
+  std::int16_t parts;  ///< of the outliers: part p has those of scales out + 4 p to out + 4 p + 3
 
   static constexpr std::int16_t is_rest = -1;
   static constexpr int main_shift = 3;  ///< all codes of such blocks are the main part's
   static constexpr int most_shift = 11;
+  static constexpr int part_bits = main_shift + 1;
+  static constexpr int most_parts = 2;  ///< that have images
   /// 12 << 11 = 24576 = 96 * 256: two int8 digits of base 256.
   static constexpr int digit_bits = 8;
   /// hi - lo of a row that is split: sums of two rows stay within 126 bits.
   static constexpr int most_spread = 47;
 
   KOKKOS_INLINE_FUNCTION bool has_outliers() const { return out >= 0 && out != base; }
+  /// Those of shifts from out of a block, where it is in some part, in the part's units.
+  KOKKOS_INLINE_FUNCTION static int in_part(int shift) { return shift & (part_bits - 1); }
 };
 static_assert(2 * RowSplit::most_spread + 31 <= 126);
 
@@ -100,38 +106,66 @@ KOKKOS_INLINE_FUNCTION int high_digit(int value) { return (value + 128) >> RowSp
 
 /// Chooses the split of a row by the number of its nonzero elements in blocks of each scale: as the
 /// main part takes most of them in four scales; the others have to lie within the outliers' range.
-KOKKOS_INLINE_FUNCTION RowSplit choose_split(const std::int32_t (&elements_of)[256], int lo,
-                                             int hi) {
-  constexpr int band = RowSplit::main_shift + 1;
-  RowSplit split{static_cast<std::int16_t>(lo), RowSplit::is_rest};
-  std::int32_t in_band = 0, most = 0;
-  for (int scale = lo; scale <= hi; ++scale) {
-    in_band += elements_of[scale] - (scale >= lo + band ? elements_of[scale - band] : 0);
-    if (in_band <= most) continue;
-    most = in_band;
-    const int base = scale - RowSplit::main_shift;
-    split.base = static_cast<std::int16_t>(base > lo ? base : lo);
+/// By some threads together: each looks at every `threads`th scale from its rank on, calls rate(),
+/// then, when all have, reach(), then split().
+struct SplitChoice {
+  static constexpr int band = RowSplit::main_shift + 1;
+  static constexpr int scales = 1 << 6;
+  static_assert(RowSplit::most_spread < scales);
+
+  static constexpr int words = scales + band + 3;
+
+  std::int32_t elements_of[scales + band];  ///< by scale - lo
+  std::int32_t best, lowest, highest;       ///< each as the largest of what threads say of it
+
+  /// Word i of its memory, before anything else.
+  KOKKOS_INLINE_FUNCTION void clear(int i) {
+    if (i < scales + band) {
+      elements_of[i] = 0;
+    } else {
+      best = lowest = highest = 0;
+    }
   }
-  int least = 255, largest = 0;
-  for (int scale = lo; scale <= hi; ++scale) {
-    if (elements_of[scale] == 0 || (scale >= split.base && scale < split.base + band)) continue;
-    least = scale < least ? scale : least;
-    largest = scale;
+
+  KOKKOS_INLINE_FUNCTION void rate(int rank, int threads, int spread) {
+    for (int i = rank; i <= spread; i += threads) {
+      std::int32_t in_band = 0;
+      for (int j = 0; j < band; ++j) in_band += elements_of[i + j];
+      max_shared(&best, in_band * scales + scales - 1 - i);  // the first of equals
+    }
   }
-  if (largest - least <= RowSplit::most_shift) split.out = static_cast<std::int16_t>(least);
-  return split;
-}
+  KOKKOS_INLINE_FUNCTION int base() const { return scales - 1 - best % scales; }
+  KOKKOS_INLINE_FUNCTION void reach(int rank, int threads, int spread) {
+    for (int i = rank; i <= spread; i += threads) {
+      if (elements_of[i] == 0 || (i >= base() && i < base() + band)) continue;
+      max_shared(&lowest, scales - i);
+      max_shared(&highest, i);
+    }
+  }
+  KOKKOS_INLINE_FUNCTION RowSplit split(int lo) const {
+    const int first = scales - lowest, range = highest - first;
+    RowSplit split{static_cast<std::int16_t>(lo + base()), RowSplit::is_rest, 0};
+    if (range <= RowSplit::most_shift) {
+      split.out = static_cast<std::int16_t>(lo + first);
+      split.parts = static_cast<std::int16_t>(range / RowSplit::part_bits + 1);
+    }
+    return split;
+  }
+};
 
 /// What is known of a row, or column, that is split.
 struct SplitState {
   int lo, spread;  ///< of all its blocks
   int base, out;
 };
-/// The four sums of an output, each in units of 2^(base or out of the row + that of the column -
-/// 256), the last one in two parts: 2^high_bits * outliers_high + outliers_low.
+/// The units of its parts.
+struct SplitUnits {
+  double base, out;  ///< 2^(base - 128) and 2^(out - 128)
+};
+/// The four sums of an output, each an integer below 2^53 in units of 2^(base or out of the row +
+/// that of the column - 256).
 struct SplitSums {
-  std::int32_t main, outliers_main, main_outliers, outliers_high, outliers_low;
-  int high_bits;
+  double main, outliers_main, main_outliers, outliers;
 };
 
 /// x as a double, without the unit that converts 16 numbers a cycle.
@@ -144,15 +178,8 @@ KOKKOS_INLINE_FUNCTION double half_unit(int scale) {
   return Kokkos::bit_cast<double>(static_cast<std::uint64_t>(scale - 128 + 1023) << 52);
 }
 
-/// RN_f32(x) for an x that is no NaN and no subnormal.
-KOKKOS_INLINE_FUNCTION std::uint32_t round_to_f32(double x) {
-  const auto rounded = Kokkos::bit_cast<std::uint32_t>(static_cast<float>(x));
-  if ((rounded & f32_inf) != 0 || x == 0) return rounded;
-  // Subnormal: flags may have the conversion flush these.
-  const auto bits = Kokkos::bit_cast<std::uint64_t>(x);
-  constexpr std::uint64_t leading = std::uint64_t{1} << 52;
-  return round_to_f32(bits >> 63 != 0, (bits & (leading - 1)) | leading, false,
-                      static_cast<int>(bits >> 52 & 0x7FF) - 1075);
+KOKKOS_INLINE_FUNCTION SplitUnits units_of(int base, int out) {
+  return {half_unit(base), half_unit(out)};
 }
 
 /// Every part of the sum is a multiple of 2^(lo of the row + lo of the column - 256) and at most
@@ -161,48 +188,23 @@ KOKKOS_INLINE_FUNCTION bool split_sum_fits_double(int spreads, int sum_bits) {
   return spreads + sum_bits <= 53;
 }
 
-/// RN_f32 of an output, where split_sum_fits_double.
-KOKKOS_INLINE_FUNCTION std::uint32_t round_split_sum_in_double(const SplitSums& sums,
-                                                               const SplitState& row,
-                                                               const SplitState& col) {
-  const double col_base = half_unit(col.base), col_out = half_unit(col.out);
-  const double by_main =
-      Kokkos::fma(exact_double(sums.main), col_base, exact_double(sums.main_outliers) * col_out);
-  const double outliers =
-      Kokkos::fma(exact_double(sums.outliers_high), half_unit(sums.high_bits + 128),
-                  exact_double(sums.outliers_low));
-  const double by_outliers =
-      Kokkos::fma(exact_double(sums.outliers_main), col_base, outliers * col_out);
-  return round_to_f32(Kokkos::fma(half_unit(row.base), by_main, half_unit(row.out) * by_outliers));
-}
-
-/// x + y as its nearest double, and what that leaves out.
-KOKKOS_INLINE_FUNCTION double add_exactly(double x, double y, double& rest) {
-  const double sum = x + y;
-  const double of_y = sum - x;
-  rest = (x - (sum - of_y)) + (y - of_y);
-  return sum;
-}
-/// RN_f32 of an output, by bounds in double; false where these round to different numbers. Outliers
-/// by outliers are at most 2^53.
-KOKKOS_INLINE_FUNCTION bool round_split_sum_by_bounds(const SplitSums& sums, const SplitState& row,
-                                                      const SplitState& col,
+/// RN_f32 of an output in double; false where that is not known: bounds round to different numbers,
+/// or to a subnormal, which flags may have the conversion flush. Is_exact: split_sum_fits_double.
+KOKKOS_INLINE_FUNCTION bool round_split_sum_in_double(const SplitSums& sums, const SplitUnits& row,
+                                                      const SplitUnits& col, bool is_exact,
                                                       std::uint32_t& product) {
-  const double row_base = half_unit(row.base), row_out = half_unit(row.out);
-  const double col_base = half_unit(col.base), col_out = half_unit(col.out);
-  const double outliers =
-      Kokkos::fma(exact_double(sums.outliers_high), half_unit(sums.high_bits + 128),
-                  exact_double(sums.outliers_low));
-  double rest[3];
-  double sum = add_exactly(exact_double(sums.outliers_main) * row_out * col_base,
-                           exact_double(sums.main_outliers) * row_base * col_out, rest[0]);
-  sum = add_exactly(sum, outliers * row_out * col_out, rest[1]);
-  sum = add_exactly(sum, exact_double(sums.main) * row_base * col_base, rest[2]);
-  const double apart = Kokkos::fabs(rest[0]) + Kokkos::fabs(rest[1]) + Kokkos::fabs(rest[2]);
-  // Twice as far as it may be, and further than either bound is rounded.
-  const double bound = apart == 0 ? 0.0 : 2 * apart + Kokkos::fabs(sum) * 0x1p-51;
-  product = round_to_f32(sum - bound);
-  return apart == 0 || product == round_to_f32(sum + bound);
+  const double by_main = Kokkos::fma(sums.main, col.base, sums.main_outliers * col.out) * row.base;
+  const double by_outliers =
+      Kokkos::fma(sums.outliers_main, col.base, sums.outliers * col.out) * row.out;
+  const double sum = by_main + by_outliers;
+  // Each of three roundings is off by 2^-53 of what it gives, and so is that of either bound.
+  const double parts = Kokkos::fabs(by_main) + Kokkos::fabs(by_outliers);
+  const double off = is_exact ? 0.0 : 0x1p-51;
+  product = Kokkos::bit_cast<std::uint32_t>(static_cast<float>(Kokkos::fma(-off, parts, sum)));
+  const auto other =
+      Kokkos::bit_cast<std::uint32_t>(static_cast<float>(Kokkos::fma(off, parts, sum)));
+  return product == other &&
+         ((product & f32_inf) != 0 || Kokkos::bit_cast<std::uint64_t>(parts) == 0);
 }
 
 /// RN_f32 of any output of rows that are split.
@@ -212,12 +214,12 @@ KOKKOS_INLINE_FUNCTION std::uint32_t round_split_sum(const SplitSums& sums, cons
   __extension__ using Unsigned = unsigned __int128;
   const int row_base = row.base - row.lo, row_out = row.out - row.lo;
   const int col_base = col.base - col.lo, col_out = col.out - col.lo;
-  const std::int64_t outliers =
-      std::int64_t{sums.outliers_high} * (std::int64_t{1} << sums.high_bits) + sums.outliers_low;
-  const auto part = [](std::int64_t sum, int shift) { return static_cast<Int>(sum) << shift; };
-  const Int sum = part(sums.main, row_base + col_base) +
-                  part(sums.outliers_main, row_out + col_base) +
-                  part(sums.main_outliers, row_base + col_out) + part(outliers, row_out + col_out);
+  const auto part = [](double sum, int shift) {
+    return static_cast<Int>(static_cast<std::int64_t>(sum)) << shift;
+  };
+  const Int sum =
+      part(sums.main, row_base + col_base) + part(sums.outliers_main, row_out + col_base) +
+      part(sums.main_outliers, row_base + col_out) + part(sums.outliers, row_out + col_out);
   const bool negative = sum < 0;
   Unsigned magnitude = negative ? -static_cast<Unsigned>(sum) : static_cast<Unsigned>(sum);
   const int unit = unit_exponent(row.lo, col.lo);

@@ -50,6 +50,18 @@ KOKKOS_INLINE_FUNCTION void add_shared(std::int32_t* to, std::int32_t term) {
 #endif
 }
 
+/// The same for the larger of two.
+KOKKOS_INLINE_FUNCTION void max_shared(std::int32_t* to, std::int32_t other) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("red.shared.max.s32 [%0], %1;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "r"(other)
+               : "memory");
+#else
+  Kokkos::atomic_max(to, other);
+#endif
+}
+
 /// p, of which compilers know that it points to shared memory.
 template <class T>
 KOKKOS_INLINE_FUNCTION T* in_shared(T* p) {

@@ -22,7 +22,7 @@
 namespace KokkosMX::Impl {
 
 /// What follows the steps of a tile: nothing, as many steps of gathered columns as there are, or no
-/// steps but the memory of as many, for its threads to use.
+/// steps but the memory of as many, where its threads keep accumulators.
 enum class StepsAfter { none, gathered, room };
 
 /// Images of int8 elements, whoever makes them: see the top of this file.
@@ -69,9 +69,14 @@ struct WgmmaInt8Atom : Int8Images {
   static constexpr int gathered_steps = N == 256 ? 3 : 0;
   static constexpr int common_columns = 32;  // of one instruction
   /// Sums over gathered columns of 8 accumulators: outliers by main part, main part by outliers,
-  /// outliers by outliers in two parts (SplitSums).
+  /// outliers by outliers in two digits of base 256.
   struct OutlierSums {
     std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
+  };
+  /// What there is of them.
+  struct Digits {
+    int parts;  ///< of 32 columns each: those after them are none
+    bool high_a, high_b;
   };
 
   /// Where accumulator v of a multiplying thread belongs in the tile.
@@ -82,11 +87,24 @@ struct WgmmaInt8Atom : Int8Images {
     return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1);
   }
 
-  /// The product of step s: images at a + s * a_bytes and b + s * b_bytes.
+  /// The product of step s: images at a + s * a_bytes and b + s * b_bytes. Rows are cut into
+  /// pieces, of which the first is there, the others of the same step a_piece and b_piece bytes
+  /// on, each from the one before; but of four the last is no matter.
   struct Images {
     const std::uint8_t* a;
     const std::uint8_t* b;
+    int a_pieces, b_pieces;
+    std::int64_t a_piece, b_piece;
   };
+
+  /// What all threads of a warp have, of which the compiler then knows that they do.
+  KOKKOS_FORCEINLINE_FUNCTION static std::uint32_t uniform(std::uint32_t x) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    return CudaUnit::from_lane(x, 0);
+#else
+    return x;
+#endif
+  }
 
   /// The multiplying threads wait for each other.
   KOKKOS_FORCEINLINE_FUNCTION static void synchronize() {
@@ -110,61 +128,69 @@ struct WgmmaInt8Atom : Int8Images {
     KOKKOS_FORCEINLINE_FUNCTION MoreSteps(Pipeline& pipeline, int first, int thread)
         : memory_(reinterpret_cast<std::uint8_t*>(&pipeline)), first_(first), thread_(thread) {}
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    /// Of accumulators 8 * i to 8 * i + 7, over 32 * parts columns. By warp-level products: those
-    /// of warpgroups would have the compiler wait for each in the main loop, too.
-    __device__ __forceinline__ void multiply(int i, int parts, OutlierSums& sums) const {
+    /// Of accumulators 8 * i to 8 * i + 7. By warp-level products: those of warpgroups would have
+    /// the compiler wait for each in the main loop, too.
+    __device__ __forceinline__ void multiply(int i, const Digits& digits, OutlierSums& sums) const {
       const int s0 = first_, s1 = at(1), s2 = at(2);
 #pragma unroll
       for (int v = 0; v < 8; ++v) {
         sums.outliers_main[v] = sums.main_outliers[v] = 0;
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
+      // Chunks of 32 columns, and of 16 rows of B, differ in address bits of their own.
+      const int lane = thread_ & 31;
+      const int of_a = offset((thread_ >> 5) * 16 + (lane & 15), lane >> 4);
+      const int of_b =
+          offset((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1) + i * (16 * step_bytes);
+      const auto load_a = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
+        CudaUnit::load_matrices(to, rows + (of_a ^ (32 * k)));
+      };
+      const auto load_b = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
+        CudaUnit::load_matrices(to, rows + (of_b ^ (32 * k)));
+      };
 #pragma unroll 1
-      for (int k = 0; k < parts; ++k) {
-        std::uint32_t a[4], a_2[4], b[4], b_2[4];
-        load_a(a, pipeline().a[s0], k);
-        load_a(a_2, pipeline().a[s1], k);
-        load_b(b, pipeline().b[s0], i, k);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          std::int32_t high[4] = {}, low[4] = {};
-          CudaUnit::multiply_int8(high, a, b + 2 * h);
-          CudaUnit::multiply_int8(low, a_2, b + 2 * h);
-          add(sums.outliers_main + 4 * h, high, low);
+      for (int k = 0; k < digits.parts; ++k) {
+        std::uint32_t a[4], a_high[4], b[4], b_high[4];
+        load_a(a, pipeline().a[s1], k);
+        load_b(b, pipeline().b[s0], k);
+        multiply(sums.outliers_main, a, b, 1);
+        if (digits.high_a) {
+          load_a(a_high, pipeline().a[s0], k);
+          multiply(sums.outliers_main, a_high, b, 256);
         }
-        load_b(b, pipeline().b[s1], i, k);
-        load_b(b_2, pipeline().b[s2], i, k);
+        load_b(b, pipeline().b[s2], k);
+        if (digits.high_b) load_b(b_high, pipeline().b[s1], k);
         if (k == 0) {  // the common columns
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            std::int32_t high[4] = {}, low[4] = {};
-            CudaUnit::multiply_int8(high, a, b + 2 * h);
-            CudaUnit::multiply_int8(low, a, b_2 + 2 * h);
-            CudaUnit::multiply_int8(low, a_2, b + 2 * h);
-            add(sums.outliers_high + 4 * h, high, low);
-            CudaUnit::multiply_int8(sums.outliers_low + 4 * h, a_2, b_2 + 2 * h);
-          }
+          multiply(sums.outliers_low, a, b, 1);
+          if (digits.high_a) multiply(sums.outliers_high, a_high, b, 1);
+          if (digits.high_b) multiply(sums.outliers_high, a, b_high, 1);
+          if (digits.high_a && digits.high_b) multiply(sums.outliers_high, a_high, b_high, 256);
         }
         load_a(a, pipeline().a[s2], k);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          std::int32_t high[4] = {}, low[4] = {};
-          CudaUnit::multiply_int8(high, a, b + 2 * h);
-          CudaUnit::multiply_int8(low, a, b_2 + 2 * h);
-          add(sums.main_outliers + 4 * h, high, low);
-        }
+        multiply(sums.main_outliers, a, b, 1);
+        if (digits.high_b) multiply(sums.main_outliers, a, b_high, 256);
       }
     }
-    /// The memory of the three stages.
-    template <class Room>
-    __device__ __forceinline__ Room room() const {
-      static_assert(Room::small_bytes <= a_bytes && Room::large_bytes <= b_bytes);
-      Room room;
-      for (int i = 0; i < gathered_steps; ++i) {
-        room.small[i] = in_shared(memory_) + at(i) * a_bytes;
-        room.large[i] = in_shared(memory_) + stages * a_bytes + at(i) * b_bytes;
+    /// Puts all accumulators into the memory of the stages.
+    __device__ __forceinline__ void keep(const std::int32_t (&d)[values]) const {
+#pragma unroll
+      for (int i = 0; i < values / 8; ++i) {
+        std::int32_t* to = kept(i) + thread_;
+#pragma unroll
+        for (int v = 0; v < 8; ++v) to[v * multiplying] = d[8 * i + v];
       }
-      return room;
+      CudaUnit::named_barrier(1, multiplying);
+    }
+    /// There: [v][thread] has accumulator 8 * i + v of a thread.
+    __device__ __forceinline__ std::int32_t* kept(int i) const {
+      constexpr int bytes = 8 * 4 * multiplying;
+      constexpr int of_a = a_bytes / bytes, of_b = b_bytes / bytes, in_a = 2 * of_a;
+      static_assert(a_bytes % bytes == 0 && in_a + gathered_steps * of_b >= values / 8);
+      const int in_b = i - in_a;
+      return reinterpret_cast<std::int32_t*>(
+          in_shared(memory_) +
+          (i < in_a ? at(i / of_a) * a_bytes + i % of_a * bytes
+                    : stages * a_bytes + at(in_b / of_b) * b_bytes + in_b % of_b * bytes));
     }
     /// Their stages are free again.
     __device__ __forceinline__ void release() const {
@@ -178,33 +204,27 @@ struct WgmmaInt8Atom : Int8Images {
     __device__ __forceinline__ Pipeline& pipeline() const {
       return *reinterpret_cast<Pipeline*>(memory_);
     }
-    /// sums += 256 * high + low.
-    __device__ __forceinline__ static void add(std::int32_t* sums, const std::int32_t (&high)[4],
-                                               const std::int32_t (&low)[4]) {
+    /// sums += factor * a * b.
+    __device__ __forceinline__ static void multiply(std::int32_t (&sums)[8],
+                                                    const std::uint32_t (&a)[4],
+                                                    const std::uint32_t (&b)[4], int factor) {
 #pragma unroll
-      for (int v = 0; v < 4; ++v) sums[v] += 256 * high[v] + low[v];
-    }
-    /// 32 columns of the warp's 16 rows.
-    __device__ __forceinline__ void load_a(std::uint32_t (&a)[4], const std::int8_t* rows,
-                                           int k) const {
-      const int lane = thread_ & 31;
-      CudaUnit::load_matrices(
-          a, rows + offset((thread_ >> 5) * 16 + (lane & 15), 2 * k + (lane >> 4)));
-    }
-    /// The same of 16 rows of B.
-    __device__ __forceinline__ void load_b(std::uint32_t (&b)[4], const std::int8_t* rows, int i,
-                                           int k) const {
-      const int lane = thread_ & 31;
-      CudaUnit::load_matrices(
-          b, rows + offset(16 * i + (lane >> 4) * 8 + (lane & 7), 2 * k + ((lane >> 3) & 1)));
+      for (int h = 0; h < 2; ++h) {
+        if (factor == 1) {
+          CudaUnit::multiply_int8(sums + 4 * h, a, b + 2 * h);
+          continue;
+        }
+        std::int32_t product[4] = {};
+        CudaUnit::multiply_int8(product, a, b + 2 * h);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sums[4 * h + v] += factor * product[v];
+      }
     }
     __device__ __forceinline__ int at(int i) const { return (first_ + i) % stages; }
 #else
-    KOKKOS_INLINE_FUNCTION void multiply(int, int, OutlierSums&) const {}
-    template <class Room>
-    KOKKOS_INLINE_FUNCTION Room room() const {
-      return {};
-    }
+    KOKKOS_INLINE_FUNCTION void multiply(int, const Digits&, OutlierSums&) const {}
+    KOKKOS_INLINE_FUNCTION void keep(const std::int32_t (&)[values]) const {}
+    KOKKOS_INLINE_FUNCTION std::int32_t* kept(int) const { return nullptr; }
     KOKKOS_INLINE_FUNCTION void release() const {}
 
    private:
@@ -260,12 +280,15 @@ struct WgmmaInt8Atom : Int8Images {
       for (std::int64_t tile = first; tile < end; tile += stride) {
         const Images from = images(tile);
         const StepsAfter after = steps_after(tile);
+        const int a_each = a_bytes / from.a_pieces, b_each = b_bytes / from.b_pieces;
         const std::int64_t all = after == StepsAfter::gathered ? steps + gathered_steps : steps;
         for (std::int64_t s = 0; s < all; ++s) {
           barrier_wait(&pipeline.empty[stage], phase ^ 1);
           barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
-          bulk_copy(pipeline.a[stage], from.a + s * a_bytes, a_bytes, &pipeline.full[stage]);
-          bulk_copy(pipeline.b[stage], from.b + s * b_bytes, b_bytes, &pipeline.full[stage]);
+          copy(pipeline.a[stage], from.a + s * a_bytes, a_each, from.a_pieces, from.a_piece,
+               &pipeline.full[stage]);
+          copy(pipeline.b[stage], from.b + s * b_bytes, b_each, from.b_pieces, from.b_piece,
+               &pipeline.full[stage]);
           advance(stage, phase);
         }
         for (int i = 0; after == StepsAfter::room && i < gathered_steps; ++i) {
@@ -277,14 +300,13 @@ struct WgmmaInt8Atom : Int8Images {
       return;
     }
     if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    std::int32_t d[values];
+
     for (std::int64_t tile = first; tile < end; tile += stride) {
       const int thread = opaque(static_cast<int>(threadIdx.x)) - 128;
       prepare(tile);
-      if (steps == 0) {
+      std::int32_t d[values];
 #pragma unroll
-        for (int v = 0; v < values; ++v) d[v] = 0;
-      }
+      for (int v = 0; v < values; ++v) d[v] = 0;
       const auto release = [&](int s) {
         if (thread % 128 == 0) barrier_arrive(&pipeline.empty[s]);
       };
@@ -296,7 +318,7 @@ struct WgmmaInt8Atom : Int8Images {
         const std::uint64_t b = describe(pipeline.b[stage]);
 #pragma unroll
         for (int k = 0; k < step_bytes / 32; ++k) {
-          multiply(d, a + 2 * k, b + 2 * k, s != 0 || k != 0);
+          multiply(d, a + 2 * k, b + 2 * k, 1);
         }
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         if (s > 0) {
@@ -323,6 +345,16 @@ struct WgmmaInt8Atom : Int8Images {
     if (++stage == stages) {
       stage = 0;
       phase ^= 1;
+    }
+  }
+  /// An operand of a step, in pieces of so many bytes: see Images.
+  __device__ __forceinline__ static void copy(std::int8_t* to, const std::uint8_t* from, int bytes,
+                                              int pieces, std::int64_t piece,
+                                              std::uint64_t* barrier) {
+    CudaUnit::bulk_copy(to, from, bytes, barrier);
+#pragma unroll 1
+    for (int i = 1; i < pieces; ++i) {
+      CudaUnit::bulk_copy(to + i * bytes, from + (i < 3 ? i * piece : 0), bytes, barrier);
     }
   }
   /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
