@@ -78,6 +78,7 @@ struct PanelView {
 };
 
 /// Panels of y that are to become elements: some groups of K of each, panel i's at to + i * stride.
+/// Unless a panel's base is near, its blocks that are left out have no nonzero codes.
 template <class Element>
 struct PanelUnpacking {
   int panels = 0;
