@@ -57,7 +57,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 std::size_t size(int n) { return static_cast<std::size_t>(n); }
 
-enum class RowKind { bits, common, wide, edges, mixed };
+enum class RowKind { bits, common, wide, edges, mixed, window };
 
 /// The bits of a row of blocks of 32.
 template <class Type>
@@ -70,6 +70,25 @@ std::vector<typename Type::bits> random_row(RowKind kind, int blocks, Stream& ra
                             130, 131, 144, 145,           146,       0};
   const auto below = [&](unsigned n) { return static_cast<unsigned>(random.next() % n); };
   std::vector<Bits> row;
+  if (kind == RowKind::window) {
+    // Blocks whose numbers lie within 2^-47 and 2^17, few of which are next to these or outside.
+    for (int block = 0; block < blocks; ++block) {
+      const unsigned top =
+          std::min(below(8) == 0 ? 82 + below(63) : 120 + below(12), exponents - 1);
+      for (int i = 0; i < 32; ++i) {
+        const unsigned lower = below(below(2) == 0 ? 7 : 30);
+        unsigned m = (top - std::min(lower, top > 80 ? top - 80 : 0)) * one + below(one);
+        if (below(2) == 0) m = (m / quarter * quarter) + below(3) - 1;
+        unsigned negative = below(2);
+        if (below(1500) == 0) m = (78 + below(5)) * one + below(one);
+        if (below(1500) == 0) m = (142 + below(5)) * one + below(one);
+        if (below(3000) == 0) m = below(2) * below(Type::inf);
+        if (below(100) == 0) m = negative = 0;
+        row.push_back(static_cast<Bits>(m | negative << (8 * sizeof(Bits) - 1)));
+      }
+    }
+    return row;
+  }
   for (int block = 0; block < blocks; ++block) {
     const RowKind is = kind == RowKind::mixed ? static_cast<RowKind>(below(4)) : kind;
     const unsigned top = is == RowKind::common  ? Type::bias - 3u + below(6)
@@ -191,8 +210,11 @@ void quantize_rows(Format format) {
   Stream random(6);
   const std::vector<QuantizeRule> rules = all_rules();
   for (int trial = 0; trial < 1800; ++trial) {
-    const int blocks = trial % 90 == 89 ? 60 + static_cast<int>(random.next() % 80) : 1 + trial % 9;
-    const auto kind = static_cast<RowKind>(trial / 9 % 5);
+    const int more = static_cast<int>(random.next() % 80);
+    const auto kind = static_cast<RowKind>(trial / 9 % 6);
+    const int blocks = trial % 90 == 89          ? 60 + more
+                       : kind == RowKind::window ? 16 + more / 2
+                                                 : 1 + trial % 9;
     const std::vector<Bits> row = random_row<Type>(kind, blocks, random);
     const int offset = static_cast<int>(random.next() % 4);
     std::vector<unsigned char> x(size(offset) + row.size() * sizeof(Bits));

@@ -211,6 +211,10 @@ struct Avx512QuantizeRow {
     constexpr __mmask64 all = ~__mmask64{0}, second = 0xF0F0F0F0F0F0F0F0;
     return x86::multishift(x86::multishift(a, all, control, a), second, control, b);
   }
+  /// Indices of two blocks, and the signs of their words above them.
+  KOKKOSMX_AVX512_INLINE static __m512i with_signs(__m512i index, __m512i xa, __m512i xb) {
+    return _mm512_ternarylogic_epi32(index, bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32), 0xF8);
+  }
   /// The indices and signs of two blocks.
   KOKKOSMX_AVX512_INLINE static __m512i indices(__m512i xa, __m512i wa, const std::uint32_t* base_a,
                                                 __m512i xb, __m512i wb,
@@ -222,10 +226,9 @@ struct Avx512QuantizeRow {
       // 0xF8: the first, or the second where the third is 1.
       wa = _mm512_ternarylogic_epi32(wa, _mm512_srli_epi16(xa, p - 1), one, 0xF8);
       wb = _mm512_ternarylogic_epi32(wb, _mm512_srli_epi16(xb, p - 1), one, 0xF8);
-      const __m512i index =
-          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b));
-      return _mm512_ternarylogic_epi32(index, bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32),
-                                       0xF8);
+      return with_signs(
+          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b)), xa,
+          xb);
     } else {
       const __m512i minus_zero = _mm512_set1_epi16(-0x8000);
       const __m512i sign = _mm512_set1_epi16(32 << (p - 1));
@@ -247,6 +250,25 @@ struct Avx512QuantizeRow {
     const __m512i squares =
         x86::permute_bytes(index, _mm512_loadu_si512(squares_of_indices.data()));
     return x86::dot_add(_mm512_setzero_si512(), squares, _mm512_set1_epi8(1));
+  }
+
+  /// A group's codes from the indices of its blocks.
+  KOKKOSMX_AVX512_INLINE static __m512i group_codes(__m512i i01, __m512i i23, __m512i order) {
+    return x86::permute_bytes(order, _mm512_packus_epi16(code_words(i01), code_words(i23)));
+  }
+  KOKKOSMX_AVX512_INLINE static __m128i sums_of_8(__m512i i01, __m512i i23, __m512i i45,
+                                                  __m512i i67) {
+    // A sum is at most 32 * 144, a word. Each lane has a part of all eight.
+    const __m512 first =
+        _mm512_castsi512_ps(_mm512_packus_epi32(square_sums(i01), square_sums(i23)));
+    const __m512 second =
+        _mm512_castsi512_ps(_mm512_packus_epi32(square_sums(i45), square_sums(i67)));
+    const __m512i parts =
+        _mm512_add_epi16(_mm512_castps_si512(_mm512_shuffle_ps(first, second, 0x88)),
+                         _mm512_castps_si512(_mm512_shuffle_ps(first, second, 0xDD)));
+    const __m256i half =
+        _mm256_add_epi16(_mm512_castsi512_si256(parts), _mm512_extracti64x4_epi64(parts, 1));
+    return _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   }
 
   /// Words, doubled, that are no zeros and may lose their signs.
@@ -320,29 +342,93 @@ struct Avx512QuantizeRow {
 
     const __m512i i01 = indices(x0, w0, base, x1, w1, base + 4);
     const __m512i i23 = indices(x2, w2, base + 8, x3, w3, base + 12);
-    result.codes[0] =
-        x86::permute_bytes(order, _mm512_packus_epi16(code_words(i01), code_words(i23)));
     const __m512i i45 = indices(x4, w4, base + 2, x5, w5, base + 6);
     const __m512i i67 = indices(x6, w6, base + 10, x7, w7, base + 14);
-    result.codes[1] =
-        x86::permute_bytes(order, _mm512_packus_epi16(code_words(i45), code_words(i67)));
-    if constexpr (Sums) {
-      // A sum is at most 32 * 144, a word.
-      const __m512i s0 = _mm512_or_si512(square_sums(i01), _mm512_slli_epi32(square_sums(i23), 16));
-      const __m512i s1 = _mm512_or_si512(square_sums(i45), _mm512_slli_epi32(square_sums(i67), 16));
-      const __m512i s =
-          _mm512_add_epi16(_mm512_unpacklo_epi64(s0, s1), _mm512_unpackhi_epi64(s0, s1));
-      const __m256i half =
-          _mm256_add_epi16(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
-      const __m128i lane =
-          _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-      // Words of the blocks 0, 2, 1, 3, 4, 6, 5, 7.
-      const __m128i sum_order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-      result.sums = _mm_shuffle_epi8(lane, sum_order);
-    }
+    result.codes[0] = group_codes(i01, i23, order);
+    result.codes[1] = group_codes(i45, i67, order);
+    if constexpr (Sums) result.sums = sums_of_8(i01, i23, i45, i67);
     result.others =
         ((others & 0x0F0F0F0Fu) != 0 ? 1u : 0u) | ((others & 0xF0F0F0F0u) != 0 ? 2u : 0u);
     return result;
+  }
+
+  /// What quantizing 16 blocks by quarters gives: as Eight.
+  struct Sixteen {
+    __m512i codes[4];
+    __m128i scales;
+    __m128i sums[2];
+  };
+
+  /// As merge_halves and merge_lanes, of bytes.
+  KOKKOSMX_AVX512_INLINE static __m512i merge_byte_halves(__m512i a, __m512i b) {
+    return _mm512_max_epu8(_mm512_mask_blend_epi64(0xF0, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
+  }
+  KOKKOSMX_AVX512_INLINE static __m512i merge_byte_lanes(__m512i a, __m512i b) {
+    return _mm512_max_epu8(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
+  }
+
+  /// False where some number is out of the window: then there is no result.
+  KOKKOSMX_AVX512_INLINE static bool quantize_16(const unsigned char* x, __m512i rounding,
+                                                 __m512i order, Sixteen& result) {
+    const __m512i floor = _mm512_set1_epi16(static_cast<short>(Words::window << p));
+    __m512i quarters[8], any = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const unsigned char* pair = x + 2 * i * bytes;
+      for (int line = 0; line < 2 * bytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(pair) + ahead + line, _MM_HINT_T0);
+      }
+      const __m512i a = _mm512_subs_epu16(words(pair), floor);
+      const __m512i b = _mm512_subs_epu16(words(pair + bytes), floor);
+      any = _mm512_ternarylogic_epi32(any, a, b, 0xFE);  // all three, or-ed
+      quarters[i] = bytes_of_words<p - 2>(a, b);
+    }
+    // Lane i: in all dwords of a kind the blocks 2 i, 2 i + 1, 8 + 2 i, 9 + 2 i.
+    const __m512i m0 = merge_byte_lanes(merge_byte_halves(quarters[0], quarters[1]),
+                                        merge_byte_halves(quarters[2], quarters[3]));
+    const __m512i m1 = merge_byte_lanes(merge_byte_halves(quarters[4], quarters[5]),
+                                        merge_byte_halves(quarters[6], quarters[7]));
+    __m512i largest = _mm512_max_epu8(_mm512_mask_blend_epi64(0xAA, m0, m1),
+                                      _mm512_castpd_si512(_mm512_shuffle_pd(
+                                          _mm512_castsi512_pd(m0), _mm512_castsi512_pd(m1), 0x55)));
+    largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 16));
+    largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 8));
+
+    const __m512i least = _mm512_set1_epi8(Words::least_quarter);
+    const __mmask64 outside = _mm512_cmpgt_epu8_mask(
+        _mm512_sub_epi8(largest, least),
+        _mm512_set1_epi8(static_cast<char>(Words::most_quarter - Words::least_quarter)));
+    const __mmask32 far = _mm512_test_epi16_mask(
+        any, _mm512_set1_epi16(static_cast<short>(0x8000 - (Words::window_size << p))));
+    if ((outside | far) != 0) [[unlikely]]
+      return false;
+
+    const __m512i exponent =
+        _mm512_and_si512(_mm512_add_epi8(largest, rounding), _mm512_set1_epi8(-4));
+    alignas(64) std::uint64_t base[8];
+    _mm512_store_si512(base, _mm512_sub_epi8(exponent, least));
+    __asm__("" : "+m"(base));  // as in quantize_8
+    const __m512i scale =
+        _mm512_add_epi8(_mm512_srli_epi32(exponent, 2),
+                        _mm512_set1_epi8(static_cast<char>(Words::window + Words::scale_offset)));
+    const __m512i scale_order = _mm512_castsi128_si512(
+        _mm_setr_epi8(0, 4, 16, 20, 32, 36, 48, 52, 8, 12, 24, 28, 40, 44, 56, 60));
+    result.scales = _mm512_castsi512_si128(x86::permute_bytes(scale_order, scale));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      __m512i index[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const unsigned char* pair = x + (8 * h + 2 * i) * bytes;
+        const __m512i below = _mm512_set1_epi64(static_cast<std::int64_t>(base[2 * i + h]));
+        index[i] = with_signs(_mm512_subs_epu8(quarters[4 * h + i], below), words(pair),
+                              words(pair + bytes));
+      }
+      result.codes[2 * h] = group_codes(index[0], index[1], order);
+      result.codes[2 * h + 1] = group_codes(index[2], index[3], order);
+      if constexpr (Sums) result.sums[h] = sums_of_8(index[0], index[1], index[2], index[3]);
+    }
+    return true;
   }
 
   /// The codes of a group that has 4 places.
@@ -474,6 +560,8 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
   const __m512i order =
       _mm512_loadu_si512(to.codes_block == 0 ? group_order<Words::is_f32, true>.data()
                                              : group_order<Words::is_f32, false>.data());
+  const ScaleMode mode = to.rule.scale_mode();
+  const __m512i quarter_rounding = _mm512_set1_epi8(mode == ScaleMode::even ? 1 : 0);
   bool regular = true;
   Avx512Lists lists;
   for (std::int64_t row = 0; row < to.rows; ++row) {
@@ -486,12 +574,37 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
       summary = to.summaries + row * to.summaries_row;
       *summary = {};
     }
+    std::int64_t words_to = Words::by_quarters(mode) ? 0 : to.blocks;  // before it, by words
     for (std::int64_t k = 0; k < to.blocks; k += step) {
       const std::int64_t left = to.blocks - k;
       const int in_list = static_cast<int>(k % summary_blocks);
       BlockList& list = lists.open();
       if (Sums && in_list == 0 && left < summary_blocks) {
         std::memset(list.scale, 0, sizeof(list.scale));
+      }
+      if constexpr (Words::has_quarters) {
+        Sixteen all;
+        if (k >= words_to && left >= 2 * step) {
+          if (quantize_16(x, quarter_rounding, order, all)) [[likely]] {
+            for (int g = 0; g < 4; ++g) store_group(to, codes + g * to.codes_group, all.codes[g]);
+            store_scales(to, scales, all.scales);
+            store_scales(to, scales + to.scales_8, _mm_unpackhi_epi64(all.scales, all.scales));
+            if constexpr (Sums) {
+              _mm_storeu_si128(reinterpret_cast<__m128i*>(list.scale + in_list), all.scales);
+              _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), all.sums[0]);
+              _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list + step), all.sums[1]);
+              if (in_list + 2 * step == summary_blocks || left == 2 * step) {
+                lists.close<Sums, false>(*summary, in_list + 2 * step);
+              }
+            }
+            x += 2 * step * bytes;
+            codes += 4 * to.codes_group;
+            scales += 2 * to.scales_8;
+            k += step;
+            continue;
+          }
+          words_to = k + summary_blocks;  // where one is out of the window, more may be
+        }
       }
       unsigned others;
       if (left >= step) {

@@ -21,6 +21,10 @@
 /// whose leading mantissa bit is 0 (all but 3/4, 7/4, 7/2) must be exceeded: that bit goes into the
 /// free bit 0 of w, and 1 more is subtracted.
 ///
+/// With ties_up only quarters of a binade count, in scales of the modes even and floor too. In a
+/// window of 64 binades they are bytes, which take half the work; smaller positive numbers are
+/// its floor, and other ones (negative zeros too) leave the block to words.
+///
 /// This holds for blocks of zeros, and where a quarter of the scale is a normal number, the largest
 /// is finite, and no sign is lost; all other blocks go through the loops.
 
@@ -53,6 +57,20 @@ struct QuantizeWords {
   static constexpr bool may_lose_signs = !ToEven && p == 7;
   static constexpr std::uint32_t vanish = (is_f32 ? 129u : 145u) << (p + 1);
   static constexpr std::uint32_t kept = 105u << (p + 1);
+
+  /// Without the sticky bit, with ties_up and where the scale looks at quarters only: exponents of
+  /// a window, as bytes of quarters of a binade counted from its floor.
+  static constexpr bool has_quarters = !ToEven && p == 7;
+  static bool by_quarters(ScaleMode mode) {
+    return has_quarters && (mode == ScaleMode::even || mode == ScaleMode::floor);
+  }
+  /// 2^-47 up to 2^17.
+  static constexpr std::uint32_t window = 80, window_size = 64;
+  /// Below the floor, words of negative numbers reach bits that none in the window has; signs of
+  /// those in it are kept.
+  static_assert(!has_quarters || (window <= 192 && window > 0));
+  /// What the largest of a block must lie between.
+  static constexpr std::uint8_t least_quarter = 4 * 5, most_quarter = 4 * window_size - 5;
   /// What becomes of t * 2^(p+1) before it is subtracted.
   static constexpr std::uint32_t below = (5u << (p + 1)) - (ToEven ? 1u : 0u);
 
