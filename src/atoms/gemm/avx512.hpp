@@ -216,7 +216,7 @@ struct Int8Panels {
                                               const PanelBase& base, int groups, const element* x,
                                               std::int32_t* sums) {
     constexpr int rows = 16 / count, chunk = 8;
-    alignas(64) std::int32_t total[count][panel_rows][16] = {};
+    alignas(64) std::int32_t total[panel_rows / rows][16][16];  // of the chunks before
     __m512i of_x[count];
     for (int i = 0; i < count; ++i) of_x[i] = _mm512_setzero_si512();
     const auto values = Values<near, true>::make();
@@ -232,13 +232,24 @@ struct Int8Panels {
           of_x[i] = x86::dot_add(of_x[i], ones, _mm512_load_si512(x_row + 64));
         }
       }
+      alignas(64) std::int32_t excess[16];
+      if (end == groups) {
+        // Sums of x may leave int32 where the products' do not yet: unsigned, which wraps.
+        for (int i = 0; i < count; ++i) {
+          excess[i] = static_cast<std::int32_t>(
+              128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(of_x[i])));
+        }
+        for (int k = count; k < 16; ++k) excess[k] = excess[k - count];
+      }
       for (int first_row = 0; first_row < panel_rows; first_row += rows) {
+        auto& before = total[first_row / rows];
         __m512i sum[rows][count];
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
           for (int i = 0; i < count; ++i) {
-            sum[r][i] = _mm512_load_si512(total[i][first_row + r]);
+            sum[r][i] =
+                first == 0 ? _mm512_setzero_si512() : _mm512_load_si512(before[r * count + i]);
           }
         }
         for (int g = first; g < end; ++g) {
@@ -266,30 +277,35 @@ struct Int8Panels {
             }
           }
         }
+        if (end < groups) {
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) {
+          for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-          for (int i = 0; i < count; ++i) {
-            _mm512_store_si512(total[i][first_row + r], sum[r][i]);
+            for (int i = 0; i < count; ++i) {
+              _mm512_store_si512(before[r * count + i], sum[r][i]);
+            }
           }
+          continue;
+        }
+        __m512i v[16];
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; ++k) v[k] = sum[k / count][k % count];
+        alignas(64) std::int32_t of_rows[16];
+        _mm512_store_si512(of_rows,
+                           _mm512_sub_epi32(sums_of_vectors(v), _mm512_load_si512(excess)));
+        for (int r = 0; r < rows; ++r) {
+          std::memcpy(sums + (first_row + r) * panel_rows, of_rows + r * count,
+                      count * sizeof(*sums));
         }
       }
     }
-    for (int i = 0; i < count; ++i) {
-      // Sums of x may leave int32 where the products' do not yet: unsigned, which wraps.
-      const auto excess = 128u * static_cast<std::uint32_t>(_mm512_reduce_add_epi32(of_x[i]));
-      alignas(64) std::int32_t column[16];
-      _mm512_store_si512(column,
-                         _mm512_sub_epi32(sums_of_vectors(total[i]),
-                                          _mm512_set1_epi32(static_cast<std::int32_t>(excess))));
-      for (int r = 0; r < panel_rows; ++r) sums[r * panel_rows + i] = column[r];
+    for (int r = 0; groups == 0 && r < panel_rows; ++r) {
+      std::memset(sums + r * panel_rows, 0, count * sizeof(*sums));
     }
   }
 
   /// Dword i: the sum of the 16 dwords of vector i.
-  KOKKOSMX_AVX512_INLINE static __m512i sums_of_vectors(const std::int32_t (&from)[16][16]) {
-    __m512i v[16];
-    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(from[i]);
+  KOKKOSMX_AVX512_INLINE static __m512i sums_of_vectors(__m512i (&v)[16]) {
     // Each step adds pairs of vectors and of what they hold, in the order of a transposition.
     for (int i = 0; i < 8; ++i) {
       const __m512i a = v[2 * i], b = v[2 * i + 1];
@@ -483,22 +499,25 @@ struct Int8Panels {
     }
   }
 
-  /// Float32 bits of a panel's sums, row by row.
+  /// Float32 bits of a panel's sums, row by row: of C's rows, or of the sums' if those are its
+  /// columns.
   struct Rounding {
     alignas(64) std::int32_t row_unit[panel_rows];  ///< exponents, in a number's place
     __m512i lane_unit;
     const std::int32_t* sums;
     bool rounded;
-    KOKKOSMX_AVX512_INLINE Rounding(const PanelStore& to, int q)
+    KOKKOSMX_AVX512_INLINE Rounding(const PanelStore& to, int q, bool by_columns)
         : sums(to.sums[q]), rounded(to.rounded) {
-      const std::int32_t* of_rows = to.transposed ? to.col_exponent[q] : to.row_exponent;
-      const std::int32_t* of_lanes = to.transposed ? to.row_exponent : to.col_exponent[q];
+      const std::int32_t* of_rows = by_columns ? to.col_exponent[q] : to.row_exponent;
+      const std::int32_t* of_lanes = by_columns ? to.row_exponent : to.col_exponent[q];
       if (rounded) return;
       _mm512_store_si512(row_unit, _mm512_slli_epi32(_mm512_loadu_si512(of_rows), 23));
       lane_unit = _mm512_slli_epi32(_mm512_loadu_si512(of_lanes), 23);
     }
     KOKKOSMX_AVX512_INLINE __m512i operator()(int r) const {
-      const __m512i sum = _mm512_loadu_si512(sums + panel_rows * r);
+      return operator()(r, _mm512_loadu_si512(sums + panel_rows * r));
+    }
+    KOKKOSMX_AVX512_INLINE __m512i operator()(int r, __m512i sum) const {
       if (rounded) return sum;
       // The rounding stands in the instruction: the thread's rounding mode has no say.
       const __m512i number = _mm512_castps_si512(
@@ -518,13 +537,46 @@ struct Int8Panels {
     return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(low, 16), high);
   }
 
+  /// Rounded to bf16, 16 numbers after 16.
+  KOKKOSMX_AVX512_INLINE static __m512i join_bf16(__m512i low, __m512i high) {
+    // Packing goes by lanes of 128 bits.
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm512_permutexvar_epi64(order,
+                                    _mm512_packus_epi32(_mm512_srli_epi32(to_bf16(low), 16),
+                                                        _mm512_srli_epi32(to_bf16(high), 16)));
+  }
+
+  KOKKOSMX_AVX512_INLINE static __m128i load_four(const std::int32_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+  /// The first four columns of a panel's sums.
+  KOKKOSMX_AVX512_INLINE static void four_columns(const std::int32_t* sums, __m512i (&v)[4]) {
+    // A lane holds four columns of a row, then four rows of a column.
+    __m512i t[4];
+    for (int i = 0; i < 4; ++i) {
+      const std::int32_t* from = sums + panel_rows * i;
+      t[i] = _mm512_castsi128_si512(load_four(from));
+      t[i] = _mm512_inserti32x4(t[i], load_four(from + 4 * panel_rows), 1);
+      t[i] = _mm512_inserti32x4(t[i], load_four(from + 8 * panel_rows), 2);
+      t[i] = _mm512_inserti32x4(t[i], load_four(from + 12 * panel_rows), 3);
+    }
+    const __m512i low_01 = _mm512_unpacklo_epi32(t[0], t[1]);
+    const __m512i low_23 = _mm512_unpacklo_epi32(t[2], t[3]);
+    const __m512i high_01 = _mm512_unpackhi_epi32(t[0], t[1]);
+    const __m512i high_23 = _mm512_unpackhi_epi32(t[2], t[3]);
+    v[0] = _mm512_unpacklo_epi64(low_01, low_23);
+    v[1] = _mm512_unpackhi_epi64(low_01, low_23);
+    v[2] = _mm512_unpacklo_epi64(high_01, high_23);
+    v[3] = _mm512_unpackhi_epi64(high_01, high_23);
+  }
+
   /// C's rows of up to 32 bf16 numbers.
   KOKKOSMX_AVX512_INLINE static void bf16_rows(const PanelStore& to, __m512i (&rows)[panel_rows]) {
-    constexpr int half = panel_rows / 2;
-    if (to.transposed) {
+    constexpr int half = panel_rows / 2, few = 4;
+    if (to.transposed && to.rows > few) {
       // Neighbours in a row of C go together.
       for (int q = 0; q < PanelStore::most; ++q) {
-        const Rounding round(to, q < to.panels ? q : 0);
+        const Rounding round(to, q < to.panels ? q : 0, true);
         for (int i = 0; i < half; ++i) {
           rows[half * q + i] = pair_bf16(to_bf16(round(2 * i)), to_bf16(round(2 * i + 1)));
         }
@@ -532,14 +584,15 @@ struct Int8Panels {
       transpose(rows);
       return;
     }
-    const Rounding first(to, 0), second(to, to.panels - 1);
-    // Packing goes by lanes of 128 bits.
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    for (int r = 0; r < panel_rows; ++r) {
-      rows[r] = _mm512_permutexvar_epi64(
-          order, _mm512_packus_epi32(_mm512_srli_epi32(to_bf16(first(r)), 16),
-                                     _mm512_srli_epi32(to_bf16(second(r)), 16)));
+    const Rounding first(to, 0, false), second(to, to.panels - 1, false);
+    if (to.transposed) {
+      __m512i a[few], b[few];
+      four_columns(to.sums[0], a);
+      four_columns(to.sums[to.panels - 1], b);
+      for (int r = 0; r < few; ++r) rows[r] = join_bf16(first(r, a[r]), second(r, b[r]));
+      return;
     }
+    for (int r = 0; r < panel_rows; ++r) rows[r] = join_bf16(first(r), second(r));
   }
 
   KOKKOSMX_AVX512_INLINE static void store_panels(const PanelStore& to) {
@@ -556,7 +609,7 @@ struct Int8Panels {
     }
     alignas(64) std::uint32_t rows[panel_rows][PanelStore::most * panel_rows];
     for (int q = 0; q < to.panels; ++q) {
-      const Rounding round(to, q);
+      const Rounding round(to, q, to.transposed);
       __m512i v[panel_rows];
       for (int r = 0; r < panel_rows; ++r) v[r] = round(r);
       if (to.transposed) transpose(v);
