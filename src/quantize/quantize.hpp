@@ -181,6 +181,9 @@ struct BlockTally {
   }
 };
 
+/// Codes of so many bytes are more than caches keep.
+inline constexpr std::int64_t streamed_bytes = std::int64_t{32} << 20;
+
 template <class Atom, class Format>
 struct QuantizeRow {
   DenseMap x;
@@ -220,7 +223,8 @@ struct QuantizeRow {
     for (std::int64_t i = 0; i < count; ++i) clear_padding(SerialGroup{}, batch, first + i);
     const std::int64_t left = q.rows - first;
     if (left <= 0) return;
-    const BlockRows all = block_rows(q, batch, first, left < count ? left : count, x, rule);
+    BlockRows all = block_rows(q, batch, first, left < count ? left : count, x, rule);
+    all.stream = q.batch * q.rows * q.blocks * block_bytes >= streamed_bytes;
     if (all.summaries != nullptr) {
       Atom::template quantize_rows<Format, true>(all);
     } else {

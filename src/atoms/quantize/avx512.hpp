@@ -434,6 +434,10 @@ struct Avx512QuantizeRow {
   /// The codes of a group that has 4 places.
   KOKKOSMX_AVX512_INLINE static void store_group(const BlockRows& rows, std::uint8_t* to,
                                                  __m512i codes) {
+    if (rows.stream) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), codes);
+      return;
+    }
     if (rows.codes_block == 0 || rows.codes_block == block_bytes) {
       _mm512_storeu_si512(to, codes);
       return;
@@ -554,7 +558,11 @@ void Avx512QuantizeRow<Format, ToEven, Sums>::replace(unsigned others, const Blo
 
 template <class Format, bool ToEven, bool Sums>
 KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const BlockRows& rows) {
-  const BlockRows to = rows;  // for all that a compiler knows, bytes could be its members
+  BlockRows to = rows;  // for all that a compiler knows, bytes could be its members
+  const auto places = reinterpret_cast<std::uintptr_t>(to.codes) |
+                      static_cast<std::uintptr_t>(to.codes_row | to.codes_group);
+  to.stream = to.stream && places % group_bytes == 0 &&
+              (to.codes_block == 0 || to.codes_block == block_bytes);
   const __m512i rounding =
       _mm512_set1_epi16(static_cast<short>(Words::rounding_of(to.rule.scale_mode())));
   const __m512i order =
@@ -655,6 +663,7 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
     }
   }
   if constexpr (Sums) lists.add<Sums, false>();
+  if (to.stream) _mm_sfence();
   return regular;
 }
 

@@ -316,6 +316,8 @@ struct BlockRows {
   std::int64_t scales_places;
   RowSummary* summaries;
   std::int64_t summaries_row;
+  /// Codes will have left the caches before anybody reads them: whole lines may pass these by.
+  bool stream = false;
 
   KOKKOS_INLINE_FUNCTION std::uint8_t* codes_at(std::int64_t row, std::int64_t group) const {
     return codes + row * codes_row + group * codes_group;
