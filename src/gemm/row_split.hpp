@@ -188,8 +188,7 @@ KOKKOS_INLINE_FUNCTION SplitUnits units_of(int base, int out) {
 inline constexpr int double_bits = 53;
 
 /// RN_f32 of an output in double; false where that is not known: bounds round to different numbers,
-/// or to a subnormal, which flags may have the conversion flush. Is_exact: see
-/// double_bits.
+/// or to a subnormal, which flags may have the conversion flush. Is_exact: see double_bits.
 KOKKOS_INLINE_FUNCTION bool round_split_sum_in_double(const SplitSums& sums, const SplitUnits& row,
                                                       const SplitUnits& col, bool is_exact,
                                                       std::uint32_t& product) {
