@@ -677,7 +677,6 @@ struct ImageGemm {
     int is_special[3];
     int has_outliers[3];  ///< gathered, or with images
     int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
-    int has_far[3];       ///< rows or columns with outliers that doubles may not hold
     int outliers;         ///< see GatherOutliers::any
     std::int32_t own[16][Atom::multiplying];
   };
@@ -698,7 +697,6 @@ struct ImageGemm {
       scratch.is_special[group.rank()] = 0;
       scratch.has_outliers[group.rank()] = 0;
       scratch.has_rest[group.rank()] = 0;
-      scratch.has_far[group.rank()] = 0;
     }
     Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
     if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
@@ -776,17 +774,15 @@ struct ImageGemm {
           const bool special = scratch.is_special[turn % 3] != 0;
           const bool has_outliers = may_have_outliers && scratch.has_outliers[turn % 3] != 0;
           const bool has_rest = scratch.has_rest[turn % 3] != 0;
-          const bool is_exact = scratch.has_far[turn % 3] == 0;
           // The slot of the tile before: nobody reads it any more, nobody sets it yet.
           if (thread == 0) {
             scratch.is_special[(turn + 2) % 3] = 0;
             if (may_have_outliers) scratch.has_outliers[(turn + 2) % 3] = 0;
             scratch.has_rest[(turn + 2) % 3] = 0;
-            if (may_have_outliers) scratch.has_far[(turn + 2) % 3] = 0;
           }
           const bool is_whole = place.rows * place.a.parts == Atom::tile_m &&
                                 place.cols * place.b.parts == Atom::tile_n;
-          const Stored stored{place, is_plain_bf16 && is_whole && !has_rest, is_exact};
+          const Stored stored{place, is_plain_bf16 && is_whole && !has_rest};
           if (may_have_outliers && outliers.how == Gathering::imaged && place.is_cut()) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
@@ -869,7 +865,6 @@ struct ImageGemm {
                                                       gather_outliers.has_images(*split_of_row))) {
         split = *split_of_row;
         scratch.has_outliers[turn % 3] = 1;
-        if (!split_sum_fits_double(2 * spread, sum_bits)) scratch.has_far[turn % 3] = 1;
       }
     }
     if (!fits(split)) scratch.has_rest[turn % 3] = 1;
@@ -970,17 +965,16 @@ struct ImageGemm {
   struct Stored {
     Place place;
     bool is_plain;  ///< bf16 and whole
-    bool is_exact;  ///< split_sum_fits_double, all of them
   };
   /// The two rows of a thread.
   struct OwnRows {
     SplitUnits units[2];
-    int spread[2];
-    KOKKOS_INLINE_FUNCTION OwnRows(const States& states, int thread) {
+    int largest_spread[2];  ///< of a column, with which doubles hold the sum
+    KOKKOS_INLINE_FUNCTION OwnRows(const States& states, int thread, int sum_bits) {
       for (int i = 0; i < 2; ++i) {
         const int row = Atom::row_of(thread, 2 * i);
         units[i] = units_of(states.a_split[row].base, states.a_split[row].out);
-        spread[i] = states.a_spread[row];
+        largest_spread[i] = double_bits - sum_bits - states.a_spread[row];
       }
     }
   };
@@ -1002,17 +996,14 @@ struct ImageGemm {
       for (int first = begin; first < begin + together; first += 8) {
         typename Atom::OutlierSums found;
         gathered.multiply(first / 8, digits, found);
-        const OwnRows rows(states, thread);
-        unrolled<2>([&](auto half) {
-          std::int32_t* own = &scratch.own[first - begin + 4 * half][thread];
-          store_four(stored, states, rows, thread, first + 4 * half, own, [&](auto v) {
-            constexpr int i = 4 * half + v;
-            return SplitSums{exact_double(own[v * Atom::multiplying]),
-                             exact_double(found.outliers_main[i]),
-                             exact_double(found.main_outliers[i]),
-                             Kokkos::fma(exact_double(found.outliers_high[i]), 256.0,
-                                         exact_double(found.outliers_low[i]))};
-          });
+        const OwnRows rows(states, thread, sum_bits);
+        std::int32_t* own = &scratch.own[first - begin][thread];
+        store_eight(stored, states, rows, thread, first, own, [&](auto v) {
+          return SplitSums{exact_double(own[v * Atom::multiplying]),
+                           exact_double(found.outliers_main[v]),
+                           exact_double(found.main_outliers[v]),
+                           Kokkos::fma(exact_double(found.outliers_high[v]), 256.0,
+                                       exact_double(found.outliers_low[v]))};
         });
       }
     }
@@ -1032,15 +1023,14 @@ struct ImageGemm {
     const int of_rows = Atom::multiplying / a_parts, of_cols = Atom::values / b_parts;
     const int in_rows = thread % of_rows;
     constexpr double part = 1 << RowSplit::part_bits;
-    const OwnRows rows(states, in_rows);
+    const OwnRows rows(states, in_rows, sum_bits);
     KOKKOSMX_NO_UNROLL
-    for (int first = thread / of_rows * 4; first < of_cols; first += 4 * a_parts) {
+    for (int first = thread / of_rows * 8; first < of_cols; first += 8 * a_parts) {
       const std::int32_t* at[3];  // of the column's main part and the parts of its outliers
       for (int p = 0; p < 3; ++p) {
-        const int i = first + (p < b_parts ? p : 0) * of_cols;
-        at[p] = kept.kept(i / 8) + i % 8 * Atom::multiplying + in_rows;
+        at[p] = kept.kept((first + (p < b_parts ? p : 0) * of_cols) / 8) + in_rows;
       }
-      store_four(stored, states, rows, in_rows, first, &scratch.own[0][thread], [&](auto v) {
+      store_eight(stored, states, rows, in_rows, first, &scratch.own[0][thread], [&](auto v) {
         const auto sum = [&](int a_part, int b_part) {
           return exact_double(at[b_part][v * Atom::multiplying + a_part * of_rows]);
         };
@@ -1063,43 +1053,41 @@ struct ImageGemm {
     }
     kept.release();
   }
-  /// Outputs first to first + 3 of a thread; sums(v) of each as std::integral_constant. Leaves
+  /// Outputs first to first + 7 of a thread; sums(v) of each as std::integral_constant. Leaves
   /// nothing in own.
   template <class Sums>
-  KOKKOS_FORCEINLINE_FUNCTION void store_four(const Stored& stored, const States& states,
-                                              const OwnRows& rows, int thread, int first,
-                                              std::int32_t* own, const Sums& sums) const {
+  KOKKOS_FORCEINLINE_FUNCTION void store_eight(const Stored& stored, const States& states,
+                                               const OwnRows& rows, int thread, int first,
+                                               std::int32_t* own, const Sums& sums) const {
     const Place& place = stored.place;
-    std::uint32_t products[4];
+    std::uint32_t products[8];
     unsigned open = 0;
-    unrolled<4>([&](auto v) {
+    unrolled<8>([&](auto v) {
       const int col = Atom::col_of(thread, first + v);
-      const bool is_exact =
-          stored.is_exact ||
-          split_sum_fits_double(rows.spread[v / 2] + states.b_spread[col], sum_bits);
+      const bool is_exact = states.b_spread[col] <= rows.largest_spread[v / 2 % 2];
       const RowSplit split = states.b_split[col];
       const bool is_known = round_split_sum_in_double(
-          sums(v), rows.units[v / 2], units_of(split.base, split.out), is_exact, products[v]);
+          sums(v), rows.units[v / 2 % 2], units_of(split.base, split.out), is_exact, products[v]);
       open |= is_known ? 0u : 1u << v;
     });
     KOKKOSMX_NO_UNROLL
     for (; open != 0; open &= open - 1) {
       const int i = first_bit(open);
       SplitSums found{};
-      unrolled<4>([&](auto v) {  // registers have no index at run time
+      unrolled<8>([&](auto v) {  // registers have no index at run time
         if (v == i) found = sums(v);
       });
       const std::uint32_t product =
           round_split_sum(found, row_state(states, Atom::row_of(thread, i)),
                           col_state(states, Atom::col_of(thread, first + i)));
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 4; ++v) products[v] = v == i ? product : products[v];
+      for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
     }
     if (stored.is_plain) {
       auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
                 place.row * epilogue.row + place.col;
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 4; v += 2) {
+      for (int v = 0; v < 8; v += 2) {
         *reinterpret_cast<std::uint32_t*>(c + Atom::row_of(thread, v) * epilogue.row +
                                           Atom::col_of(thread, first + v)) =
             bf16_pair(Kokkos::bit_cast<float>(products[v]),
@@ -1107,11 +1095,11 @@ struct ImageGemm {
       }
       return;
     }
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < 8; ++v) {
       own[v * Atom::multiplying] = static_cast<std::int32_t>(products[v]);
     }
     KOKKOSMX_NO_UNROLL
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < 8; ++v) {
       const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
       if (row >= place.rows || col >= place.cols) continue;
       const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;

@@ -182,14 +182,13 @@ KOKKOS_INLINE_FUNCTION SplitUnits units_of(int base, int out) {
   return {half_unit(base), half_unit(out)};
 }
 
-/// Every part of the sum is a multiple of 2^(lo of the row + lo of the column - 256) and at most
-/// 2^53 of these: sums in double are exact, whatever their order.
-KOKKOS_INLINE_FUNCTION bool split_sum_fits_double(int spreads, int sum_bits) {
-  return spreads + sum_bits <= 53;
-}
+/// Every part of the sum is a multiple of 2^(lo of the row + lo of the column - 256). At most 2^53
+/// of these, as where both spreads and sum_bits together are no more than that, are exact in
+/// double, whatever the order.
+inline constexpr int double_bits = 53;
 
 /// RN_f32 of an output in double; false where that is not known: bounds round to different numbers,
-/// or to a subnormal, which flags may have the conversion flush. Is_exact: split_sum_fits_double.
+/// or to a subnormal, which flags may have the conversion flush. Is_exact: see double_bits.
 KOKKOS_INLINE_FUNCTION bool round_split_sum_in_double(const SplitSums& sums, const SplitUnits& row,
                                                       const SplitUnits& col, bool is_exact,
                                                       std::uint32_t& product) {
@@ -203,8 +202,9 @@ KOKKOS_INLINE_FUNCTION bool round_split_sum_in_double(const SplitSums& sums, con
   product = Kokkos::bit_cast<std::uint32_t>(static_cast<float>(Kokkos::fma(-off, parts, sum)));
   const auto other =
       Kokkos::bit_cast<std::uint32_t>(static_cast<float>(Kokkos::fma(off, parts, sum)));
-  return product == other &&
-         ((product & f32_inf) != 0 || Kokkos::bit_cast<std::uint64_t>(parts) == 0);
+  // Without branches, so that devices compute several at once.
+  const bool is_zero = Kokkos::bit_cast<std::uint64_t>(parts) == 0;
+  return (product == other) & (((product & f32_inf) != 0) | is_zero);
 }
 
 /// RN_f32 of any output of rows that are split.
