@@ -96,6 +96,17 @@ __device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high,
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(numbers));
   return bytes;
 }
+/// Loads 16 bytes, aligned, or one from the cache that all multiprocessors share: what another one
+/// has written is there, whatever this one has read before.
+template <class T>
+__device__ inline T load_past_first_cache(const void* from) {
+  static_assert(sizeof(T) == 16 || sizeof(T) == 1);
+  if constexpr (sizeof(T) == 16) {
+    return Kokkos::bit_cast<T>(__ldcg(static_cast<const uint4*>(from)));
+  } else {
+    return __ldcg(static_cast<const T*>(from));
+  }
+}
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
 

@@ -73,12 +73,13 @@ inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
 /// Makes x's elements: a group takes a row, four lanes a block. What is for a lane of a warp-level
 /// product lies together, for two tiles of 8 rows where there are so many: see SliceElements.
+template <bool IsDense>
 struct AlignRows {
   SliceProblem p;
 
   static constexpr int most_threads = 1024, groups_together = 1;
   struct Scratch {
-    std::int32_t lo, hi;
+    std::int32_t lo[most_threads / 32], hi[most_threads / 32];  ///< of what a warp has seen
     std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
     std::int16_t scale[slice_most_blocks];
   };
@@ -102,43 +103,40 @@ struct AlignRows {
   /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
   __device__ Words load(int batch, int row, int block, int part) const {
     if (row >= p.x_rows || block >= p.blocks) return {};
-    if (p.x.is_dense) {
+    if constexpr (IsDense) {
       const unsigned char* from =
           p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
       return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+    } else {
+      const CodesMap& codes = p.x.matrix.codes;
+      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+      if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
+      return load_bytes(from, codes.byte, 4);
     }
-    const CodesMap& codes = p.x.matrix.codes;
-    const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
-    if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
-    return load_bytes(from, codes.byte, 4);
   }
   __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
                           int block) const {
-    int scale, unused;
-    if (p.x.is_dense) {
-      quantizer.scales(words, Words{}, scale, unused);
-      return scale;
+    if constexpr (IsDense) {
+      return quantizer.scale(words);
+    } else {
+      std::uint32_t any = words.w[3] & 0x77777777u;
+      any |= CudaUnit::from_lane_xor(any, 1);
+      any |= CudaUnit::from_lane_xor(any, 2);
+      return row < p.x_rows && block < p.blocks
+                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+                 : QuadQuantizer::empty;
     }
-    std::uint32_t any = words.w[3] & 0x77777777u;
-    any |= CudaUnit::from_lane_xor(any, 1);
-    any |= CudaUnit::from_lane_xor(any, 2);
-    return row < p.x_rows && block < p.blocks
-               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
-               : QuadQuantizer::empty;
   }
 
   __device__ void run(int thread, Scratch& scratch, int batch, int row) const {
+    // What the next kernel reads before it waits for this one is there, too.
+    CudaUnit::wait_for_earlier();
     CudaUnit::dependents_may_begin();
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
-    const int part = thread & 3;
+    const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
     const Words first = load(batch, row, thread >> 2, part);
-    if (thread == 0) {
-      scratch.lo = slice_no_lo;
-      scratch.hi = 0;
-      scratch.bands[0] = scratch.bands[1] = 0;
-    }
-    __syncthreads();
+    if (thread == 0) scratch.bands[0] = scratch.bands[1] = 0;
     int lo = slice_no_lo, hi = 0;
 #pragma unroll 1
     for (int i = thread; (i & ~31) < eights(); i += threads()) {
@@ -157,13 +155,14 @@ struct AlignRows {
     }
     lo = CudaUnit::least_of_warp(lo);
     hi = -CudaUnit::least_of_warp(-hi);
-    if ((thread & 31) == 0) {
-      atomicMin(&scratch.lo, lo);
-      atomicMax(&scratch.hi, hi);
+    if (lane == 0) {
+      scratch.lo[warp] = lo;
+      scratch.hi[warp] = hi;
     }
     __syncthreads();
-    lo = scratch.lo;
-    hi = scratch.hi;
+    const bool is_one = 32 * lane < threads();
+    lo = CudaUnit::least_of_warp(is_one ? scratch.lo[lane] : slice_no_lo);
+    hi = -CudaUnit::least_of_warp(is_one ? -scratch.hi[lane] : 0);
     SliceRow state{};
     state.lo = static_cast<std::int16_t>(lo);
     state.spread = static_cast<std::int16_t>(hi >= slice_nan_hi  ? -1
@@ -183,8 +182,8 @@ struct AlignRows {
         const int block = i >> 2;
         const int scale = scratch.scale[block], base = state.unit[image];
         const Words words = i == thread ? first : load(batch, row, block, part);
-        const MmaInt8Atom::Part made = p.x.is_dense ? quantizer.elements(words, scale, base)
-                                                    : expand_eight(words.w[3], scale, base);
+        const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words, scale, base)
+                                               : expand_eight(words.w[3], scale, base);
         const int step = p.elements.by_blocks ? (block & ~3) + part : block;
         const int of_lane = p.elements.by_blocks ? block & 3 : part;
         *reinterpret_cast<uint2*>(to + elements.offset(step, in_tile, of_lane)) =
@@ -395,15 +394,16 @@ struct SliceGemm {
     for (int second = 0; second < 2; ++second) {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
-        raw.of[second][i] =
-            is_whole ? load_words<Words>(from.data[second] + group * step + 2 * block_size * i)
-                     : Words{};
+        raw.of[second][i] = is_whole ? CudaUnit::load_past_first_cache<Words>(
+                                           from.data[second] + group * step + 2 * block_size * i)
+                                     : Words{};
       }
       if constexpr (!is_dense) {
         const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] =
-            is_whole ? from.scales[second][(group >> 1) * scales.col_8 + (group & 1) * scales.col_4]
-                     : 255u;
+        raw.scale[second] = is_whole ? CudaUnit::load_past_first_cache<std::uint8_t>(
+                                           from.scales[second] + (group >> 1) * scales.col_8 +
+                                           (group & 1) * scales.col_4)
+                                     : 255u;
       }
     }
   }
@@ -556,8 +556,11 @@ struct SliceGemm {
                                     Pipeline& pipeline,
                                     std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
     const Source from = source(at);
-    Raw raw;
+    // Codes are few: two groups of them are under way.
+    Raw raw, next;
     load(raw, from, at.warp);
+    if constexpr (!is_dense) load(next, from, at.warp + warps);
+    if (image_number == 0) clear(at, scratch);
     std::uint64_t left = 0, bit = 1;
     const std::uint8_t* x = image(at, image_number);
 #pragma unroll 1
@@ -594,7 +597,12 @@ struct SliceGemm {
       } else {
         left |= bit;
       }
-      if (group + warps < at.groups) load(raw, from, group + warps);
+      if constexpr (is_dense) {
+        if (group + warps < at.groups) load(raw, from, group + warps);
+      } else {
+        raw = next;
+        load(next, from, group + 2 * warps);
+      }
       const std::uint8_t* of_group = x + group * group_bytes_x;
       if constexpr (is_staged) {
         begin_copy(at, scratch, pipeline, image_number, group + (stages - 1) * warps);
@@ -929,21 +937,20 @@ struct SliceGemm {
 
   // ---------------------------------------------------------------------------- all of it
 
-  __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
-    const Place at = place_of(thread, item);
-    const QuadQuantizer quantizer(p.rule);
+  /// Before anything is added. A barrier.
+  __device__ void clear(const Place& at, Scratch& scratch) const {
     for (int t = 0; t < together; ++t) {
       Tile& tile = scratch.tile(t);
-      for (int i = thread; i < x_tile * sums_pitch / 4; i += threads()) {
+      for (int i = at.thread; i < x_tile * sums_pitch / 4; i += threads()) {
         reinterpret_cast<int4*>(tile.sums)[i] = make_int4(0, 0, 0, 0);
       }
-      if (thread < y_tile) {
-        tile.base[thread] = most_base;
-        tile.lo[thread] = no_lo;
-        tile.hi[thread] = 0;
+      if (at.thread < y_tile) {
+        tile.base[at.thread] = most_base;
+        tile.lo[at.thread] = no_lo;
+        tile.hi[at.thread] = 0;
       }
     }
-    if (thread == 0) {
+    if (at.thread == 0) {
       scratch.images = 1;
       for (int i = 0; is_staged && i < warps * stages; ++i) {
         CudaUnit::barrier_init(&scratch.full[0][0] + i, 1);
@@ -952,9 +959,13 @@ struct SliceGemm {
       if (is_staged) CudaUnit::barriers_made();
     }
     __syncthreads();
+  }
+  __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
+    CudaUnit::dependents_may_begin();
+    const Place at = place_of(thread, item);
+    const QuadQuantizer quantizer(p.rule);
     Rows rows{0, 0xFFFFFFFFu, 0};
     Pipeline pipeline;
-    bool is_special = !p.is_plain_bf16 || p.counts != nullptr || p.minimum_tier > Tier::aligned;
 #pragma unroll 1
     for (int image_number = 0;; ++image_number) {
       std::int32_t sums[ColumnTiles][Atom::values] = {};
@@ -962,7 +973,9 @@ struct SliceGemm {
       leave(at, scratch.tile(at.tile), rows, sums);
       __syncthreads();  // states of x are there
       if (image_number == 0) {
-        is_special = is_special || left != 0 || sees_special(at, scratch);
+        const bool is_special = !p.is_plain_bf16 || p.counts != nullptr ||
+                                p.minimum_tier > Tier::aligned || left != 0 ||
+                                sees_special(at, scratch);
         if (!CudaUnit::barrier_any(is_special)) {
           store_plain(thread, item, scratch);
           return;

@@ -32,12 +32,20 @@ void launch_tile(const Kokkos::Cuda& exec, const SliceProblem& p) {
   launch_form<ColumnTiles, SliceForm::interleaved>(exec, p);
 }
 
+template <bool IsDense>
+void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
+  static const std::string label = "KokkosMX::gemm: images";
+  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, AlignRows<IsDense>{p});
+}
+
 }  // namespace
 
 void launch_slices(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  const AlignRows align{p};
-  static const std::string label = "KokkosMX::gemm: images";
-  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, false, align);
+  if (p.x.is_dense) {
+    launch_align<true>(exec, p);
+  } else {
+    launch_align<false>(exec, p);
+  }
   switch (p.elements.log_tile) {
     case 3:
       return launch_tile<1>(exec, p);

@@ -41,6 +41,15 @@ class QuadQuantizer {
     if (!Bf16Pairs::takes(scale_y)) scale_y = rare_scale(largest >> 16, pairs_.rule());
   }
 
+  /// The same of one.
+  __device__ int scale(const Words& x) const {
+    std::uint32_t largest = Bf16Pairs::largest(x);
+    largest = max(largest, CudaUnit::from_lane_xor(largest, 1));
+    largest = max(largest, CudaUnit::from_lane_xor(largest, 2));
+    const int scale = pairs_.scale(largest);
+    return Bf16Pairs::takes(scale) ? scale : rare_scale(largest, pairs_.rule());
+  }
+
   /// A lane's elements times 2^(scale - base), zeros where that is not 1, 2, 4 or 8.
   __device__ MmaInt8Atom::Part elements(const Words& x, int scale, int base) const {
     const int shift = scale - base;
