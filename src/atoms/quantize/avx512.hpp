@@ -193,13 +193,31 @@ struct Avx512QuantizeRow {
     }
   }
 
-  /// The maxima of two blocks, each in two 128-bit lanes.
-  KOKKOSMX_AVX512_INLINE static __m512i merge_halves(__m512i a, __m512i b) {
-    return _mm512_max_epu16(_mm512_mask_blend_epi64(0xF0, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
+  /// The larger ones: of bytes or of words.
+  template <class T>
+  KOKKOSMX_AVX512_INLINE static __m512i larger(__m512i a, __m512i b) {
+    return sizeof(T) == 1 ? _mm512_max_epu8(a, b) : _mm512_max_epu16(a, b);
   }
-  /// The maxima of four blocks, each in a lane.
+  /// Of two vectors, each in two 128-bit lanes.
+  template <class T>
+  KOKKOSMX_AVX512_INLINE static __m512i merge_halves(__m512i a, __m512i b) {
+    return larger<T>(_mm512_mask_blend_epi64(0xF0, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
+  }
+  /// Of four vectors, each in a lane.
+  template <class T>
   KOKKOSMX_AVX512_INLINE static __m512i merge_lanes(__m512i a, __m512i b) {
-    return _mm512_max_epu16(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
+    return larger<T>(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
+  }
+  /// Of eight vectors: lane i has those of i and 4 + i, 64 bits each.
+  template <class T>
+  KOKKOSMX_AVX512_INLINE static __m512i merge_eight(__m512i v0, __m512i v1, __m512i v2, __m512i v3,
+                                                    __m512i v4, __m512i v5, __m512i v6,
+                                                    __m512i v7) {
+    const __m512i a = merge_lanes<T>(merge_halves<T>(v0, v1), merge_halves<T>(v2, v3));
+    const __m512i b = merge_lanes<T>(merge_halves<T>(v4, v5), merge_halves<T>(v6, v7));
+    const __m512i crossed = _mm512_castpd_si512(
+        _mm512_shuffle_pd(_mm512_castsi512_pd(a), _mm512_castsi512_pd(b), 0x55));
+    return larger<T>(_mm512_mask_blend_epi64(0xAA, a, b), crossed);
   }
 
   /// Bits `from` to `from` + 7 of words of two blocks: of each 64 bits 4 bytes of the first, then 4
@@ -300,12 +318,7 @@ struct Avx512QuantizeRow {
     const __m512i w6 = _mm512_add_epi16(x6, x6), w7 = _mm512_add_epi16(x7, x7);
 
     // Lane b: blocks b and 4 + b, in all four words of a half.
-    const __m512i m0 = merge_lanes(merge_halves(w0, w1), merge_halves(w2, w3));
-    const __m512i m1 = merge_lanes(merge_halves(w4, w5), merge_halves(w6, w7));
-    __m512i largest =
-        _mm512_max_epu16(_mm512_mask_blend_epi64(0xAA, m0, m1),
-                         _mm512_castpd_si512(_mm512_shuffle_pd(_mm512_castsi512_pd(m0),
-                                                               _mm512_castsi512_pd(m1), 0x55)));
+    __m512i largest = merge_eight<std::uint16_t>(w0, w1, w2, w3, w4, w5, w6, w7);
     largest = _mm512_max_epu16(largest, _mm512_shuffle_epi32(largest, _MM_PERM_CDAB));
     largest = _mm512_max_epu16(largest, _mm512_rol_epi32(largest, 16));
 
@@ -359,14 +372,6 @@ struct Avx512QuantizeRow {
     __m128i sums[2];
   };
 
-  /// As merge_halves and merge_lanes, of bytes.
-  KOKKOSMX_AVX512_INLINE static __m512i merge_byte_halves(__m512i a, __m512i b) {
-    return _mm512_max_epu8(_mm512_mask_blend_epi64(0xF0, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
-  }
-  KOKKOSMX_AVX512_INLINE static __m512i merge_byte_lanes(__m512i a, __m512i b) {
-    return _mm512_max_epu8(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
-  }
-
   /// False where some number is out of the window: then there is no result.
   KOKKOSMX_AVX512_INLINE static bool quantize_16(const unsigned char* x, __m512i rounding,
                                                  __m512i order, Sixteen& result) {
@@ -384,13 +389,8 @@ struct Avx512QuantizeRow {
       quarters[i] = bytes_of_words<p - 2>(a, b);
     }
     // Lane i: in all dwords of a kind the blocks 2 i, 2 i + 1, 8 + 2 i, 9 + 2 i.
-    const __m512i m0 = merge_byte_lanes(merge_byte_halves(quarters[0], quarters[1]),
-                                        merge_byte_halves(quarters[2], quarters[3]));
-    const __m512i m1 = merge_byte_lanes(merge_byte_halves(quarters[4], quarters[5]),
-                                        merge_byte_halves(quarters[6], quarters[7]));
-    __m512i largest = _mm512_max_epu8(_mm512_mask_blend_epi64(0xAA, m0, m1),
-                                      _mm512_castpd_si512(_mm512_shuffle_pd(
-                                          _mm512_castsi512_pd(m0), _mm512_castsi512_pd(m1), 0x55)));
+    __m512i largest = merge_eight<std::uint8_t>(quarters[0], quarters[1], quarters[2], quarters[3],
+                                                quarters[4], quarters[5], quarters[6], quarters[7]);
     largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 16));
     largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 8));
 
