@@ -358,6 +358,10 @@ struct SliceGemm {
     return row < p.y_rows ? row : p.y_rows - 1;
   }
   static constexpr int row_words = is_dense ? group_blocks_k : 1;
+  /// Codes are few: two groups of them are under way. 64 rows of x leave no registers for the
+  /// second where a lane has a part of every block.
+  static constexpr bool two_ahead =
+      !is_dense && !(ColumnTiles == 8 && Form == SliceForm::interleaved);
   /// A lane's part of a group, as it lies in memory: of both rows, and the scale bytes of the
   /// lane's own block.
   struct Raw {
@@ -556,10 +560,10 @@ struct SliceGemm {
                                     Pipeline& pipeline,
                                     std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
     const Source from = source(at);
-    // Codes are few: two groups of them are under way.
-    Raw raw, next;
+    Raw raw;
+    [[maybe_unused]] Raw next;
     load(raw, from, at.warp);
-    if constexpr (!is_dense) load(next, from, at.warp + warps);
+    if constexpr (two_ahead) load(next, from, at.warp + warps);
     if (image_number == 0) clear(at, scratch);
     std::uint64_t left = 0, bit = 1;
     const std::uint8_t* x = image(at, image_number);
@@ -597,11 +601,11 @@ struct SliceGemm {
       } else {
         left |= bit;
       }
-      if constexpr (is_dense) {
-        if (group + warps < at.groups) load(raw, from, group + warps);
-      } else {
+      if constexpr (two_ahead) {
         raw = next;
         load(next, from, group + 2 * warps);
+      } else if (group + warps < at.groups) {
+        load(raw, from, group + warps);
       }
       const std::uint8_t* of_group = x + group * group_bytes_x;
       if constexpr (is_staged) {
