@@ -71,17 +71,20 @@ std::vector<typename Type::bits> random_row(RowKind kind, int blocks, Stream& ra
   const auto below = [&](unsigned n) { return static_cast<unsigned>(random.next() % n); };
   std::vector<Bits> row;
   if (kind == RowKind::window) {
-    // Blocks whose numbers lie within 2^-47 and 2^17, few of which are next to these or outside.
+    // Blocks whose numbers lie within 2^-47 and 2^17, few of which are next to these or outside;
+    // in half of the rows few blocks have other scales than three.
+    const unsigned least = 100 + below(40), scales = below(2) == 0 ? 12 : 3;
+    const unsigned others = scales == 3 ? 60 : 8;
     for (int block = 0; block < blocks; ++block) {
       const unsigned top =
-          std::min(below(8) == 0 ? 82 + below(63) : 120 + below(12), exponents - 1);
+          std::min(below(others) == 0 ? 82 + below(63) : least + below(scales), exponents - 1);
       for (int i = 0; i < 32; ++i) {
         const unsigned lower = below(below(2) == 0 ? 7 : 30);
         unsigned m = (top - std::min(lower, top > 80 ? top - 80 : 0)) * one + below(one);
         if (below(2) == 0) m = (m / quarter * quarter) + below(3) - 1;
         unsigned negative = below(2);
-        if (below(1500) == 0) m = (78 + below(5)) * one + below(one);
-        if (below(1500) == 0) m = (142 + below(5)) * one + below(one);
+        if (below(3000) == 0) m = (78 + below(5)) * one + below(one);
+        if (below(3000) == 0) m = (142 + below(5)) * one + below(one);
         if (below(3000) == 0) m = below(2) * below(Type::inf);
         if (below(100) == 0) m = negative = 0;
         row.push_back(static_cast<Bits>(m | negative << (8 * sizeof(Bits) - 1)));
@@ -210,6 +213,38 @@ void expect_row(const unsigned char* x, int blocks, const ReferenceMatrix& expec
   }
 }
 
+/// The same of several rows in one call, which lie as panels do.
+template <class Atom, class Type, bool Sums>
+void expect_rows(std::vector<typename Type::bits>& x, int rows, int blocks,
+                 const ReferenceMatrix& expected, const QuantizeRule& rule) {
+  const int groups = (blocks + 3) / 4;
+  Bytes codes(size(rows * groups * 64), 0xA5), scales(size(rows * (groups + 1) * 4), 0xA5);
+  std::vector<RowSummary> summaries(size(rows));
+  Atom::template quantize_rows<Type, Sums>(Impl::BlockRows{
+      reinterpret_cast<unsigned char*>(x.data()),
+      std::int64_t{32} * blocks * static_cast<int>(sizeof(typename Type::bits)), rows, blocks, rule,
+      codes.data(), 64, std::int64_t{64} * rows, 0, std::int64_t{4} * groups, scales.data(), 4,
+      std::int64_t{8} * rows, std::int64_t{4} * rows, 1, std::int64_t{4} * groups,
+      Sums ? summaries.data() : nullptr, 1});
+  for (int row = 0; row < rows; ++row) {
+    SCOPED_TRACE("row " + std::to_string(row) + " of " + std::to_string(rows));
+    for (int block = 0; block < blocks; ++block) {
+      const int place = block / 4 * rows + row;
+      ASSERT_EQ(scales[size(4 * place + block % 4)], expected.scales[size(row * blocks + block)]);
+      for (int j = 0; j < 16; ++j) {
+        ASSERT_EQ(codes[size(64 * place + 4 * j + block % 4)],
+                  expected.codes[size(16 * (row * blocks + block) + j)]);
+      }
+    }
+    if (!Sums) continue;
+    const RowSummary got = summaries[size(row)], wanted = expected.summaries[size(row)];
+    ASSERT_EQ(got.n, wanted.n);
+    ASSERT_EQ(got.lo, wanted.lo);
+    ASSERT_EQ(got.hi, wanted.hi);
+    ASSERT_EQ(got.has_nan, wanted.has_nan);
+  }
+}
+
 template <class Type>
 void quantize_rows(Format format) {
   using Bits = typename Type::bits;
@@ -240,9 +275,61 @@ void quantize_rows(Format format) {
     }
   }
 }
+template <class Type>
+void quantize_many_rows(Format format) {
+  Stream random(7);
+  for (int trial = 0; trial < 160; ++trial) {
+    const int rows = 1 + trial % 5;
+    const int blocks =
+        trial % 2 == 0 ? 16 << (trial / 2 % 3) : 1 + static_cast<int>(random.next() % 70);
+    std::vector<typename Type::bits> x;
+    for (int row = 0; row < rows; ++row) {
+      const RowKind kind = random.next() % 8 == 0 ? RowKind::mixed : RowKind::window;
+      const auto bits = random_row<Type>(kind, blocks, random);
+      x.insert(x.end(), bits.begin(), bits.end());
+    }
+    for (const auto& rule : all_rules()) {
+      const ReferenceMatrix expected = reference_quantize(x, rows, 32 * blocks, format, rule);
+      for_each_atom([&](auto atom) {
+        using Atom = decltype(atom);
+        SCOPED_TRACE(std::string(Atom::name) + ", " + std::to_string(blocks) + " blocks, mode " +
+                     std::to_string(static_cast<int>(rule.scale_mode())) + ", rounding " +
+                     std::to_string(static_cast<int>(rule.rounding())));
+        expect_rows<Atom, Type, true>(x, rows, blocks, expected, rule);
+        expect_rows<Atom, Type, false>(x, rows, blocks, expected, rule);
+      });
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+/// Rows whose sums of squares are as large as can be: accumulators of 32 bits must not hold them to
+/// the end.
+TEST(QuantizeAtoms, LongRow) {
+  constexpr int blocks = 15 * 16384 + 48;
+  constexpr std::uint16_t six = 0x40C0, four_times = 2 << 7;
+  std::vector<std::uint16_t> x(size(32 * blocks), six + four_times);
+  std::fill(x.begin(), x.begin() + 32, six);
+  Bytes codes(size(16 * blocks)), scales(size(blocks));
+  for_each_atom([&](auto atom) {
+    using Atom = decltype(atom);
+    SCOPED_TRACE(Atom::name);
+    RowSummary summary{};
+    Atom::template quantize_rows<Impl::BF16Format, true>(Impl::BlockRows{
+        reinterpret_cast<unsigned char*>(x.data()), 0, 1, blocks, KokkosMX::rules::reference,
+        codes.data(), 0, 64, 0, blocks, scales.data(), 0, 8, 4, 1, blocks, &summary, 0});
+    EXPECT_EQ(summary.n, std::uint64_t{32 * 144} * (1 + 16 * std::uint64_t{blocks - 1}));
+    EXPECT_EQ(summary.lo, 127);
+    EXPECT_EQ(summary.hi, 129);
+  });
+}
+
 TEST(QuantizeAtoms, Float32) { quantize_rows<Impl::F32Format>(float32_format); }
 TEST(QuantizeAtoms, BFloat16) { quantize_rows<Impl::BF16Format>(bfloat16_format); }
 TEST(QuantizeAtoms, Float16) { quantize_rows<Impl::F16Format>(float16_format); }
+TEST(QuantizeAtoms, RowsOfFloat32) { quantize_many_rows<Impl::F32Format>(float32_format); }
+TEST(QuantizeAtoms, RowsOfBFloat16) { quantize_many_rows<Impl::BF16Format>(bfloat16_format); }
+TEST(QuantizeAtoms, RowsOfFloat16) { quantize_many_rows<Impl::F16Format>(float16_format); }
 
 }  // namespace
 }  // namespace KokkosMXTest

@@ -16,15 +16,15 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if KOKKOSMX_HAVE_X86_ATOMS
 
 namespace KokkosMX::Impl {
 
 /// Where VPERMB finds the bytes of a group, woven or block after block. Each 128-bit lane holds 4
-/// bytes of each block: 2 of blocks 0 and 1, 2 more of these, then the same of blocks 2 and 3. The
-/// words of a float32 block lie as shuffle_ps leaves them: lane l has the pairs 2 l, 2 l + 1, 8 + 2
-/// l, 9 + 2 l.
+/// bytes of each block: 2 of blocks 0, 1, 2 and 3, then 2 more of these. The words of a float32
+/// block lie as shuffle_ps leaves them: lane l has the pairs 2 l, 2 l + 1, 8 + 2 l, 9 + 2 l.
 template <bool IsF32, bool IsWoven>
 inline constexpr std::array<std::uint8_t, 64> group_order = [] {
   std::array<std::uint8_t, 64> order{};
@@ -32,11 +32,18 @@ inline constexpr std::array<std::uint8_t, 64> group_order = [] {
     const std::size_t lane = IsF32 ? j % 8 / 2 : j / 4;
     const std::size_t byte = IsF32 ? j / 8 * 2 + j % 2 : j % 4;
     for (std::size_t b = 0; b < 4; ++b) {
-      order[IsWoven ? 4 * j + b : 16 * b + j] = static_cast<std::uint8_t>(
-          16 * lane + 8 * (b / 2) + 4 * (byte / 2) + 2 * (b % 2) + byte % 2);
+      order[IsWoven ? 4 * j + b : 16 * b + j] =
+          static_cast<std::uint8_t>(16 * lane + 8 * (byte / 2) + 2 * b + byte % 2);
     }
   }
   return order;
+}();
+
+/// The codes of indices, in both nibbles.
+inline constexpr std::array<std::uint8_t, 64> two_codes_of_indices = [] {
+  std::array<std::uint8_t, 64> codes = codes_of_indices;
+  for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(code | code << 4);
+  return codes;
 }();
 
 /// Byte 4 j + b of a group to byte 16 b + j.
@@ -172,7 +179,7 @@ struct Avx512QuantizeRow {
   static constexpr int bytes = QuantizeLoops<Format>::bytes;
   static constexpr int step = 8;  // blocks
   /// How far ahead in x the cache is asked for.
-  static constexpr int ahead = 4096;
+  static constexpr int ahead = 8192;
 
   /// A block's numbers as words, signs included.
   KOKKOSMX_AVX512_INLINE static __m512i words(const unsigned char* x) {
@@ -220,18 +227,25 @@ struct Avx512QuantizeRow {
     return larger<T>(_mm512_mask_blend_epi64(0xAA, a, b), crossed);
   }
 
-  /// Bits `from` to `from` + 7 of words of two blocks: of each 64 bits 4 bytes of the first, then 4
-  /// of the second. Where an index is 6 bits, others do not count.
+  /// Of each 64 bits, by VPMULTISHIFTQB: 4 bytes of the first, then, where the mask says second, 4
+  /// of the second.
+  KOKKOSMX_AVX512_INLINE static __m512i two_picks(__m512i a, __m512i b, __m512i control,
+                                                  __mmask64 second) {
+    return x86::multishift(x86::multishift(a, ~__mmask64{0}, control, a), second, control, b);
+  }
+  static constexpr __mmask64 second_of_two = 0xF0F0F0F0F0F0F0F0;
+  /// What picks 8 bits of each word from a bit on. Where an index is 6 bits, others do not count.
+  KOKKOSMX_AVX512_INLINE static __m512i eight_bits(int from) {
+    const std::uint64_t four = 0x30201000u + static_cast<std::uint64_t>(from) * 0x01010101u;
+    return _mm512_set1_epi64(static_cast<std::int64_t>(four | four << 32));
+  }
   template <int from>
   KOKKOSMX_AVX512_INLINE static __m512i bytes_of_words(__m512i a, __m512i b) {
-    constexpr std::uint64_t four = 0x30201000u + from * 0x01010101u;
-    const __m512i control = _mm512_set1_epi64(static_cast<std::int64_t>(four | four << 32));
-    constexpr __mmask64 all = ~__mmask64{0}, second = 0xF0F0F0F0F0F0F0F0;
-    return x86::multishift(x86::multishift(a, all, control, a), second, control, b);
+    return two_picks(a, b, eight_bits(from), second_of_two);
   }
-  /// Indices of two blocks, and the signs of their words above them.
-  KOKKOSMX_AVX512_INLINE static __m512i with_signs(__m512i index, __m512i xa, __m512i xb) {
-    return _mm512_ternarylogic_epi32(index, bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32), 0xF8);
+  /// Indices of two blocks, and the signs of their words, which are in bit 5 of bytes, above them.
+  KOKKOSMX_AVX512_INLINE static __m512i with_signs(__m512i index, __m512i signs, __m512i sign) {
+    return _mm512_ternarylogic_epi32(index, signs, sign, 0xF8);
   }
   /// The indices and signs of two blocks.
   KOKKOSMX_AVX512_INLINE static __m512i indices(__m512i xa, __m512i wa, const std::uint32_t* base_a,
@@ -245,8 +259,8 @@ struct Avx512QuantizeRow {
       wa = _mm512_ternarylogic_epi32(wa, _mm512_srli_epi16(xa, p - 1), one, 0xF8);
       wb = _mm512_ternarylogic_epi32(wb, _mm512_srli_epi16(xb, p - 1), one, 0xF8);
       return with_signs(
-          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b)), xa,
-          xb);
+          bytes_of_words<p - 1>(_mm512_subs_epu16(wa, below_a), _mm512_subs_epu16(wb, below_b)),
+          bytes_of_words<10>(xa, xb), _mm512_set1_epi8(32));
     } else {
       const __m512i minus_zero = _mm512_set1_epi16(-0x8000);
       const __m512i sign = _mm512_set1_epi16(32 << (p - 1));
@@ -258,11 +272,6 @@ struct Avx512QuantizeRow {
     }
   }
 
-  /// Two blocks' bytes of codes, each in a word.
-  KOKKOSMX_AVX512_INLINE static __m512i code_words(__m512i index) {
-    const __m512i codes = x86::permute_bytes(index, _mm512_loadu_si512(codes_of_indices.data()));
-    return _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001));  // low + 16 * high
-  }
   /// Sums of squares of two blocks: of each 64 bits one and the other.
   KOKKOSMX_AVX512_INLINE static __m512i square_sums(__m512i index) {
     const __m512i squares =
@@ -270,9 +279,13 @@ struct Avx512QuantizeRow {
     return x86::dot_add(_mm512_setzero_si512(), squares, _mm512_set1_epi8(1));
   }
 
-  /// A group's codes from the indices of its blocks.
-  KOKKOSMX_AVX512_INLINE static __m512i group_codes(__m512i i01, __m512i i23, __m512i order) {
-    return x86::permute_bytes(order, _mm512_packus_epi16(code_words(i01), code_words(i23)));
+  /// A group's codes from the indices of its blocks. A table has codes in both nibbles: the 8 bits
+  /// in the middle of two of them are a byte of codes.
+  KOKKOSMX_AVX512_INLINE static __m512i group_codes(__m512i i01, __m512i i23, __m512i table,
+                                                    __m512i middle, __mmask64 second,
+                                                    __m512i order) {
+    return x86::permute_bytes(order, two_picks(x86::permute_bytes(i01, table),
+                                               x86::permute_bytes(i23, table), middle, second));
   }
   KOKKOSMX_AVX512_INLINE static __m128i sums_of_8(__m512i i01, __m512i i23, __m512i i45,
                                                   __m512i i67) {
@@ -357,79 +370,164 @@ struct Avx512QuantizeRow {
     const __m512i i23 = indices(x2, w2, base + 8, x3, w3, base + 12);
     const __m512i i45 = indices(x4, w4, base + 2, x5, w5, base + 6);
     const __m512i i67 = indices(x6, w6, base + 10, x7, w7, base + 14);
-    result.codes[0] = group_codes(i01, i23, order);
-    result.codes[1] = group_codes(i45, i67, order);
+    const __m512i table = _mm512_loadu_si512(two_codes_of_indices.data()), middle = eight_bits(4);
+    result.codes[0] = group_codes(i01, i23, table, middle, second_of_two, order);
+    result.codes[1] = group_codes(i45, i67, table, middle, second_of_two, order);
     if constexpr (Sums) result.sums = sums_of_8(i01, i23, i45, i67);
     result.others =
         ((others & 0x0F0F0F0Fu) != 0 ? 1u : 0u) | ((others & 0xF0F0F0F0u) != 0 ? 2u : 0u);
     return result;
   }
 
-  /// What quantizing 16 blocks by quarters gives: as Eight.
-  struct Sixteen {
-    __m512i codes[4];
-    __m128i scales;
-    __m128i sums[2];
+  /// What quantizing by quarters needs, in registers or next to them: a compiler that knew these
+  /// numbers would make them anew for every 16 blocks.
+  struct Quarters {
+    __m512i floor, far, least, most, rounding, mantissa, to_scale, scale_order;  // of scales
+    __m512i quarters, signs, sign, table, middle, order;                         // of codes
+    __m512i squares, weights;                                                    // of sums
+    __mmask64 second;
+
+    KOKKOSMX_AVX512_INLINE Quarters(ScaleMode mode, __m512i order_of_group)
+        : floor(_mm512_set1_epi16(static_cast<short>(Words::window << p))),
+          far(_mm512_set1_epi16(static_cast<short>(0x8000 - (Words::window_size << p)))),
+          least(_mm512_set1_epi8(Words::least_quarter)),
+          most(_mm512_set1_epi8(static_cast<char>(Words::most_quarter - Words::least_quarter))),
+          rounding(_mm512_set1_epi8(mode == ScaleMode::even ? 1 : 0)),
+          mantissa(_mm512_set1_epi8(-4)),
+          to_scale(_mm512_set1_epi8(static_cast<char>(Words::window + Words::scale_offset))),
+          scale_order(_mm512_castsi128_si512(
+              _mm_setr_epi8(0, 4, 16, 20, 32, 36, 48, 52, 8, 12, 24, 28, 40, 44, 56, 60))),
+          quarters(eight_bits(p - 2)),
+          signs(eight_bits(10)),
+          sign(_mm512_set1_epi8(32)),
+          table(_mm512_loadu_si512(two_codes_of_indices.data())),
+          middle(eight_bits(4)),
+          order(order_of_group),
+          squares(_mm512_loadu_si512(squares_of_indices.data())),
+          weights(_mm512_set4_epi32(64, 16, 4, 1)),
+          second(second_of_two) {
+      for (__m512i* v : {&floor, &far, &least, &most, &rounding, &mantissa, &to_scale, &scale_order,
+                         &quarters, &signs, &sign, &table, &middle, &order, &squares, &weights}) {
+        __asm__("" : "+v"(*v));
+      }
+      __asm__("" : "+Yk"(second));
+    }
   };
 
-  /// False where some number is out of the window: then there is no result.
-  KOKKOSMX_AVX512_INLINE static bool quantize_16(const unsigned char* x, __m512i rounding,
-                                                 __m512i order, Sixteen& result) {
-    const __m512i floor = _mm512_set1_epi16(static_cast<short>(Words::window << p));
-    __m512i quarters[8], any = _mm512_setzero_si512();
+  /// 16 blocks whose scales are known. Number 2 * i + h of 64 bits is for the blocks 8 * h + 2 * i
+  /// and the next one, 4 equal bytes each.
+  struct Sixteen {
+    __m512i quarters[8];  ///< of two blocks each
+    alignas(64) std::uint64_t base[8];
+    alignas(64) std::uint64_t weight[8];
+  };
+  struct Scales {
+    __m128i scale;     ///< of 16 blocks
+    __m512i exponent;  ///< as base and weight are stored, times 4, from the window's floor
+    bool are_inside;   ///< else some number is out of the window, and nothing is right
+  };
+
+  KOKKOSMX_AVX512_INLINE static void load_quarters(const Quarters& q, const unsigned char* x,
+                                                   __m512i (&quarters)[8], __m512i& any) {
+    any = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       const unsigned char* pair = x + 2 * i * bytes;
       for (int line = 0; line < 2 * bytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(pair) + ahead + line, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(pair) + ahead + line, _MM_HINT_T1);
       }
-      const __m512i a = _mm512_subs_epu16(words(pair), floor);
-      const __m512i b = _mm512_subs_epu16(words(pair + bytes), floor);
+      const __m512i a = _mm512_subs_epu16(words(pair), q.floor);
+      const __m512i b = _mm512_subs_epu16(words(pair + bytes), q.floor);
       any = _mm512_ternarylogic_epi32(any, a, b, 0xFE);  // all three, or-ed
-      quarters[i] = bytes_of_words<p - 2>(a, b);
+      quarters[i] = two_picks(a, b, q.quarters, q.second);
     }
+  }
+  KOKKOSMX_AVX512_INLINE static Scales find_scales(const Quarters& q, const __m512i (&v)[8],
+                                                   __m512i any, Sixteen& to) {
     // Lane i: in all dwords of a kind the blocks 2 i, 2 i + 1, 8 + 2 i, 9 + 2 i.
-    __m512i largest = merge_eight<std::uint8_t>(quarters[0], quarters[1], quarters[2], quarters[3],
-                                                quarters[4], quarters[5], quarters[6], quarters[7]);
+    __m512i largest = merge_eight<std::uint8_t>(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
     largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 16));
     largest = _mm512_max_epu8(largest, _mm512_rol_epi32(largest, 8));
-
-    const __m512i least = _mm512_set1_epi8(Words::least_quarter);
-    const __mmask64 outside = _mm512_cmpgt_epu8_mask(
-        _mm512_sub_epi8(largest, least),
-        _mm512_set1_epi8(static_cast<char>(Words::most_quarter - Words::least_quarter)));
-    const __mmask32 far = _mm512_test_epi16_mask(
-        any, _mm512_set1_epi16(static_cast<short>(0x8000 - (Words::window_size << p))));
-    if ((outside | far) != 0) [[unlikely]]
-      return false;
-
-    const __m512i exponent =
-        _mm512_and_si512(_mm512_add_epi8(largest, rounding), _mm512_set1_epi8(-4));
-    alignas(64) std::uint64_t base[8];
-    _mm512_store_si512(base, _mm512_sub_epi8(exponent, least));
-    __asm__("" : "+m"(base));  // as in quantize_8
-    const __m512i scale =
-        _mm512_add_epi8(_mm512_srli_epi32(exponent, 2),
-                        _mm512_set1_epi8(static_cast<char>(Words::window + Words::scale_offset)));
-    const __m512i scale_order = _mm512_castsi128_si512(
-        _mm_setr_epi8(0, 4, 16, 20, 32, 36, 48, 52, 8, 12, 24, 28, 40, 44, 56, 60));
-    result.scales = _mm512_castsi512_si128(x86::permute_bytes(scale_order, scale));
+    const __mmask64 outside = _mm512_cmpgt_epu8_mask(_mm512_sub_epi8(largest, q.least), q.most);
+    const __mmask32 far = _mm512_test_epi16_mask(any, q.far);
+    const __m512i exponent = _mm512_and_si512(_mm512_add_epi8(largest, q.rounding), q.mantissa);
+    _mm512_store_si512(to.base, _mm512_sub_epi8(exponent, q.least));
+    __asm__("" : "+m"(to.base));  // as in quantize_8
+    const __m512i scale = _mm512_add_epi8(_mm512_srli_epi32(exponent, 2), q.to_scale);
+    return {_mm512_castsi512_si128(x86::permute_bytes(q.scale_order, scale)), exponent,
+            (outside | far) == 0};
+  }
+  /// The codes of the blocks at x, group by group; with Sums, sums of squares times the blocks'
+  /// weights are added to those that there are.
+  KOKKOSMX_AVX512_INLINE static void make_codes(const Quarters& q, const Sixteen& from,
+                                                const unsigned char* x, __m512i (&codes)[4],
+                                                __m512i& sums) {
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       __m512i index[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const unsigned char* pair = x + (8 * h + 2 * i) * bytes;
-        const __m512i below = _mm512_set1_epi64(static_cast<std::int64_t>(base[2 * i + h]));
-        index[i] = with_signs(_mm512_subs_epu8(quarters[4 * h + i], below), words(pair),
-                              words(pair + bytes));
+        const __m512i below = _mm512_set1_epi64(static_cast<std::int64_t>(from.base[2 * i + h]));
+        index[i] =
+            with_signs(_mm512_subs_epu8(from.quarters[4 * h + i], below),
+                       two_picks(words(pair), words(pair + bytes), q.signs, q.second), q.sign);
+        if constexpr (Sums) {
+          sums = x86::dot_add(sums, x86::permute_bytes(index[i], q.squares),
+                              _mm512_set1_epi64(static_cast<std::int64_t>(from.weight[2 * i + h])));
+        }
       }
-      result.codes[2 * h] = group_codes(index[0], index[1], order);
-      result.codes[2 * h + 1] = group_codes(index[2], index[3], order);
-      if constexpr (Sums) result.sums[h] = sums_of_8(index[0], index[1], index[2], index[3]);
+#pragma GCC unroll 2
+      for (int g = 0; g < 2; ++g) {
+        codes[2 * h + g] =
+            group_codes(index[2 * g], index[2 * g + 1], q.table, q.middle, q.second, q.order);
+      }
     }
-    return true;
   }
+
+  /// Makes and stores them; are_whole: groups of codes are stored whole.
+  KOKKOSMX_AVX512_INLINE static void finish(const BlockRows& rows, bool are_whole,
+                                            const Quarters& q, const Sixteen& from,
+                                            const unsigned char* x, std::uint8_t* to,
+                                            __m512i& sums) {
+    __m512i codes[4];
+    make_codes(q, from, x, codes, sums);
+    if (are_whole) {
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g) _mm512_storeu_si512(to + g * rows.codes_group, codes[g]);
+    } else {
+      for (int g = 0; g < 4; ++g) store_group(rows, to + g * rows.codes_group, codes[g]);
+    }
+  }
+
+  /// Blocks of a row, from `first` on, whose sums of squares are added up: each times 4^(scale -
+  /// from), if its scale is one of four from there.
+  struct RowPart {
+    static constexpr int scales = 4;
+    /// Of 16 blocks an accumulator of 32 bits takes 8 products, each up to 4 * 144 * 64.
+    static constexpr std::int64_t most_blocks = std::int64_t{16} * 8192;
+    static_assert(most_blocks / 16 * 8 * 4 * 144 * 64 < std::int64_t{1} << 32);
+    __m128i least, most;  ///< of the scales, in 16 places
+    std::int64_t row, first, end;
+    int from;
+  };
+  /// In all places.
+  KOKKOSMX_AVX512_INLINE static __m128i least_of_16(__m128i v) {
+    return _mm_minpos_epu16(_mm_min_epu8(v, _mm_srli_epi16(v, 8)));
+  }
+  /// Merges a part into the summary of its row; the sums become those of the next part.
+  KOKKOSMX_AVX512_INLINE static void add_part(const BlockRows& rows, const RowPart& part,
+                                              __m512i& sums);
+
+  /// Where a call has come to: a block of a row.
+  struct Position {
+    std::int64_t row, block;
+  };
+  /// Quantizes by quarters from a block on, row after row, up to where a number is out of the
+  /// window or a row has no 16 blocks left. Of each two times 16 blocks the first ones' codes and
+  /// the others' scales are made together: either waits for its own results most of the time.
+  KOKKOSMX_AVX512_FUNCTION static Position by_quarters(const BlockRows& rows, __m512i order,
+                                                       Position at);
 
   /// The codes of a group that has 4 places.
   KOKKOSMX_AVX512_INLINE static void store_group(const BlockRows& rows, std::uint8_t* to,
@@ -466,11 +564,15 @@ struct Avx512QuantizeRow {
     }
   }
 
-  /// The groups of `others` among the 8 blocks from block k of a row on, by the loops; they leave
-  /// the list, which is null without Sums.
-  __attribute__((noinline)) static void replace(unsigned others, const BlockRows& rows,
-                                                std::int64_t row, std::int64_t k, BlockList* list,
-                                                RowSummary& summary);
+  /// The groups of `others` among the 8 blocks from a place on, by the loops; they leave the list,
+  /// which is null without Sums and has the blocks from in_list on.
+  __attribute__((noinline)) static void replace(unsigned others, const BlockRows& rows, Position at,
+                                                BlockList* list, int in_list, RowSummary& summary);
+  /// Quantizes by words from a block on, at least until `end`, or until the row's, then `at` is
+  /// where the next one begins; whether all blocks are regular.
+  KOKKOSMX_AVX512_INLINE static bool by_words(const BlockRows& to, __m512i rounding, __m512i order,
+                                              Position& at, std::int64_t end, Avx512Lists& lists,
+                                              RowSummary& summary);
 
   KOKKOSMX_AVX512_FUNCTION static bool run(const BlockRows& rows);
 };
@@ -543,17 +645,193 @@ struct Avx512QuantizeAtom {
 
 template <class Format, bool ToEven, bool Sums>
 void Avx512QuantizeRow<Format, ToEven, Sums>::replace(unsigned others, const BlockRows& rows,
-                                                      std::int64_t row, std::int64_t k,
-                                                      BlockList* list, RowSummary& summary) {
+                                                      Position at, BlockList* list, int in_list,
+                                                      RowSummary& summary) {
   for (int g = 0; g < 2; ++g) {
-    const std::int64_t group = k / group_blocks + g;
+    const std::int64_t group = at.block / group_blocks + g;
     if ((others >> g & 1u) == 0 || group_blocks * group >= rows.blocks) continue;
-    quantize_group_by_blocks<Avx512QuantizeAtom, Format>(rows, row, group, summary);
+    quantize_group_by_blocks<Avx512QuantizeAtom, Format>(rows, at.row, group, summary);
     if (list == nullptr) continue;
-    std::memset(list->scale + k % summary_blocks + g * group_blocks, 0, group_blocks);
-    std::memset(list->sum + k % summary_blocks + g * group_blocks, 0,
-                group_blocks * sizeof(*list->sum));
+    const int first = in_list + g * group_blocks;
+    std::memset(list->scale + first, 0, group_blocks);
+    std::memset(list->sum + first, 0, group_blocks * sizeof(*list->sum));
   }
+}
+
+template <class Format, bool ToEven, bool Sums>
+KOKKOSMX_AVX512_INLINE void Avx512QuantizeRow<Format, ToEven, Sums>::add_part(const BlockRows& rows,
+                                                                              const RowPart& part,
+                                                                              __m512i& sums) {
+  const __m512i low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(sums));
+  const __m512i high = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(sums, 1));
+  const auto n = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(low, high)));
+  sums = _mm512_setzero_si512();
+  const __m128i all = _mm_set1_epi8(-1);
+  const int lo = _mm_cvtsi128_si32(least_of_16(part.least)) & 0xFF;
+  const int hi = 255 - (_mm_cvtsi128_si32(least_of_16(_mm_xor_si128(part.most, all))) & 0xFF);
+  RowSummary summary{};
+  if (lo >= part.from && hi < part.from + RowPart::scales) [[likely]] {
+    summary.n = n >> (2 * (lo - part.from));
+    summary.lo = static_cast<std::uint8_t>(lo);
+    summary.hi = static_cast<std::uint8_t>(hi);
+  } else {
+    // From the codes, which are there.
+    const std::int64_t group = part.first / group_blocks;
+    BlockRows blocks = rows;
+    blocks.rows = 1;
+    blocks.blocks = part.end - part.first;
+    blocks.codes = rows.codes_at(part.row, group);
+    blocks.scales = rows.scales_at(part.row, group);
+    blocks.summaries = &summary;
+    Avx512QuantizeAtom::summarize_rows(blocks);
+  }
+  merge(rows.summaries[part.row * rows.summaries_row], summary);
+}
+
+template <class Format, bool ToEven, bool Sums>
+KOKKOSMX_AVX512_FUNCTION auto Avx512QuantizeRow<Format, ToEven, Sums>::by_quarters(
+    const BlockRows& rows, __m512i order, Position at) -> Position {
+  constexpr int count = 16;
+  const BlockRows to = rows;
+  const Quarters q(to.rule.scale_mode(), order);
+  const bool are_whole = !to.stream && (to.codes_block == 0 || to.codes_block == block_bytes);
+  Sixteen sixteen[2];
+  Sixteen *next = sixteen, *waiting = sixteen + 1;
+  // Of those that wait, if any.
+  const unsigned char* x_waiting = nullptr;
+  std::uint8_t* codes_waiting = nullptr;
+  bool ends_part = false;
+  // Of the row that is under way, if it is, and of what waits, if it ends one.
+  RowPart part{}, ended{};
+  bool is_part = false;
+  __m512i sums = _mm512_setzero_si512(), from = sums;
+
+  for (; at.row < to.rows; ++at.row, at.block = 0) {
+    const unsigned char* x = to.x + at.row * to.x_row + at.block * bytes;
+    std::uint8_t* codes = to.codes_at(at.row, at.block / group_blocks);
+    std::uint8_t* scales = to.scales_at(at.row, at.block / group_blocks);
+    if constexpr (Sums) {
+      if (at.block == 0) to.summaries[at.row * to.summaries_row] = {};
+    }
+    for (; to.blocks - at.block >= count; at.block += count) {
+      __m512i quarters[8], any;
+      load_quarters(q, x, quarters, any);
+      if (x_waiting != nullptr) {
+        finish(to, are_whole, q, *waiting, x_waiting, codes_waiting, sums);
+        x_waiting = nullptr;
+      }
+      if (Sums && ends_part) {
+        add_part(to, ended, sums);
+        ends_part = false;
+      }
+      const Scales found = find_scales(q, quarters, any, *next);
+      if (!found.are_inside) [[unlikely]] {
+        if (Sums && is_part) add_part(to, part, sums);
+        return at;
+      }
+      if constexpr (Sums) {
+        if (is_part) {
+          part.least = _mm_min_epu8(part.least, found.scale);
+          part.most = _mm_max_epu8(part.most, found.scale);
+        } else {
+          // One scale below the least of these.
+          const __m128i least = least_of_16(found.scale), one = _mm_set1_epi8(1);
+          part = {found.scale, found.scale, at.row,
+                  at.block,    at.block,    (_mm_cvtsi128_si32(least) & 0xFF) - 1};
+          from = _mm512_broadcastb_epi8(_mm_slli_epi16(
+              _mm_sub_epi8(_mm_sub_epi8(least, one), _mm512_castsi512_si128(q.to_scale)), 2));
+        }
+        part.end += count;
+        _mm512_store_si512(next->weight,
+                           _mm512_shuffle_epi8(q.weights, _mm512_sub_epi8(found.exponent, from)));
+        __asm__("" : "+m"(next->weight));
+        ends_part = to.blocks - part.end < count || part.end - part.first == RowPart::most_blocks;
+        is_part = !ends_part;
+        if (ends_part) ended = part;
+      }
+      store_scales(to, scales, found.scale);
+      store_scales(to, scales + to.scales_8, _mm_unpackhi_epi64(found.scale, found.scale));
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) next->quarters[i] = quarters[i];
+      x_waiting = x;
+      codes_waiting = codes;
+      std::swap(next, waiting);
+      x += count * bytes;
+      codes += 4 * to.codes_group;
+      scales += 2 * to.scales_8;
+    }
+    if (at.block < to.blocks) break;
+  }
+  if (x_waiting != nullptr) {
+    finish(to, are_whole, q, *waiting, x_waiting, codes_waiting, sums);
+  }
+  if (Sums && ends_part) add_part(to, ended, sums);
+  return at;
+}
+
+template <class Format, bool ToEven, bool Sums>
+KOKKOSMX_AVX512_INLINE bool Avx512QuantizeRow<Format, ToEven, Sums>::by_words(
+    const BlockRows& to, __m512i rounding, __m512i order, Position& at, std::int64_t end,
+    Avx512Lists& lists, RowSummary& summary) {
+  const unsigned char* x = to.x + at.row * to.x_row + at.block * bytes;
+  std::uint8_t* codes = to.codes_at(at.row, at.block / group_blocks);
+  std::uint8_t* scales = to.scales_at(at.row, at.block / group_blocks);
+  bool regular = true;
+  int in_list = 0;
+  std::int64_t& k = at.block;
+  for (; k < to.blocks && (k < end || to.blocks - k < 2 * step); k += step) {
+    const std::int64_t left = to.blocks - k;
+    BlockList& list = lists.open();
+    if (Sums && in_list == 0) std::memset(list.scale, 0, sizeof(list.scale));
+    unsigned others;
+    if (left >= step) {
+      for (int line = 0; line < step * bytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(x) + ahead + line, _MM_HINT_T1);
+      }
+      const Eight eight = quantize_8(x, rounding, order);
+      store_group(to, codes, eight.codes[0]);
+      store_group(to, codes + to.codes_group, eight.codes[1]);
+      store_scales(to, scales, eight.scales);
+      if constexpr (Sums) {
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(list.scale + in_list), eight.scales);
+        _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
+      }
+      others = eight.others;
+      x += step * bytes;
+      codes += 2 * to.codes_group;
+      scales += to.scales_8;
+    } else {
+      alignas(64) unsigned char rest[step * bytes] = {};
+      std::memcpy(rest, x, static_cast<std::size_t>(left) * bytes);
+      const Eight eight = quantize_8(rest, rounding, order);
+      alignas(64) std::uint8_t bytes_of[2][group_bytes];
+      _mm512_store_si512(bytes_of[0], eight.codes[0]);
+      _mm512_store_si512(bytes_of[1], eight.codes[1]);
+      std::uint8_t scale_of[step];
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(scale_of), eight.scales);
+      for (int g = 0; group_blocks * g < left; ++g) {
+        to.put_codes(at.row, k / group_blocks + g, bytes_of[g]);
+        to.put_scales(at.row, k / group_blocks + g, scale_of + group_blocks * g);
+      }
+      if constexpr (Sums) {
+        std::memcpy(list.scale + in_list, scale_of, sizeof(scale_of));
+        _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
+      }
+      others = eight.others;
+    }
+    if (others != 0) [[unlikely]] {
+      replace(others, to, at, Sums ? &list : nullptr, in_list, summary);
+      regular = false;
+    }
+    in_list += static_cast<int>(left < step ? left : std::int64_t{step});
+    if (Sums && in_list == summary_blocks) {
+      lists.close<Sums, false>(summary, in_list);
+      in_list = 0;
+    }
+  }
+  if (Sums && in_list != 0) lists.close<Sums, false>(summary, in_list);
+  if (k >= to.blocks) at = {at.row + 1, 0};
+  return regular;
 }
 
 template <class Format, bool ToEven, bool Sums>
@@ -563,104 +841,32 @@ KOKKOSMX_AVX512_FUNCTION bool Avx512QuantizeRow<Format, ToEven, Sums>::run(const
                       static_cast<std::uintptr_t>(to.codes_row | to.codes_group);
   to.stream = to.stream && places % group_bytes == 0 &&
               (to.codes_block == 0 || to.codes_block == block_bytes);
-  const __m512i rounding =
-      _mm512_set1_epi16(static_cast<short>(Words::rounding_of(to.rule.scale_mode())));
+  const ScaleMode mode = to.rule.scale_mode();
+  const __m512i rounding = _mm512_set1_epi16(static_cast<short>(Words::rounding_of(mode)));
   const __m512i order =
       _mm512_loadu_si512(to.codes_block == 0 ? group_order<Words::is_f32, true>.data()
                                              : group_order<Words::is_f32, false>.data());
-  const ScaleMode mode = to.rule.scale_mode();
-  const __m512i quarter_rounding = _mm512_set1_epi8(mode == ScaleMode::even ? 1 : 0);
+  const bool takes_quarters = Words::by_quarters(mode);
   bool regular = true;
   Avx512Lists lists;
-  for (std::int64_t row = 0; row < to.rows; ++row) {
-    const unsigned char* x = to.x + row * to.x_row;
-    std::uint8_t* codes = to.codes_at(row, 0);
-    std::uint8_t* scales = to.scales_at(row, 0);
+  for (Position at{0, 0}; at.row < to.rows;) {
+    std::int64_t words_to = 0;  // before it, by words
+    if constexpr (Words::has_quarters) {
+      if (takes_quarters) {
+        at = by_quarters(to, order, at);
+        if (at.row == to.rows) break;
+        // Where one number is out of the window, more may be.
+        words_to = at.block + summary_blocks;
+      }
+    }
+    if (!takes_quarters) words_to = to.blocks;
     RowSummary unasked{};
     RowSummary* summary = &unasked;
     if constexpr (Sums) {
-      summary = to.summaries + row * to.summaries_row;
-      *summary = {};
+      summary = to.summaries + at.row * to.summaries_row;
+      if (at.block == 0) *summary = {};
     }
-    std::int64_t words_to = Words::by_quarters(mode) ? 0 : to.blocks;  // before it, by words
-    for (std::int64_t k = 0; k < to.blocks; k += step) {
-      const std::int64_t left = to.blocks - k;
-      const int in_list = static_cast<int>(k % summary_blocks);
-      BlockList& list = lists.open();
-      if (Sums && in_list == 0 && left < summary_blocks) {
-        std::memset(list.scale, 0, sizeof(list.scale));
-      }
-      if constexpr (Words::has_quarters) {
-        Sixteen all;
-        if (k >= words_to && left >= 2 * step) {
-          if (quantize_16(x, quarter_rounding, order, all)) [[likely]] {
-            for (int g = 0; g < 4; ++g) store_group(to, codes + g * to.codes_group, all.codes[g]);
-            store_scales(to, scales, all.scales);
-            store_scales(to, scales + to.scales_8, _mm_unpackhi_epi64(all.scales, all.scales));
-            if constexpr (Sums) {
-              _mm_storeu_si128(reinterpret_cast<__m128i*>(list.scale + in_list), all.scales);
-              _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), all.sums[0]);
-              _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list + step), all.sums[1]);
-              if (in_list + 2 * step == summary_blocks || left == 2 * step) {
-                lists.close<Sums, false>(*summary, in_list + 2 * step);
-              }
-            }
-            x += 2 * step * bytes;
-            codes += 4 * to.codes_group;
-            scales += 2 * to.scales_8;
-            k += step;
-            continue;
-          }
-          words_to = k + summary_blocks;  // where one is out of the window, more may be
-        }
-      }
-      unsigned others;
-      if (left >= step) {
-        for (int line = 0; line < step * bytes; line += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(x) + ahead + line, _MM_HINT_T0);
-        }
-        const Eight eight = quantize_8(x, rounding, order);
-        store_group(to, codes, eight.codes[0]);
-        store_group(to, codes + to.codes_group, eight.codes[1]);
-        store_scales(to, scales, eight.scales);
-        if constexpr (Sums) {
-          _mm_storel_epi64(reinterpret_cast<__m128i*>(list.scale + in_list), eight.scales);
-          _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
-        }
-        others = eight.others;
-        x += step * bytes;
-        codes += 2 * to.codes_group;
-        scales += to.scales_8;
-      } else {
-        alignas(64) unsigned char rest[step * bytes] = {};
-        std::memcpy(rest, x, static_cast<std::size_t>(left) * bytes);
-        const Eight eight = quantize_8(rest, rounding, order);
-        alignas(64) std::uint8_t bytes_of[2][group_bytes];
-        _mm512_store_si512(bytes_of[0], eight.codes[0]);
-        _mm512_store_si512(bytes_of[1], eight.codes[1]);
-        std::uint8_t scale_of[step];
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(scale_of), eight.scales);
-        for (int g = 0; group_blocks * g < left; ++g) {
-          to.put_codes(row, k / group_blocks + g, bytes_of[g]);
-          to.put_scales(row, k / group_blocks + g, scale_of + group_blocks * g);
-        }
-        if constexpr (Sums) {
-          std::memcpy(list.scale + in_list, scale_of, sizeof(scale_of));
-          _mm_store_si128(reinterpret_cast<__m128i*>(list.sum + in_list), eight.sums);
-        }
-        others = eight.others;
-      }
-      if (others != 0) [[unlikely]] {
-        replace(others, to, row, k, Sums ? &list : nullptr, *summary);
-        regular = false;
-      }
-      if constexpr (Sums) {
-        if (in_list + step == summary_blocks || left <= step) {
-          lists.close<Sums, false>(
-              *summary, static_cast<int>(in_list + (left < step ? left : std::int64_t{step})));
-        }
-      }
-    }
+    regular &= by_words(to, rounding, order, at, words_to, lists, *summary);
   }
   if constexpr (Sums) lists.add<Sums, false>();
   if (to.stream) _mm_sfence();
