@@ -16,6 +16,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
 
 #define KOKKOSMX_AVX512_BASE "avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512cd"
 #ifdef KOKKOSMX_MODEL_INSTRUCTIONS
@@ -34,6 +37,16 @@
 #define KOKKOSMX_AMX_INLINE inline __attribute__((always_inline, target(KOKKOSMX_AMX_TARGET)))
 
 namespace KokkosMX::Impl::x86 {
+
+/// Whether the cache next to the core has more than 32 KiB, as far as the system says.
+inline bool has_large_first_cache() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const bool is_large = sysconf(_SC_LEVEL1_DCACHE_SIZE) > 32768;
+  return is_large;
+#else
+  return false;
+#endif
+}
 
 /// VPERMB: byte i of the result is byte index[i] & 63 of the table.
 KOKKOSMX_AVX512_INLINE __m512i permute_bytes(__m512i index, __m512i table) {

@@ -178,8 +178,20 @@ struct Avx512QuantizeRow {
   static constexpr int p = Words::p;
   static constexpr int bytes = QuantizeLoops<Format>::bytes;
   static constexpr int step = 8;  // blocks
-  /// How far ahead in x the cache is asked for.
-  static constexpr int ahead = 8192;
+  /// Asks caches for what comes after so many bytes of x: the first one where it is large, else the
+  /// second, from twice as far. Measured on Sapphire Rapids and Zen 4.
+  KOKKOSMX_AVX512_INLINE static void ask_ahead(const unsigned char* x, int count,
+                                               bool first_cache) {
+    constexpr int ahead = 4096;
+    for (int line = 0; line < count; line += 64) {
+      const auto* at = reinterpret_cast<const char*>(x) + line;
+      if (first_cache) {
+        _mm_prefetch(at + ahead, _MM_HINT_T0);
+      } else {
+        _mm_prefetch(at + 2 * ahead, _MM_HINT_T1);
+      }
+    }
+  }
 
   /// A block's numbers as words, signs included.
   KOKKOSMX_AVX512_INLINE static __m512i words(const unsigned char* x) {
@@ -386,6 +398,7 @@ struct Avx512QuantizeRow {
     __m512i quarters, signs, sign, table, middle, order;                         // of codes
     __m512i squares, weights;                                                    // of sums
     __mmask64 second;
+    bool first_cache;
 
     KOKKOSMX_AVX512_INLINE Quarters(ScaleMode mode, __m512i order_of_group)
         : floor(_mm512_set1_epi16(static_cast<short>(Words::window << p))),
@@ -405,7 +418,8 @@ struct Avx512QuantizeRow {
           order(order_of_group),
           squares(_mm512_loadu_si512(squares_of_indices.data())),
           weights(_mm512_set4_epi32(64, 16, 4, 1)),
-          second(second_of_two) {
+          second(second_of_two),
+          first_cache(x86::has_large_first_cache()) {
       for (__m512i* v : {&floor, &far, &least, &most, &rounding, &mantissa, &to_scale, &scale_order,
                          &quarters, &signs, &sign, &table, &middle, &order, &squares, &weights}) {
         __asm__("" : "+v"(*v));
@@ -429,13 +443,11 @@ struct Avx512QuantizeRow {
 
   KOKKOSMX_AVX512_INLINE static void load_quarters(const Quarters& q, const unsigned char* x,
                                                    __m512i (&quarters)[8], __m512i& any) {
+    ask_ahead(x, 16 * bytes, q.first_cache);
     any = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       const unsigned char* pair = x + 2 * i * bytes;
-      for (int line = 0; line < 2 * bytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(pair) + ahead + line, _MM_HINT_T1);
-      }
       const __m512i a = _mm512_subs_epu16(words(pair), q.floor);
       const __m512i b = _mm512_subs_epu16(words(pair + bytes), q.floor);
       any = _mm512_ternarylogic_epi32(any, a, b, 0xFE);  // all three, or-ed
@@ -776,6 +788,7 @@ KOKKOSMX_AVX512_INLINE bool Avx512QuantizeRow<Format, ToEven, Sums>::by_words(
   const unsigned char* x = to.x + at.row * to.x_row + at.block * bytes;
   std::uint8_t* codes = to.codes_at(at.row, at.block / group_blocks);
   std::uint8_t* scales = to.scales_at(at.row, at.block / group_blocks);
+  const bool first_cache = x86::has_large_first_cache();
   bool regular = true;
   int in_list = 0;
   std::int64_t& k = at.block;
@@ -785,9 +798,7 @@ KOKKOSMX_AVX512_INLINE bool Avx512QuantizeRow<Format, ToEven, Sums>::by_words(
     if (Sums && in_list == 0) std::memset(list.scale, 0, sizeof(list.scale));
     unsigned others;
     if (left >= step) {
-      for (int line = 0; line < step * bytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(x) + ahead + line, _MM_HINT_T1);
-      }
+      ask_ahead(x, step * bytes, first_cache);
       const Eight eight = quantize_8(x, rounding, order);
       store_group(to, codes, eight.codes[0]);
       store_group(to, codes + to.codes_group, eight.codes[1]);
