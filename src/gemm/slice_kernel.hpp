@@ -612,9 +612,10 @@ struct SliceGemm {
             Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          const std::uint32_t one =
-              __byte_perm((scales.of[i] - 0x10001u * bias) << 7, 0, second == 0 ? 0x1010 : 0x3232);
-          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], one, unit,
+          const std::uint32_t least =
+              __byte_perm(((scales.of[i] - 0x10001u * bias) << 7) + Bf16Pairs::above_one, 0,
+                          second == 0 ? 0x1010 : 0x3232);
+          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], least, unit,
                                                                  parts[i][second].word);
         }
       } else {
