@@ -933,20 +933,26 @@ struct SliceGemm {
   /// Two rows of y at a time, all of them plain bf16 that int32 sums hold.
   __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
     const Epilogue& e = p.epilogue;
-#pragma unroll 1
-    for (int i = 2 * thread; i < outputs; i += 2 * threads()) {
-      const Output at = output_of(item, i);
-      if (!at.is_there) continue;
-      const auto power = [](int unit) {  // 2^(unit - 128)
-        return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
-      };
-      const float unit_x = power(scratch.x[at.col].unit[0]);
-      const int2 sum = *reinterpret_cast<const int2*>(&scratch.sums[at.col][at.row]);
+    const auto power = [](int unit) {  // 2^(unit - 128)
+      return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
+    };
+    // The thread's rows of y are the same for every row of x.
+    static_assert(64 % y_tile == 0);
+    const Output first = output_of(item, 2 * thread);
+    if (first.y >= p.y_rows) return;
+    const float unit_low = power(y_unit(scratch, first.row));
+    const float unit_high = power(y_unit(scratch, first.row + 1));
+    const int step = 2 * threads() / y_tile, end = min(x_tile, p.x_rows - x_tile * item.y);
+    std::uint16_t* to =
+        static_cast<std::uint16_t*>(e.c) + item.z * e.batch + first.x * e.row + first.y;
+#pragma unroll 2
+    for (int col = first.col; col < end; col += step, to += step * e.row) {
+      const float unit_x = power(scratch.x[col].unit[0]);
+      const int2 sum = *reinterpret_cast<const int2*>(&scratch.sums[col][first.row]);
       // The conversion is the one rounding: powers of two change no bit of a normal number.
-      const float low = __int2float_rn(sum.x) * unit_x * power(y_unit(scratch, at.row));
-      const float high = __int2float_rn(sum.y) * unit_x * power(y_unit(scratch, at.row + 1));
-      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(e.c) + item.z * e.batch +
-                                        at.x * e.row + at.y) = bf16_pair(low, high);
+      const float low = __int2float_rn(sum.x) * unit_x * unit_low;
+      const float high = __int2float_rn(sum.y) * unit_x * unit_high;
+      *reinterpret_cast<std::uint32_t*>(to) = bf16_pair(low, high);
     }
   }
 
