@@ -24,7 +24,7 @@ __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
 /// Barriers just made are seen by every thread and by the copy engine.
 __device__ inline void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 /// Arrives, and has the barrier wait for so many bytes of copies.
 __device__ inline void barrier_expect(std::uint64_t* barrier, int bytes) {
@@ -107,11 +107,24 @@ __device__ inline T load_past_first_cache(const void* from) {
     return __ldcg(static_cast<const T*>(from));
   }
 }
+/// Begins to copy 16 bytes, aligned, from there, past the first cache, to shared memory: the
+/// thread's own, which it may read after wait_for_copies(). The offsets are known.
+template <int To, int From>
+__device__ inline void begin_copy(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(shared_address(to)),
+               "l"(from), "n"(To), "n"(From)
+               : "memory");
+}
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
 
 /// What the thread wrote, or saw, comes before bulk copies from or to there.
 __device__ inline void before_bulk_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+/// The same of global memory that the thread saw.
+__device__ inline void before_bulk_loads() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
 /// Four matrices of 8 rows of 16 bytes, of shared memory: lane l names row l % 8 of matrix l / 8,
 /// and gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4 of each.
 __device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {

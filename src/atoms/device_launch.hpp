@@ -136,8 +136,9 @@ struct GridItem {
 template <class Body>
 __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
     run_grid(const __grid_constant__ Body body) {
-  extern __shared__ unsigned char group_memory[];
-  body(DeviceGroup{}, group_memory,
+  // Aligned as the matrix unit's images are.
+  extern __shared__ __align__(1024) unsigned char grid_memory[];
+  body(DeviceGroup{}, grid_memory,
        GridItem{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
                 static_cast<int>(blockIdx.z)});
 }

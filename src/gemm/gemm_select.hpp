@@ -88,22 +88,19 @@ inline int slice_log_tile(std::int64_t x_rows) {
   while (log < 7 && (std::int64_t{1} << log) < x_rows) ++log;
   return log;
 }
-/// How blocks of SliceGemm are made: of some tiles of y, and some warps that share each one's K.
+/// How blocks of SliceGemm are made: some warps, or warpgroups, that share K, and so many blocks in
+/// a unit of the device.
 struct SliceConfig {
-  int warps, together;
+  int warps, in_unit;
 };
-/// For so many tiles in all, of so many rows of x. A unit of the device shall have most_warps, if
-/// there are groups of K for them. What many rows of x need comes to shared memory, for several
-/// tiles of y. Measured on an H200.
-inline SliceConfig slice_config(std::int64_t tiles, int x_tile, int groups, int most_warps,
+/// For so many blocks in all. A unit shall have most_warps, if there are groups of K for them.
+/// Measured on an H200.
+inline SliceConfig slice_config(std::int64_t blocks, int groups, int most_warps,
                                 std::int64_t units) {
-  const std::int64_t each = (tiles + units - 1) / units;
-  const std::int64_t most_together = std::min(4, most_warps / 4);
-  const std::int64_t together = x_tile < 64 ? 1 : std::min(each, most_together);
-  const std::int64_t in_unit = each <= together ? together : std::min<std::int64_t>(each, 4);
-  std::int64_t warps = most_warps / in_unit;
-  if (x_tile >= 64) warps = std::min<std::int64_t>(warps, 4);
-  return {static_cast<int>(std::clamp<std::int64_t>(warps, 1, groups)), static_cast<int>(together)};
+  const std::int64_t each = (blocks + units - 1) / units;
+  int in_unit = static_cast<int>(std::min<std::int64_t>(each, 4));
+  while (4 * (most_warps / in_unit * in_unit) < 3 * most_warps) --in_unit;
+  return {std::clamp(most_warps / in_unit, 1, groups), in_unit};
 }
 #endif
 

@@ -7,9 +7,10 @@
 ///
 /// x is the operand with fewer rows, y the other. A first kernel makes x's elements: int8, aligned
 /// to each row's least scale, in the order in which warps read them. The second one begins beside
-/// it. A block has some tiles of 16 rows of y and a tile of x, and warps that share K: a warp has
-/// every so many groups of 128 of K, whose part of y it makes in registers, as int8 that count
-/// units of a scale that the warps have agreed upon for each row. int32 sums over K are exact.
+/// it. A block has a tile of 16 rows of y and a tile of x, and warps that share K: a warp has every
+/// so many groups of 128 of K, whose part of y it makes in registers, as int8 that count units of a
+/// scale that the warps have agreed upon for each row. int32 sums over K are exact. Where x has
+/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -21,6 +22,7 @@
 
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/mma.hpp"
+#include "../atoms/gemm/wgmma_fragments.hpp"
 #include "../atoms/quantize/cuda.hpp"
 #include "../atoms/quantize/quad.hpp"
 #include "../launch.hpp"
@@ -31,6 +33,7 @@
 
 #include <Kokkos_Core.hpp>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace KokkosMX::Impl {
@@ -71,8 +74,7 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: a group takes a row, four lanes a block. What is for a lane of a warp-level
-/// product lies together, for two tiles of 8 rows where there are so many: see SliceElements.
+/// Makes x's elements: a group takes a row, four lanes a block. Where they lie: see SliceElements.
 template <bool IsDense>
 struct AlignRows {
   SliceProblem p;
@@ -186,8 +188,9 @@ struct AlignRows {
                                                : expand_eight(words.w[3], scale, base);
         const int step = p.elements.by_blocks ? (block & ~3) + part : block;
         const int of_lane = p.elements.by_blocks ? block & 3 : part;
-        *reinterpret_cast<uint2*>(to + elements.offset(step, in_tile, of_lane)) =
-            make_uint2(made.word[0], made.word[1]);
+        const int at = elements.offset(step, in_tile, of_lane);
+        *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
+        *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
       }
     }
   }
@@ -220,13 +223,18 @@ struct AlignRows {
 template <int ColumnTiles, SliceForm Form>
 struct SliceGemm {
   SliceProblem p;
-  int warps;     ///< of a tile of y: they share K
-  int together;  ///< tiles of y of a block: they share what they read of x
+  int warps;   ///< that share K: warpgroups where x's tiles are wide
+  int stages;  ///< groups of x that shared memory holds for each of them
 
   using Atom = MmaInt8Atom;
+  /// Wide tiles of x come to shared memory, some groups ahead, from where all warps of a warpgroup
+  /// multiply by them; of others a warp loads what it needs.
+  static constexpr bool is_wide = ColumnTiles >= 8;
+  using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
+  static constexpr int together = is_wide ? Wide::warps : 1;  ///< warps of the same part of K
   static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
-  static constexpr int groups_together = 1, most_together = 4;
-  static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows;
+  static constexpr int groups_together = 1;
+  static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
   static constexpr int group_blocks_k = 4;
   static constexpr int no_lo = slice_no_lo, nan_hi = slice_nan_hi;
   /// Bits of a float64 sum.
@@ -242,41 +250,43 @@ struct SliceGemm {
   static constexpr int least_unit = 68, largest_unit = 176;
   /// Of sums, from one row of x to the next.
   static constexpr int sums_pitch = y_tile + 4;
+  static constexpr int group_bytes_x = x_tile * group_blocks_k * block_size;
+  static constexpr int most_stages = is_wide ? 16 : 0;  ///< of all warps
 
-  /// Of a tile of y.
-  struct alignas(128) Tile {
-    std::int32_t sums[x_tile][sums_pitch];
-    double rest[x_tile][y_tile];  ///< in absolute units
+  struct alignas(1024) Scratch {
+    SliceRow x[x_tile];
+    std::int32_t images;
     /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
     std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
+    std::uint64_t full[is_wide ? most_stages : 1], empty[is_wide ? most_stages : 1];
+    alignas(16) std::int32_t sums[x_tile][sums_pitch];
   };
-  /// Large groups of x come to shared memory for the warps of all tiles that have them, some groups
-  /// ahead; others by each warp's own loads.
-  static constexpr bool is_staged = ColumnTiles >= 8;
-  static constexpr int stages = ColumnTiles > 8 ? 2 : 3;
-  static constexpr int group_bytes_x = x_tile * group_blocks_k * block_size;
-  struct alignas(128) Stages {
-    std::uint8_t group[is_staged ? stages : 1][is_staged ? group_bytes_x : 1];
-  };
-  static constexpr int most_staging = is_staged ? 4 : 0;  ///< warps of a tile
-  struct alignas(128) Scratch {
-    SliceRow x[x_tile];
-    std::int32_t images;
-    std::uint64_t full[is_staged ? most_staging : 1][stages],
-        empty[is_staged ? most_staging : 1][stages];
-
-    __device__ Tile& tile(int i) { return reinterpret_cast<Tile*>(this + 1)[i]; }
-    __device__ const Tile& tile(int i) const { return reinterpret_cast<const Tile*>(this + 1)[i]; }
-  };
-  static_assert(sizeof(Tile) % 128 == 0);
+  /// After it: stages of x, the first of each warp before the others. What there is of sums in
+  /// absolute units lies in the place of the others: images of x but the first use one.
+  using Rest = double[y_tile];
+  KOKKOS_INLINE_FUNCTION int first_stages() const { return is_wide ? warps * group_bytes_x : 0; }
+  KOKKOS_INLINE_FUNCTION int stages_bytes() const {
+    const int all = stages * first_stages();
+    const int with_rest = first_stages() + static_cast<int>(sizeof(Rest)) * x_tile;
+    return all > with_rest ? all : with_rest;
+  }
+  /// Then what warps have of y ahead of the groups that they are at: see load_ahead.
+  static constexpr int ahead_bytes = is_dense ? 32 * 2 * group_blocks_k * 16 : 0;
 
   KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
   int shared_bytes() const {
-    return static_cast<int>(sizeof(Scratch) + together * sizeof(Tile) +
-                            (is_staged ? warps * sizeof(Stages) : 0));
+    return static_cast<int>(sizeof(Scratch)) + stages_bytes() +
+           (p.elements.groups > warps ? warps * together * ahead_bytes : 0);
   }
   static constexpr int most_shared_bytes = 227 * 1024;
+  /// Stages for so many warps, where that much of shared memory is theirs.
+  static int stages_for(int warps, int groups, int bytes) {
+    if (!is_wide) return 0;
+    const int left = bytes - static_cast<int>(sizeof(Scratch)) - warps * together * ahead_bytes;
+    const int most = left / (warps * group_bytes_x), each = (groups + warps - 1) / warps;
+    return std::max(1, std::min({most, each, most_stages / warps}));
+  }
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
                                   [[maybe_unused]] unsigned char* memory,
@@ -287,81 +297,116 @@ struct SliceGemm {
  private:
   /// A lane and what it works on.
   struct Place {
-    int batch, x_row, y_row, groups;     ///< the first rows
-    int thread, lane, part, warp, tile;  ///< the warp of those of the tile
+    int batch, x_tile, y_row, groups;  ///< the block's first row of y
+    int thread, lane, part;
+    int warp;   ///< of those that share K
+    int below;  ///< rows of y of the block before the warp's
   };
   __device__ Place place_of(int thread, const GridItem& item) const {
     Place at;
     at.batch = item.z;
-    at.x_row = x_tile * item.y;
-    at.tile = (thread >> 5) / warps;
-    at.y_row = y_tile * (item.x * together + at.tile);
+    at.x_tile = item.y;
+    at.y_row = y_tile * item.x;
     at.groups = p.elements.groups;
     at.thread = thread;
     at.lane = thread & 31;
     at.part = Atom::operand_part(at.lane);
-    at.warp = (thread >> 5) - at.tile * warps;
+    const auto warp_of_block = static_cast<int>(CudaUnit::from_lane(thread >> 5, 0));
+    at.warp = warp_of_block / together;
+    at.below = Atom::rows * (warp_of_block % together);
     return at;
+  }
+  /// Which of the block's rows of y a lane holds.
+  __device__ static int row_of_block(const Place& at, int second) {
+    return at.below + Atom::operand_row(at.lane, second);
+  }
+  __device__ std::uint8_t* stages_after(Scratch& scratch) const {
+    return reinterpret_cast<std::uint8_t*>(&scratch + 1);
+  }
+  __device__ Rest* rest(Scratch& scratch) const {
+    return reinterpret_cast<Rest*>(stages_after(scratch) + first_stages());
   }
 
   // ---------------------------------------------------------------------------- x
 
-  /// A lane's part of x in a step of 32 of K: of two tiles of 8 rows, if there are so many.
-  static constexpr int pair = ColumnTiles > 1 ? 2 : 1;
-  struct alignas(8 * pair) Columns {
-    std::uint32_t w[2 * pair];
-  };
   __device__ const std::uint8_t* image(const Place& at, int number) const {
-    return p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, number) +
-           8 * pair * at.lane;
+    return p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_tile, number);
   }
-  /// Steps that are loaded before a group of y is made: as many as there are registers for.
-  static constexpr int steps_ahead = ColumnTiles <= 2 ? group_blocks_k : ColumnTiles == 4 ? 2 : 0;
-  __device__ static void load_step(Columns (&to)[ColumnTiles / pair], const std::uint8_t* group,
-                                   int step) {
+  /// The image with that number, or, of a row that has not so many, the first: nobody has written
+  /// others, nor looks at what comes of this one.
+  __device__ const std::uint8_t* image_of_row(const Place& at, const Scratch& scratch, int number,
+                                              int row) const {
+    return image(at, number < scratch.x[row].images ? number : 0);
+  }
+  /// A lane's part of x in two steps of 32 of K, of a tile of 8 rows.
+  struct alignas(16) TwoSteps {
+    std::uint32_t w[4];
+  };
+  /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
+  static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
+  __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
+                             int image_number, int group, int pair) const {
+    const int begin = (2 * group + pair) * (x_tile * 2 * block_size) + 16 * at.lane;
+    const std::uint8_t* first = image(at, 0);
 #pragma unroll
-    for (int j = 0; j < ColumnTiles / pair; ++j) {
-      to[j] = *reinterpret_cast<const Columns*>(group + step * (x_tile * block_size) +
-                                                j * (8 * pair * 32));
+    for (int j = 0; j < ColumnTiles; ++j) {
+      const std::uint8_t* of_row =
+          image_number == 0
+              ? first
+              : image_of_row(at, scratch, image_number, Atom::cols * j + (at.lane >> 2));
+      to[j] = *reinterpret_cast<const TwoSteps*>(of_row + begin + j * (16 * 32));
     }
   }
 
-  /// A warp's part in the copies of x to shared memory: those of the same groups take turns.
-  struct Pipeline {
-    int begun = 0, done = 0;  ///< groups
+  /// Where a warp is in its stages, and its first thread in filling them.
+  struct Turn {
+    int stage = 0, turn = 0;
+    __device__ void advance(int of) {
+      if (++stage < of) return;
+      stage = 0;
+      ++turn;
+    }
   };
-  __device__ Stages& stages_of(const Place& at, Scratch& scratch) const {
-    return reinterpret_cast<Stages*>(&scratch.tile(together))[at.warp];
+  struct Pipeline {
+    Turn begun, done;
+    int stages;
+  };
+  /// Of all stages.
+  __device__ int number_of(const Place& at, const Turn& turn) const {
+    return turn.stage * warps + at.warp;
   }
-  /// Begins to copy a group, by a thread of the first tile's warp.
+  /// Begins to copy a group.
   __device__ void begin_copy(const Place& at, Scratch& scratch, Pipeline& pipeline,
                              int image_number, int group) const {
-    if constexpr (is_staged) {
-      if (at.tile != 0 || at.lane != 0 || group >= at.groups) return;
-      const int stage = pipeline.begun % stages, turn = pipeline.begun / stages;
-      if (turn > 0) CudaUnit::barrier_wait(&scratch.empty[at.warp][stage], (turn - 1) & 1);
-      CudaUnit::barrier_expect(&scratch.full[at.warp][stage], group_bytes_x);
-      CudaUnit::bulk_copy(
-          stages_of(at, scratch).group[stage],
-          p.elements.image(p.x_batch == 1 ? 0 : at.batch, at.x_row / x_tile, image_number) +
-              std::int64_t{group} * group_bytes_x,
-          group_bytes_x, &scratch.full[at.warp][stage]);
-      ++pipeline.begun;
+    if (at.below != 0 || at.lane != 0 || group >= at.groups) return;
+    const int number = number_of(at, pipeline.begun), turn = pipeline.begun.turn;
+    std::uint64_t* full = &scratch.full[number];
+    if (turn > 0) CudaUnit::barrier_wait(&scratch.empty[number], (turn - 1) & 1);
+    CudaUnit::barrier_expect(full, group_bytes_x);
+    std::uint8_t* to = stages_after(scratch) + number * group_bytes_x;
+    const std::int64_t begin = std::int64_t{group} * group_bytes_x;
+    if (image_number == 0) {
+      CudaUnit::bulk_copy(to, image(at, 0) + begin, group_bytes_x, full);
+    } else {
+      constexpr int bytes = Int8Images::step_bytes;
+#pragma unroll 1
+      for (int row = 0; row < x_tile; ++row) {
+        CudaUnit::bulk_copy(to + row * bytes,
+                            image_of_row(at, scratch, image_number, row) + begin + row * bytes,
+                            bytes, full);
+      }
     }
+    pipeline.begun.advance(pipeline.stages);
   }
 
   // ---------------------------------------------------------------------------- y
 
   /// The row of y that a lane holds, or the last one.
   __device__ int y_row(const Place& at, int second) const {
-    const int row = at.y_row + Atom::operand_row(at.lane, second);
+    const int row = at.y_row + row_of_block(at, second);
     return row < p.y_rows ? row : p.y_rows - 1;
   }
   static constexpr int row_words = is_dense ? group_blocks_k : 1;
-  /// Codes are few: two groups of them are under way. 64 rows of x leave no registers for the
-  /// second where a lane has a part of every block.
-  static constexpr bool two_ahead =
-      !is_dense && !(ColumnTiles == 8 && Form == SliceForm::interleaved);
   /// A lane's part of a group, as it lies in memory: of both rows, and the scale bytes of the
   /// lane's own block.
   struct Raw {
@@ -390,25 +435,73 @@ struct SliceGemm {
     }
     return from;
   }
-  /// Zeros where the group is not whole, or its words do not lie as they should.
-  __device__ void load(Raw& raw, const Source& from, int group) const {
-    const bool is_whole = p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
+  /// Whether a group's blocks are all there, and its words lie as they should.
+  __device__ bool is_whole(int group) const {
+    return p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
+  }
+  __device__ const std::uint8_t* words_at(const Source& from, int group, int second, int i) const {
     const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
+    return from.data[second] + group * step + 2 * block_size * i;
+  }
+  /// Zeros where the group is not whole.
+  __device__ void load(Raw& raw, const Source& from, int group) const {
+    const bool is_there = is_whole(group);
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
-        raw.of[second][i] = is_whole ? CudaUnit::load_past_first_cache<Words>(
-                                           from.data[second] + group * step + 2 * block_size * i)
-                                     : Words{};
+        raw.of[second][i] =
+            is_there ? CudaUnit::load_past_first_cache<Words>(words_at(from, group, second, i))
+                     : Words{};
       }
       if constexpr (!is_dense) {
         const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] = is_whole ? CudaUnit::load_past_first_cache<std::uint8_t>(
+        raw.scale[second] = is_there ? CudaUnit::load_past_first_cache<std::uint8_t>(
                                            from.scales[second] + (group >> 1) * scales.col_8 +
                                            (group & 1) * scales.col_4)
                                      : 255u;
       }
+    }
+  }
+
+  /// The group after the one at hand is under way: in registers, or, where that is too much for
+  /// them, to the lane's own places in shared memory.
+  struct Ahead {
+    Raw codes;
+    Words* numbers;
+  };
+  __device__ Words* ahead_of(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<Words*>(stages_after(scratch) + stages_bytes() +
+                                    (at.thread >> 5) * ahead_bytes) +
+           at.lane;
+  }
+  __device__ void load_ahead(Ahead& ahead, const Source& from, int group) const {
+    if constexpr (is_dense) {
+      if (!is_whole(group)) return;
+      unrolled<2>([&](auto second) {
+        const std::uint8_t* begin = words_at(from, group, second, 0);
+        unrolled<group_blocks_k>([&](auto i) {
+          CudaUnit::begin_copy<512 * (group_blocks_k * second + i), 2 * block_size * i>(
+              ahead.numbers, begin);
+        });
+      });
+    } else {
+      load(ahead.codes, from, group);
+    }
+  }
+  __device__ void take_ahead(Raw& raw, const Ahead& ahead, int group) const {
+    if constexpr (is_dense) {
+      CudaUnit::wait_for_copies();
+      if (is_whole(group)) {
+#pragma unroll
+        for (int i = 0; i < 2 * group_blocks_k; ++i) {
+          raw.of[i / group_blocks_k][i % group_blocks_k] = ahead.numbers[32 * i];
+        }
+      } else {
+        raw = {};
+      }
+    } else {
+      raw = ahead.codes;
     }
   }
 
@@ -481,12 +574,12 @@ struct SliceGemm {
     std::uint32_t base, lo, hi;
   };
   /// The bases of the block's rows, from what each warp has seen first. A barrier.
-  __device__ std::uint32_t agree(const Place& at, Tile& tile, const Scales& seen) const {
+  __device__ std::uint32_t agree(const Place& at, Scratch& scratch, const Scales& seen) const {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
       if (seen.are_known && lo >= least_base && (!is_dense || at.part == 0)) {
-        atomicMin(&tile.base[Atom::operand_row(at.lane, second)], lo);
+        atomicMin(&scratch.base[row_of_block(at, second)], lo);
       }
     }
     __syncthreads();
@@ -495,7 +588,7 @@ struct SliceGemm {
     std::uint32_t base = 0;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int lo = tile.base[Atom::operand_row(at.lane, second)] - below;
+      const int lo = scratch.base[row_of_block(at, second)] - below;
       base |= static_cast<std::uint32_t>(min(max(lo, least_base), most_base)) << (16 * second);
     }
     return base;
@@ -519,9 +612,10 @@ struct SliceGemm {
             Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          const std::uint32_t one =
-              __byte_perm((scales.of[i] - 0x10001u * bias) << 7, 0, second == 0 ? 0x1010 : 0x3232);
-          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], one, unit,
+          const std::uint32_t least =
+              __byte_perm(((scales.of[i] - 0x10001u * bias) << 7) + Bf16Pairs::above_one, 0,
+                          second == 0 ? 0x1010 : 0x3232);
+          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], least, unit,
                                                                  parts[i][second].word);
         }
       } else {
@@ -561,29 +655,33 @@ struct SliceGemm {
                                     std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
     const Source from = source(at);
     Raw raw;
-    [[maybe_unused]] Raw next;
+    Ahead ahead;
+    ahead.numbers = ahead_of(at, scratch);
     load(raw, from, at.warp);
-    if constexpr (two_ahead) load(next, from, at.warp + warps);
+    load_ahead(ahead, from, at.warp + warps);
     if (image_number == 0) clear(at, scratch);
     std::uint64_t left = 0, bit = 1;
-    const std::uint8_t* x = image(at, image_number);
 #pragma unroll 1
     for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
-        rows.base = agree(at, scratch.tile(at.tile), scales);
+        rows.base = agree(at, scratch, scales);
         CudaUnit::wait_for_earlier();
         load_states(at, scratch);
       }
-      if (is_staged && group == at.warp) {
-        CudaUnit::before_bulk_copies();
-        for (int i = 0; i + 1 < stages; ++i) {
-          begin_copy(at, scratch, pipeline, image_number, group + i * warps);
+      if constexpr (is_wide) {
+        if (group == at.warp) {
+          CudaUnit::before_bulk_loads();
+          for (int i = 0; i < pipeline.stages; ++i) {
+            begin_copy(at, scratch, pipeline, image_number, group + i * warps);
+          }
         }
       }
-      Columns b[group_blocks_k][ColumnTiles / pair];
+      TwoSteps b[group_blocks_k / 2][ColumnTiles];
 #pragma unroll
-      for (int i = 0; i < steps_ahead; ++i) load_step(b[i], x + group * group_bytes_x, i);
+      for (int i = 0; i < pairs_ahead; ++i) {
+        load_steps(b[i], at, scratch, image_number, group, i);
+      }
       constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
       const std::uint32_t above = above_base(scales, rows);
       const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base + above) == scales.lo &&
@@ -600,40 +698,40 @@ struct SliceGemm {
         }
       } else {
         left |= bit;
-      }
-      if constexpr (two_ahead) {
-        raw = next;
-        load(next, from, group + 2 * warps);
-      } else if (group + warps < at.groups) {
-        load(raw, from, group + warps);
-      }
-      const std::uint8_t* of_group = x + group * group_bytes_x;
-      if constexpr (is_staged) {
-        begin_copy(at, scratch, pipeline, image_number, group + (stages - 1) * warps);
-        const int stage = pipeline.done % stages;
-        of_group = stages_of(at, scratch).group[stage] + 8 * pair * at.lane;
-        CudaUnit::barrier_wait(&scratch.full[at.warp][stage], pipeline.done / stages & 1);
-      }
-      if (all_fit) {
 #pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          if (i + steps_ahead < group_blocks_k)
-            load_step(b[i + steps_ahead], of_group, i + steps_ahead);
+        for (int i = 0; i < group_blocks_k; ++i) parts[i][0] = parts[i][1] = {};
+      }
+      if constexpr (is_wide) {
+        if (group != at.warp) {
+          begin_copy(at, scratch, pipeline, image_number, group + (pipeline.stages - 1) * warps);
+        }
+        // All warps do this together: those whose groups do not fit have zeros.
+        const int number = number_of(at, pipeline.done);
+        CudaUnit::barrier_wait(&scratch.full[number], pipeline.done.turn & 1);
+        Wide::begin(sums, parts, stages_after(scratch) + number * group_bytes_x);
+        take_ahead(raw, ahead, group + warps);
+        load_ahead(ahead, from, group + 2 * warps);
+        Wide::wait();
+        if (at.lane == 0) CudaUnit::barrier_arrive(&scratch.empty[number]);
+        pipeline.done.advance(pipeline.stages);
+      } else {
+        take_ahead(raw, ahead, group + warps);
+        load_ahead(ahead, from, group + 2 * warps);
+        if (all_fit) {
 #pragma unroll
-          for (int j = 0; j < ColumnTiles; ++j) {
-            const Columns& columns = b[i][j / pair];
-            const int h = j % pair;
-            Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
-                               {{columns.w[2 * h], columns.w[2 * h + 1]}});
+          for (int i = 0; i < group_blocks_k; ++i) {
+            if (i % 2 == 0 && i / 2 >= pairs_ahead) {
+              load_steps(b[i / 2], at, scratch, image_number, group, i / 2);
+            }
+#pragma unroll
+            for (int j = 0; j < ColumnTiles; ++j) {
+              const TwoSteps& columns = b[i / 2][j];
+              const int h = i % 2;
+              Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
+                                 {{columns.w[2 * h], columns.w[2 * h + 1]}});
+            }
           }
         }
-      }
-      if constexpr (is_staged) {
-        __syncwarp();
-        if (at.lane == 0) {
-          CudaUnit::barrier_arrive(&scratch.empty[at.warp][pipeline.done % stages]);
-        }
-        ++pipeline.done;
       }
     }
     return left;
@@ -641,8 +739,9 @@ struct SliceGemm {
 
   /// What the first kernel has found of the rows of x.
   __device__ void load_states(const Place& at, Scratch& scratch) const {
-    const SliceRow* states =
-        p.elements.states + (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() + at.x_row;
+    const SliceRow* states = p.elements.states +
+                             (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() +
+                             x_tile * at.x_tile;
     for (int i = at.thread; i < x_tile; i += threads()) {
       const SliceRow state = states[i];
       scratch.x[i] = state;
@@ -659,9 +758,7 @@ struct SliceGemm {
                                         int image_number) const {
     Scratch& scratch = *in_shared(shared);
     const Place at = place_of(thread, item);
-    Tile& tile = scratch.tile(at.tile);
     const QuadQuantizer quantizer(p.rule);
-    const std::uint8_t* x = image(at, image_number);
     // A lane's part of each step, a byte for a scale: no_scale where there is nothing to multiply.
     constexpr int no_scale = 255;
     std::uint32_t scales[2] = {0, 0};
@@ -691,12 +788,12 @@ struct SliceGemm {
       }
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        const int row = Atom::operand_row(at.lane, second), found = scale[second];
+        const int row = row_of_block(at, second), found = scale[second];
         if (found >= 0) {
-          atomicMin(&tile.lo[row], found);
-          atomicMax(&tile.hi[row], found);
+          atomicMin(&scratch.lo[row], found);
+          atomicMax(&scratch.hi[row], found);
         } else if (found == QuadQuantizer::not_a_number) {
-          atomicMax(&tile.hi[row], nan_hi);
+          atomicMax(&scratch.hi[row], nan_hi);
         }
         scales[second] =
             scales[second] >> 8 | static_cast<std::uint32_t>(found < 0 ? no_scale : found) << 24;
@@ -735,19 +832,23 @@ struct SliceGemm {
 #pragma unroll 1
       for (int j = 0; j < ColumnTiles; ++j) {
         std::int32_t found[Atom::values] = {};
+        const int own = Atom::cols * j + (at.lane >> 2);
+        const std::uint8_t* x = image_of_row(at, scratch, image_number, own);
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          const uint2 b = *reinterpret_cast<const uint2*>(
-              x + (group_blocks_k * group + i) * (x_tile * block_size) +
-              j / pair * (8 * pair * 32) + 8 * (j % pair));
-          Atom::multiply_add(found, parts[i][0], parts[i][1], {{b.x, b.y}});
+          const int place = p.elements.offset(group_blocks_k * group + i, own, at.part);
+          const auto word = [&](int offset) {
+            return *reinterpret_cast<const std::uint32_t*>(x + offset);
+          };
+          Atom::multiply_add(found, parts[i][0], parts[i][1],
+                             {{word(place), word(place ^ p.elements.second())}});
         }
 #pragma unroll
         for (int v = 0; v < Atom::values; ++v) {
           const int col = Atom::cols * j + Atom::col_of(at.lane, v);
           const SliceRow& state = scratch.x[col];
           if (found[v] == 0 || image_number >= state.images) continue;
-          atomicAdd(&tile.rest[col][Atom::row_of(at.lane, v)],
+          atomicAdd(&rest(scratch)[col][at.below + Atom::row_of(at.lane, v)],
                     __int2double_rn(found[v]) * power_of_two(base[v >> 1]) *
                         power_of_two(state.unit[image_number]));
         }
@@ -772,13 +873,14 @@ struct SliceGemm {
   // ---------------------------------------------------------------------------- results
 
   /// Adds a warp's sums to the block's, and what it knows of its rows.
-  __device__ void leave(const Place& at, Tile& tile, const Rows& rows,
+  __device__ void leave(const Place& at, Scratch& scratch, const Rows& rows,
                         const std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
 #pragma unroll
     for (int j = 0; j < ColumnTiles; ++j) {
 #pragma unroll
       for (int v = 0; v < Atom::values; ++v) {
-        add_shared(&tile.sums[Atom::cols * j + Atom::col_of(at.lane, v)][Atom::row_of(at.lane, v)],
+        add_shared(&scratch.sums[Atom::cols * j + Atom::col_of(at.lane, v)]
+                                [at.below + Atom::row_of(at.lane, v)],
                    sums[j][v]);
       }
     }
@@ -786,17 +888,17 @@ struct SliceGemm {
     if ((Form == SliceForm::blocks || at.part == 0) && rows.hi != 0) {
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        const int row = Atom::operand_row(at.lane, second);
-        atomicMin(&tile.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
-        atomicMax(&tile.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
+        const int row = row_of_block(at, second);
+        atomicMin(&scratch.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
+        atomicMax(&scratch.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
       }
     }
   }
   /// What the block's sums count.
   __device__ static bool is_common(int unit) { return unit >= least_unit && unit <= largest_unit; }
-  __device__ int y_unit(const Tile& tile, int row) const {
+  __device__ int y_unit(const Scratch& scratch, int row) const {
     const int below = p.elements.groups > warps ? 1 : 0;
-    return min(max(tile.base[row] - below, least_base), most_base) - bias;
+    return min(max(scratch.base[row] - below, least_base), most_base) - bias;
   }
   /// Whether the thread sees a row that is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
@@ -805,65 +907,68 @@ struct SliceGemm {
       const SliceRow& x = scratch.x[i];
       is_special = is_special || x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
     }
-    for (int i = at.thread; i < together * y_tile; i += threads()) {
-      is_special = is_special || !is_common(y_unit(scratch.tile(i / y_tile), i % y_tile));
+    for (int i = at.thread; i < y_tile; i += threads()) {
+      is_special = is_special || !is_common(y_unit(scratch, i));
     }
     return is_special;
   }
 
   /// An output of the block.
   struct Output {
-    int tile, col, row;  ///< the row of the tile
-    int x, y;            ///< rows of the operands
+    int col, row;
+    int x, y;  ///< rows of the operands
     bool is_there;
   };
   __device__ Output output_of(const GridItem& item, int i) const {
     Output output;
     output.row = i % y_tile;
-    output.col = i / y_tile % x_tile;
-    output.tile = i / (y_tile * x_tile);
+    output.col = i / y_tile;
     output.x = x_tile * item.y + output.col;
-    output.y = y_tile * (item.x * together + output.tile) + output.row;
+    output.y = y_tile * item.x + output.row;
     output.is_there = output.x < p.x_rows && output.y < p.y_rows;
     return output;
   }
-  __device__ int outputs() const { return together * x_tile * y_tile; }
+  static constexpr int outputs = x_tile * y_tile;
 
   /// Two rows of y at a time, all of them plain bf16 that int32 sums hold.
   __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
     const Epilogue& e = p.epilogue;
-#pragma unroll 1
-    for (int i = 2 * thread; i < outputs(); i += 2 * threads()) {
-      const Output at = output_of(item, i);
-      if (!at.is_there) continue;
-      const auto power = [](int unit) {  // 2^(unit - 128)
-        return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
-      };
-      const Tile& tile = scratch.tile(at.tile);
-      const float unit_x = power(scratch.x[at.col].unit[0]);
-      const int2 sum = *reinterpret_cast<const int2*>(&tile.sums[at.col][at.row]);
+    const auto power = [](int unit) {  // 2^(unit - 128)
+      return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
+    };
+    // The thread's rows of y are the same for every row of x.
+    static_assert(64 % y_tile == 0);
+    const Output first = output_of(item, 2 * thread);
+    if (first.y >= p.y_rows) return;
+    const float unit_low = power(y_unit(scratch, first.row));
+    const float unit_high = power(y_unit(scratch, first.row + 1));
+    const int step = 2 * threads() / y_tile, end = min(x_tile, p.x_rows - x_tile * item.y);
+    std::uint16_t* to =
+        static_cast<std::uint16_t*>(e.c) + item.z * e.batch + first.x * e.row + first.y;
+#pragma unroll 2
+    for (int col = first.col; col < end; col += step, to += step * e.row) {
+      const float unit_x = power(scratch.x[col].unit[0]);
+      const int2 sum = *reinterpret_cast<const int2*>(&scratch.sums[col][first.row]);
       // The conversion is the one rounding: powers of two change no bit of a normal number.
-      const float low = __int2float_rn(sum.x) * unit_x * power(y_unit(tile, at.row));
-      const float high = __int2float_rn(sum.y) * unit_x * power(y_unit(tile, at.row + 1));
-      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(e.c) + item.z * e.batch +
-                                        at.x * e.row + at.y) = bf16_pair(low, high);
+      const float low = __int2float_rn(sum.x) * unit_x * unit_low;
+      const float high = __int2float_rn(sum.y) * unit_x * unit_high;
+      *reinterpret_cast<std::uint32_t*>(to) = bf16_pair(low, high);
     }
   }
 
   /// The block's int32 sums become zeros, added to those in absolute units.
   __device__ void add_to_rest(int thread, const GridItem& item, Scratch& scratch,
                               int image_number) const {
-    for (int i = thread; i < outputs(); i += threads()) {
+    for (int i = thread; i < outputs; i += threads()) {
       const Output at = output_of(item, i);
-      Tile& tile = scratch.tile(at.tile);
       const SliceRow& x = scratch.x[at.col];
-      double& rest = tile.rest[at.col][at.row];
-      if (image_number == 0) rest = 0;
+      double& sum = rest(scratch)[at.col][at.row];
+      if (image_number == 0) sum = 0;
       if (image_number < x.images) {
-        rest += __int2double_rn(tile.sums[at.col][at.row]) * power_of_two(y_unit(tile, at.row)) *
-                power_of_two(x.unit[image_number]);
+        sum += __int2double_rn(scratch.sums[at.col][at.row]) *
+               power_of_two(y_unit(scratch, at.row)) * power_of_two(x.unit[image_number]);
       }
-      tile.sums[at.col][at.row] = 0;
+      scratch.sums[at.col][at.row] = 0;
     }
   }
   __device__ Tier tier_of_output(int spread_x, int spread_y) const {
@@ -876,15 +981,14 @@ struct SliceGemm {
                                                                                     : Tier::wide;
   }
   /// Rounds and stores any outputs.
-  __device__ void store_any(int thread, const GridItem& item, const Scratch& scratch) const {
+  __device__ void store_any(int thread, const GridItem& item, Scratch& scratch) const {
     std::uint64_t found[tier_count] = {};
 #pragma unroll 1
-    for (int i = thread; i < outputs(); i += threads()) {
+    for (int i = thread; i < outputs; i += threads()) {
       const Output at = output_of(item, i);
       if (!at.is_there) continue;
-      const Tile& tile = scratch.tile(at.tile);
       const SliceRow& x = scratch.x[at.col];
-      const int lo = tile.lo[at.row], hi = tile.hi[at.row];
+      const int lo = scratch.lo[at.row], hi = scratch.hi[at.row];
       const int spread_y = hi >= nan_hi ? -1 : lo == no_lo ? 0 : hi - lo;
       const Tier tier = tier_of_output(x.spread, spread_y);
       std::uint32_t product = f32_nan;
@@ -892,7 +996,7 @@ struct SliceGemm {
         // The conversion is the one rounding, and the definition's.
         product =
             tier != Tier::wide && x.images != 0 && x.spread + spread_y + p.sum_bits <= window_bits
-                ? __float_as_uint(__double2float_rn(tile.rest[at.col][at.row]))
+                ? __float_as_uint(__double2float_rn(rest(scratch)[at.col][at.row]))
                 : wide_product(item.z, at.x, at.y);
       }
       p.epilogue(item.z, p.y_is_b ? at.x : at.y, p.y_is_b ? at.y : at.x, product);
@@ -943,25 +1047,20 @@ struct SliceGemm {
 
   /// Before anything is added. A barrier.
   __device__ void clear(const Place& at, Scratch& scratch) const {
-    for (int t = 0; t < together; ++t) {
-      Tile& tile = scratch.tile(t);
-      for (int i = at.thread; i < x_tile * sums_pitch / 4; i += threads()) {
-        reinterpret_cast<int4*>(tile.sums)[i] = make_int4(0, 0, 0, 0);
-      }
-      if (at.thread < y_tile) {
-        tile.base[at.thread] = most_base;
-        tile.lo[at.thread] = no_lo;
-        tile.hi[at.thread] = 0;
-      }
+    for (int i = at.thread; i < x_tile * sums_pitch / 4; i += threads()) {
+      reinterpret_cast<int4*>(scratch.sums)[i] = make_int4(0, 0, 0, 0);
     }
-    if (at.thread == 0) {
-      scratch.images = 1;
-      for (int i = 0; is_staged && i < warps * stages; ++i) {
-        CudaUnit::barrier_init(&scratch.full[0][0] + i, 1);
-        CudaUnit::barrier_init(&scratch.empty[0][0] + i, together);
-      }
-      if (is_staged) CudaUnit::barriers_made();
+    for (int i = at.thread; i < y_tile; i += threads()) {
+      scratch.base[i] = most_base;
+      scratch.lo[i] = no_lo;
+      scratch.hi[i] = 0;
     }
+    if (is_wide && at.thread < warps * stages) {
+      CudaUnit::barrier_init(&scratch.full[at.thread], 1);
+      CudaUnit::barrier_init(&scratch.empty[at.thread], together);
+      CudaUnit::barriers_made();
+    }
+    if (at.thread == 0) scratch.images = 1;
     __syncthreads();
   }
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
@@ -969,12 +1068,12 @@ struct SliceGemm {
     const Place at = place_of(thread, item);
     const QuadQuantizer quantizer(p.rule);
     Rows rows{0, 0xFFFFFFFFu, 0};
-    Pipeline pipeline;
+    Pipeline pipeline{{}, {}, stages};
 #pragma unroll 1
     for (int image_number = 0;; ++image_number) {
       std::int32_t sums[ColumnTiles][Atom::values] = {};
       std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, pipeline, sums);
-      leave(at, scratch.tile(at.tile), rows, sums);
+      leave(at, scratch, rows, sums);
       __syncthreads();  // states of x are there
       if (image_number == 0) {
         const bool is_special = !p.is_plain_bf16 || p.counts != nullptr ||
@@ -984,6 +1083,10 @@ struct SliceGemm {
           store_plain(thread, item, scratch);
           return;
         }
+      }
+      if (is_wide && image_number == 0) {  // one stage is left
+        const int uses = (at.groups - at.warp + warps - 1) / warps;
+        pipeline = {{0, (uses + stages - 1) / stages}, {0, (uses + stages - 1) / stages}, 1};
       }
       add_to_rest(thread, item, scratch, image_number);
       __syncthreads();

@@ -16,13 +16,15 @@ template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
   using Kernel = SliceGemm<ColumnTiles, Form>;
   const std::int64_t y_tiles = (p.y_rows + Kernel::y_tile - 1) / Kernel::y_tile;
+  const int groups = p.elements.groups;
   const SliceConfig config = slice_config(std::int64_t{p.batch} * p.elements.tiles * y_tiles,
-                                          Kernel::x_tile, p.elements.groups, Kernel::most_warps,
+                                          groups, Kernel::most_warps / Kernel::together,
                                           exec.cuda_device_prop().multiProcessorCount);
-  const Kernel kernel{p, config.warps, config.together};
+  // The device takes a KiB of each block's.
+  const int bytes = (Kernel::most_shared_bytes + 1024) / config.in_unit - 1024;
+  const Kernel kernel{p, config.warps, Kernel::stages_for(config.warps, groups, bytes)};
   static const std::string label = "KokkosMX::gemm";
-  launch_grid(label, exec, (y_tiles + config.together - 1) / config.together, p.elements.tiles,
-              p.batch, true, kernel);
+  launch_grid(label, exec, y_tiles, p.elements.tiles, p.batch, true, kernel);
 }
 
 template <int ColumnTiles>

@@ -8,6 +8,7 @@
 
 #include <KokkosMX/Types.hpp>
 
+#include "../atoms/gemm/wgmma.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
 
@@ -50,18 +51,22 @@ struct SliceElements {
   KOKKOS_INLINE_FUNCTION std::int64_t image_bytes() const {
     return std::int64_t{groups} * 128 << log_tile;
   }
+  /// Whether the tiles are large enough for the matrix unit to read them from shared memory.
+  KOKKOS_INLINE_FUNCTION bool is_wide() const { return log_tile >= 6; }
   KOKKOS_INLINE_FUNCTION std::uint8_t* image(int batch, int at_tile, int number) const {
     return data + ((std::int64_t{batch} * tiles + at_tile) * SliceRow::most_images + number) *
                       image_bytes();
   }
-  /// Where a lane of a quad finds its eight elements of a row in a step of 32 of K: those of the
-  /// same row of two tiles of 8 lie together.
+  /// Where a lane of a quad has its eight elements of a row in a step of 32 of K, the first four of
+  /// them; the others: at offset ^ second(). Large tiles are images of groups (Int8Images), small
+  /// ones what lanes of warps load, two steps of a row together.
   KOKKOS_INLINE_FUNCTION int offset(int step, int row, int part) const {
-    const int lane = 4 * (row & 7) + part;
-    const int begin = step << (log_tile + 5);
-    return log_tile == 3 ? begin + 8 * lane
-                         : begin + (row >> 4) * 512 + 16 * lane + (row >> 3 & 1) * 8;
+    return is_wide() ? ((step >> 2) << (log_tile + 7)) + Int8Images::offset(row, 2 * (step & 3)) +
+                           4 * part
+                     : ((step >> 1) << (log_tile + 6)) + (row >> 3) * 512 +
+                           16 * (4 * (row & 7) + part) + 8 * (step & 1);
   }
+  KOKKOS_INLINE_FUNCTION int second() const { return is_wide() ? 16 : 4; }
 };
 
 /// A product whose arguments were checked: x has fewer rows than y, or as many.

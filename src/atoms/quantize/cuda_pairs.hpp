@@ -81,29 +81,36 @@ class Bf16Pairs {
     return {static_cast<std::uint32_t>(256 - scale - twice) * 0x00800080u, 1 + two,
             (1 + two) * (0u - 0x40404040u), (two - 1) & 0x80808080u, 0u - 1 - two * 0x01010101u};
   }
+  /// What is added to 2^(scale - 127) in bf16, twice, to make `least` of shifted_elements.
+  static constexpr std::uint32_t above_one = 0x00020002u;
   /// Eight elements as int8 in halves of the unit, in two words, exactly: of a block of three
-  /// scales from the unit's, or the one above it, on. one: 2^(scale - 127) in bf16, twice.
+  /// scales from the unit's, or the one above it, on. least: 2^(scale - 127), and two units of its
+  /// last place, in bf16, twice.
   ///
-  /// A number is rounded to half of its power of two, or of the block's, by adding 96 times that
-  /// and taking it away: bf16 has eight bits. An odd last bit leaves no ties. Then 384 and twice
-  /// the element have it in their last seven bits.
+  /// A number is rounded to half of its power of two, or of the block's, by taking 64 times itself
+  /// away, or of `least` with its sign, and adding that again: bf16 has eight bits. 63 m, for 1 <=
+  /// m < 2, and 65 less what is below 1, are in [64, 128), or next to 64, where a finer rounding
+  /// finds the same; and 64 m is even where m is in the middle of two. An odd last bit leaves no
+  /// ties. Then 384 and twice the element have it in their last seven bits.
   template <bool Saturates>
-  __device__ void shifted_elements(const Words& x, std::uint32_t one, const Unit& unit,
+  __device__ void shifted_elements(const Words& x, std::uint32_t least, const Unit& unit,
                                    std::uint32_t (&to)[2]) const {
     std::uint32_t number[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       std::uint32_t from = x.w[i];
       if constexpr (Saturates) {
-        asm("min.xorsign.abs.bf16x2 %0, %0, %1;" : "+r"(from) : "r"(one + 0x01400140u));  // 6
+        asm("min.xorsign.abs.bf16x2 %0, %0, %1;"
+            : "+r"(from)
+            : "r"(least - above_one + 0x01400140u));  // 6
       }
       from |= no_ties_;
-      const std::uint32_t power = __vmaxu2(from & 0x7F807F80u, one);
-      std::uint32_t rounded;
+      std::uint32_t large, rounded;
+      asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(large) : "r"(from), "r"(least));
       asm("fma.rn.bf16x2 %0, %1, %2, %3;"
           : "=r"(rounded)
-          : "r"(power), "r"(0x42C042C0u), "r"(from));
-      asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(rounded) : "r"(power), "r"(0xC2C0C2C0u));
+          : "r"(large), "r"(0xC280C280u), "r"(from));  // -64
+      asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(rounded) : "r"(large), "r"(0x42804280u));
       asm("fma.rn.bf16x2 %0, %1, %2, %3;"
           : "=r"(number[i])
           : "r"(rounded), "r"(unit.factor), "r"(0x43C043C0u));
@@ -117,8 +124,17 @@ class Bf16Pairs {
 
   /// The largest magnitudes of eight numbers and of eight others.
   __device__ static std::uint32_t largest_two(const Words& x, const Words& y) {
-    const std::uint32_t of_x = largest_halves(x), of_y = largest_halves(y);
-    return __vmaxu2(__byte_perm(of_x, of_y, 0x5410), __byte_perm(of_x, of_y, 0x7632));
+    // NaN is larger than all others, and stays one.
+    const auto larger = [](std::uint32_t a, std::uint32_t b) {
+      std::uint32_t most;  // with any sign
+      asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+      return most;
+    };
+    const auto of_four = [&](const Words& words) {
+      return larger(larger(words.w[0], words.w[1]), larger(words.w[2], words.w[3]));
+    };
+    const std::uint32_t of_x = of_four(x), of_y = of_four(y);
+    return larger(__byte_perm(of_x, of_y, 0x5410), __byte_perm(of_x, of_y, 0x7632)) & 0x7FFF7FFFu;
   }
   /// The same of two magnitudes, in halves, plus 2.
   __device__ std::uint32_t biased_scales(std::uint32_t largest_magnitudes) const {
