@@ -44,6 +44,7 @@ struct ModelAtom : Impl::Int8Images {
   };
   struct Pipeline {
     std::int32_t kept[values][multiplying];
+    std::uint32_t said[2];
   };
   static void publish() {}
   static std::uint32_t uniform(std::uint32_t x) { return x; }
@@ -123,13 +124,19 @@ struct ModelAtom : Impl::Int8Images {
   };
 
   template <class ImagesOf, class After, class Prepare, class Store>
-  static void run(Pipeline& pipeline, std::int64_t first, std::int64_t end, std::int64_t stride,
+  static void run(Pipeline& pipeline, std::int32_t first, std::int32_t end, std::int32_t stride,
                   std::int64_t steps, const ImagesOf& images, const After& steps_after,
                   const Prepare& prepare, const Store& store) {
     const auto& group = *ThreadGroup<threads>::current();
-    group.barrier();
-    for (std::int64_t tile = first; tile < end; tile += stride) {
-      prepare(tile);
+    int slot = 0;
+    for (std::int32_t tile = first; tile < end; tile += stride, slot ^= 1) {
+      group.barrier();
+      if (group.rank() == 0) pipeline.said[slot] = 0;
+      group.barrier();
+      // The first half of the threads prepares.
+      if (group.rank() < threads / 2) {
+        Kokkos::atomic_or(&pipeline.said[slot], prepare(tile, slot, group.rank(), threads / 2));
+      }
       const Images from = images(tile);
       std::int32_t d[values] = {};
       for (std::int64_t s = 0; s < steps; ++s) {
@@ -147,7 +154,7 @@ struct ModelAtom : Impl::Int8Images {
           pipeline,
           {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes, 1, 1, 0, 0},
           group.rank(), calls);
-      store(tile, d, gathered);
+      store(tile, slot, pipeline.said[slot], d, gathered);
       const int expected = steps_after(tile) != Impl::StepsAfter::none ? 1 : 0;
       EXPECT_EQ(calls.waited, expected);
       EXPECT_EQ(calls.released, expected);

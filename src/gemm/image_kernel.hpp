@@ -74,7 +74,7 @@ struct MakeImages {
   QuantizeRule rule;
   GatherState* gathering;  ///< null where the atom has no room for gathered columns
 
-  static constexpr int threads = 256, groups_together = 2;
+  static constexpr int threads = 256, groups_together = 3;
   static constexpr int rows = 8;
   static constexpr int step_threads = rows * Atom::step_blocks;
   static constexpr int row_threads = threads / rows;
@@ -84,7 +84,7 @@ struct MakeImages {
   };
   struct Scratch {
     union {
-      RowSummary summary[rows][row_threads];
+      std::uint32_t reach[rows][row_threads];
       Splitting splitting;
     };
     int any_is_wide, outliers;
@@ -94,6 +94,9 @@ struct MakeImages {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
+#if defined(__CUDA_ARCH__)
+    CudaUnit::dependents_may_begin();
+#endif
     const bool first = item < parts[0].items();
     const Part& part = parts[first ? 0 : 1];
     const MatrixMap& q = part.operand.matrix;
@@ -113,35 +116,33 @@ struct MakeImages {
     place.is_row = place.row < q.rows;
 
     RowSummary summary{};
+    Blocks held;  // the first of the thread's
     if (part.source == ImageSource::matrix) {
+      held = load(part, place, 0);
       if (place.is_row) summary = *q.summaries.at(place.batch, place.row);
     } else {
+      std::uint32_t reach = 0;
       if (part.source == ImageSource::matrix_without_summaries) {
-        over_blocks(part, place, [&](std::int64_t block) {
-          std::uint8_t local[block_bytes];
-          merge(summary, summary_of_block(*q.scales.at(place.batch, place.row, block),
-                                          QuantizeAtom::sum_of_squares(
-                                              q.codes.load(place.batch, place.row, block, local))));
-        });
-      } else if (part.element == Element::bf16) {
-        quantize<BF16Format>(part, place, summary);
-      } else if (part.element == Element::f16) {
-        quantize<F16Format>(part, place, summary);
+        held = load(part, place, 0);
+        merge_reach(reach, held);
+        for (std::int64_t first = at_once; first * row_threads < q.blocks; first += at_once) {
+          merge_reach(reach, load(part, place, first));
+        }
       } else {
-        quantize<F32Format>(part, place, summary);
+        if (part.element == Element::bf16) {
+          quantize<BF16Format>(part, place, reach);
+        } else if (part.element == Element::f16) {
+          quantize<F16Format>(part, place, reach);
+        } else {
+          quantize<F32Format>(part, place, reach);
+        }
+        held = load(part, place, 0);
       }
-      RowSummary* of_row = scratch.summary[place.row_in_octet];
-      const int rank = place.first_step * Atom::step_blocks + place.block_in_step;
-      of_row[rank] = summary;
-      for (int half = row_threads / 2; half > 0; half /= 2) {
-        group.barrier();
-        if (rank < half) merge(of_row[rank], of_row[rank + half]);
-      }
-      group.barrier();
-      summary = of_row[0];
-      if (rank == 0 && place.is_row) *q.summaries.at(place.batch, place.row) = summary;
+      summary = summary_of_reach(of_row(group, scratch, place, reach));
+      if (place.leads_row() && place.is_row) *q.summaries.at(place.batch, place.row) = summary;
     }
-    expand(part, place, split(group, scratch, part, place, summary));
+    const RowSplit chosen = split(group, scratch, part, place, summary);
+    expand(part, place, chosen, held);
   }
 
  private:
@@ -150,7 +151,103 @@ struct MakeImages {
     int row_in_octet, block_in_step, first_step;
     bool is_row;
     KOKKOS_INLINE_FUNCTION bool leads_row() const { return first_step == 0 && block_in_step == 0; }
+    /// Of the row's threads: its blocks are those from this one on, row_threads apart.
+    KOKKOS_INLINE_FUNCTION int rank() const {
+      return first_step * Atom::step_blocks + block_in_step;
+    }
   };
+  static constexpr int at_once = 4;  ///< blocks whose loads are under way together
+  struct Blocks {
+    BlockCodes codes[at_once];
+    int scales[at_once];
+  };
+
+  /// The thread's blocks from its `first`th on; zeros past the row's end.
+  KOKKOS_INLINE_FUNCTION static Blocks load(const Part& part, const Place& place,
+                                            std::int64_t first) {
+    const MatrixMap& q = part.operand.matrix;
+    Blocks blocks{};
+    const std::int64_t block = first * row_threads + place.rank();
+    if (!place.is_row || block >= q.blocks) return blocks;
+    // They differ in the layouts' highest digits alone.
+    static_assert(row_threads % 8 == 0);
+    const std::uint8_t* codes = q.codes.at(place.batch, place.row, block);
+    const std::uint8_t* scales = q.scales.at(place.batch, place.row, block);
+    const std::int64_t codes_step = row_threads / 4 * q.codes.block_4;
+    const std::int64_t scales_step = row_threads / 8 * q.scales.col_8;
+    const auto is_there = [&](int i) { return block + i * row_threads < q.blocks; };
+    // Without a branch for each, so that devices have all loads under way at once.
+    if (q.codes.byte == 1 && CodesMap::is_aligned(codes) && codes_step % block_bytes == 0) {
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        if (is_there(i)) blocks.codes[i] = load_whole_block(codes + i * codes_step);
+      }
+    } else {
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        if (is_there(i)) blocks.codes[i] = load_block(q.codes, codes + i * codes_step);
+      }
+    }
+    KOKKOSMX_UNROLL
+    for (int i = 0; i < at_once; ++i) {
+      if (is_there(i)) blocks.scales[i] = scales[i * scales_step];
+    }
+    return blocks;
+  }
+
+  /// Of what RowSummary tells the split needs lo, hi and has_nan alone: 255 - lo and (above) hi +
+  /// 1, or reach_nan, of which those of several blocks are the larger; 0 where there are none.
+  static constexpr std::uint32_t reach_nan = 512;
+  KOKKOS_INLINE_FUNCTION static std::uint32_t reach_of(int scale, bool is_zero) {
+    if (scale == 255) return reach_nan << 16;
+    return is_zero ? 0u : static_cast<std::uint32_t>((255 - scale) | (scale + 1) << 16);
+  }
+  KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, std::uint32_t other) {
+#ifdef __CUDA_ARCH__
+    into = __vmaxu2(into, other);
+#else
+    const std::uint32_t low = std::max(into & 0xFFFFu, other & 0xFFFFu);
+    into = std::max(into >> 16, other >> 16) << 16 | low;
+#endif
+  }
+  KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, const Blocks& blocks) {
+    KOKKOSMX_UNROLL
+    for (int i = 0; i < at_once; ++i) {
+      const std::uint32_t* word = blocks.codes[i].word;
+      const bool is_zero = ((word[0] | word[1] | word[2] | word[3]) & 0x77777777u) == 0;
+      merge_reach(into, reach_of(blocks.scales[i], is_zero));
+    }
+  }
+  /// The same of all threads of the row.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION static std::uint32_t of_row(const Group& group, Scratch& scratch,
+                                                     const Place& place, std::uint32_t reach) {
+    std::uint32_t* all = scratch.reach[place.row_in_octet];
+    int threads_left = row_threads, at = place.rank();
+#ifdef __CUDA_ARCH__
+    merge_reach(reach, CudaUnit::from_lane_xor(reach, 1));
+    merge_reach(reach, CudaUnit::from_lane_xor(reach, 2));
+    static_assert(Atom::step_blocks == 4);
+    threads_left /= Atom::step_blocks;
+    at /= Atom::step_blocks;
+#endif
+    all[at] = reach;
+    group.barrier();
+    KOKKOSMX_UNROLL
+    for (int i = 0; i < threads_left; ++i) merge_reach(reach, all[i]);
+    return reach;
+  }
+  /// Its n is the bound that every row has.
+  KOKKOS_INLINE_FUNCTION static RowSummary summary_of_reach(std::uint32_t reach) {
+    RowSummary summary{};
+    const std::uint32_t low = reach & 0xFFFFu, high = reach >> 16;
+    summary.has_nan = high == reach_nan ? 1 : 0;
+    if (low == 0) return summary;
+    summary.n = ~std::uint64_t{0};
+    summary.lo = static_cast<std::uint8_t>(255 - low);
+    summary.hi = summary.has_nan != 0 ? summary.lo : static_cast<std::uint8_t>(high - 1);
+    return summary;
+  }
 
   /// f(block) for each of the thread's blocks of its row.
   template <class F>
@@ -164,7 +261,7 @@ struct MakeImages {
 
   template <class Format>
   KOKKOS_INLINE_FUNCTION void quantize(const Part& part, const Place& place,
-                                       RowSummary& summary) const {
+                                       std::uint32_t& reach) const {
     const MatrixMap& q = part.operand.matrix;
     constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
     over_blocks(part, place, [&](std::int64_t block) {
@@ -174,7 +271,7 @@ struct MakeImages {
                 part.dense.at(place.batch, place.row, block * bytes), codes, rule);
           });
       *q.scales.at(place.batch, place.row, block) = result.scale;
-      merge(summary, summary_of_block(result.scale, result.sum_of_squares));
+      merge_reach(reach, reach_of(result.scale, result.sum_of_squares == 0));
     });
   }
 
@@ -270,37 +367,62 @@ struct MakeImages {
     return result;
   }
 
-  KOKKOS_INLINE_FUNCTION void expand(const Part& part, const Place& place,
-                                     const RowSplit& split) const {
+  /// Held: the thread's first blocks.
+  KOKKOS_INLINE_FUNCTION void expand(const Part& part, const Place& place, const RowSplit& split,
+                                     const Blocks& held) const {
     const ImageOperand& operand = part.operand;
-    const MatrixMap& q = operand.matrix;
     const std::int64_t first_row = place.octet * rows;
     const std::int64_t tile = first_row / operand.tile_rows;
     const int in_tile = static_cast<int>(first_row % operand.tile_rows) + place.row_in_octet;
     std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes);
     const bool fits = place.is_row && split.out != RowSplit::is_rest;
-    for (std::int64_t step = place.first_step; step < operand.steps;
-         step += threads / step_threads) {
-      const std::int64_t block = step * Atom::step_blocks + place.block_in_step;
-      ImageChunk chunks[2] = {};
-      if (fits && block < q.blocks) {
-        // Blocks of zeros may have any.
-        const Magnitudes main =
-            main_magnitudes(*q.scales.at(place.batch, place.row, block) - split.base);
-        if (main.low != 0) {
-          const BlockCodes codes = load_block(q.codes, q.codes.at(place.batch, place.row, block));
-          for (int i = 0; i < 8; ++i) {
-            chunks[i / 4].word[i % 4] =
-                expand_codes(codes.word[i / 2] >> (16 * (i % 2)), main.low, main.high);
+    constexpr int steps_apart = threads / step_threads;
+    Blocks blocks = held;
+    for (std::int64_t first = 0; first * steps_apart + place.first_step < operand.steps;) {
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const std::int64_t step = (first + i) * steps_apart + place.first_step;
+        if (step >= operand.steps) break;
+        ImageChunk chunks[2] = {};
+        // Blocks of zeros may have any scale.
+        const Magnitudes main = main_magnitudes(blocks.scales[i] - split.base);
+        if (fits && main.low != 0) {
+          for (int j = 0; j < 8; ++j) {
+            chunks[j / 4].word[j % 4] =
+                expand_codes(blocks.codes[i].word[j / 2] >> (16 * (j % 2)), main.low, main.high);
           }
         }
+        store(image + step * operand.tile_rows * Atom::step_bytes, in_tile, place.block_in_step,
+              chunks);
       }
-      for (int h = 0; h < 2; ++h) {
-        const int chunk = 2 * place.block_in_step + h;
-        *reinterpret_cast<ImageChunk*>(image + step * operand.tile_rows * Atom::step_bytes +
-                                       Atom::offset(in_tile, chunk)) = chunks[h];
-      }
+      first += at_once;
+      if (first * row_threads < part.operand.matrix.blocks) blocks = load(part, place, first);
     }
+  }
+  /// A block's chunks to the image of a step.
+  KOKKOS_INLINE_FUNCTION static void store(std::uint8_t* image, int row, int block,
+                                           const ImageChunk (&chunks)[2]) {
+    const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
+      *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
+    };
+#ifdef __CUDA_ARCH__
+    // A block's chunks make a sector of memory, which two lanes write at once: their own block's
+    // first or second chunk and the other's. Word by word, or chunks would not be in registers.
+    const int h = block & 1;
+    ImageChunk even, odd;  // of the blocks of these numbers
+    KOKKOSMX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
+      const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
+      even.word[i] = h == 0 ? first : other;
+      odd.word[i] = h == 0 ? other : second;
+    }
+    put(block & ~1, h, even);
+    put(block | 1, h, odd);
+#else
+    put(block, 0, chunks[0]);
+    put(block, 1, chunks[1]);
+#endif
   }
 };
 
@@ -659,6 +781,7 @@ struct ImageGemm {
   bool is_plain_bf16;
 
   static constexpr int threads = Atom::threads;
+  static constexpr bool begins_beside = true;  ///< the images' kernel
   static constexpr int most_transposed_n = 64;
 
   /// What is known of a tile's rows and columns; those outside the matrices count as zeros.
@@ -666,20 +789,31 @@ struct ImageGemm {
     std::int16_t a_lo[Atom::tile_m], a_spread[Atom::tile_m];
     std::int16_t b_lo[Atom::tile_n], b_spread[Atom::tile_n];
     RowSplit a_split[Atom::tile_m], b_split[Atom::tile_n];
+    /// 2^(lo - 128) as bf16, of such as are not special.
+    alignas(4) std::uint16_t a_unit[Atom::tile_m], b_unit[Atom::tile_n];
   };
   static constexpr std::int16_t not_a_number = -1;  // as a spread
 
   struct Scratch {
     typename Atom::Pipeline pipeline;
     States states[2];
-    /// Some output of the tile is not Tier::aligned, or its product may leave float32's normal
-    /// numbers before it is rounded.
-    int is_special[3];
-    int has_outliers[3];  ///< gathered, or with images
-    int has_rest[3];      ///< rows or columns that the images do not hold, or with NaN
-    int outliers;         ///< see GatherOutliers::any
-    std::int32_t own[16][Atom::multiplying];
+    int outliers;  ///< see GatherOutliers::any
+    /// Of each warp alone.
+    struct alignas(128) Own {
+      std::int32_t word[16][32];
+    };
+    Own own[Atom::multiplying / 32];
+
+    KOKKOS_INLINE_FUNCTION std::int32_t* own_of(int thread) {
+      return &own[thread / 32].word[0][thread % 32];
+    }
   };
+  static constexpr int own_step = 32;  ///< from one word of a thread to its next
+  /// What load_states may say of a tile. special: some output is not Tier::aligned, or its product
+  /// may leave float32's normal numbers before it is rounded; with_outliers: gathered, or with
+  /// images; with_rest: rows or columns that the images do not hold, or with NaN; beyond_int64: 64
+  /// bits may not hold the sum of main part and outliers, or what is rounded may leave the range.
+  static constexpr std::uint32_t special = 1, with_outliers = 2, with_rest = 4, beyond_int64 = 8;
 
   /// A tile of C, or a part of one.
   struct Place {
@@ -693,11 +827,9 @@ struct ImageGemm {
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
     const int thread = group.rank() - (threads - Atom::multiplying);
-    if (group.rank() < 3) {
-      scratch.is_special[group.rank()] = 0;
-      scratch.has_outliers[group.rank()] = 0;
-      scratch.has_rest[group.rank()] = 0;
-    }
+#if defined(__CUDA_ARCH__)
+    CudaUnit::wait_for_earlier();
+#endif
     Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
     if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
     multiply(scratch, thread, item, outliers);
@@ -750,10 +882,11 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group, std::int64_t item,
                                        Outliers outliers) const {
     constexpr bool may_have_outliers = Atom::gathered_steps > 0;
-    int turn = 0;
     Atom::run(
-        scratch.pipeline, item, batch * outliers.tiles[0] * outliers.tiles[1], groups, a.steps,
-        [&](std::int64_t tile) {
+        scratch.pipeline, static_cast<std::int32_t>(item),
+        static_cast<std::int32_t>(batch * outliers.tiles[0] * outliers.tiles[1]),
+        static_cast<std::int32_t>(groups), a.steps,
+        [&](std::int32_t tile) {
           const Place place = place_of(tile, outliers);
           return typename Atom::Images{image_of(a, place.batch, place.a),
                                        image_of(b, place.batch, place.b),
@@ -762,53 +895,46 @@ struct ImageGemm {
                                        a.part_bytes,
                                        b.part_bytes};
         },
-        [&](std::int64_t tile) { return steps_after(place_of(tile, outliers), outliers.how); },
-        [&](std::int64_t tile) {
-          load_states(scratch, place_of(tile, outliers), thread_of_group, turn, outliers.how);
+        [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers.how); },
+        [&](std::int32_t tile, int slot, int rank, int ranks) {
+          return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks,
+                             outliers.how);
         },
-        [&](std::int64_t tile, std::int32_t(&d)[Atom::values], const auto& gathered) {
+        [&](std::int32_t tile, int slot, std::uint32_t said, std::int32_t(&d)[Atom::values],
+            const auto& gathered) {
           // Registers of the product are not for what is quickly found again.
           const int thread = opaque(thread_of_group);
           const Place place = place_of(tile, outliers);
-          States& states = scratch.states[turn & 1];
-          const bool special = scratch.is_special[turn % 3] != 0;
-          const bool has_outliers = may_have_outliers && scratch.has_outliers[turn % 3] != 0;
-          const bool has_rest = scratch.has_rest[turn % 3] != 0;
-          // The slot of the tile before: nobody reads it any more, nobody sets it yet.
-          if (thread == 0) {
-            scratch.is_special[(turn + 2) % 3] = 0;
-            if (may_have_outliers) scratch.has_outliers[(turn + 2) % 3] = 0;
-            scratch.has_rest[(turn + 2) % 3] = 0;
-          }
+          States& states = scratch.states[slot];
+          const bool has_rest = (said & with_rest) != 0;
           const bool is_whole = place.rows * place.a.parts == Atom::tile_m &&
                                 place.cols * place.b.parts == Atom::tile_n;
-          const Stored stored{place, is_plain_bf16 && is_whole && !has_rest};
+          const Stored stored{place, is_plain_bf16 && is_whole && !has_rest,
+                              (said & beyond_int64) == 0};
           if (may_have_outliers && outliers.how == Gathering::imaged && place.is_cut()) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
               steps.keep(d);
               store_cut(scratch, stored, states, thread, steps);
             }
-          } else if (has_outliers) {
+          } else if (may_have_outliers && (said & with_outliers) != 0) {
             if constexpr (may_have_outliers) {
               store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
             }
-          } else if (!special && is_plain_bf16 && is_whole) {
-            store_plain<true>(place, states, thread, d);
-          } else if (!special && is_plain_bf16 && Atom::values <= 32) {
+          } else if ((said & special) == 0 && is_plain_bf16 && is_whole) {
+            store_whole(scratch, place, states, thread, d);
+          } else if ((said & special) == 0 && is_plain_bf16 && Atom::values <= 32) {
             if constexpr (Atom::values <= 32) store_plain<false>(place, states, thread, d);
           } else {
             store_any(scratch, place, states, thread, d);
           }
           if (has_rest) store_rest(place, states, thread);
           if (counts != nullptr) count(place, states, thread);
-          ++turn;
         });
   }
 
   /// Columns of tiles within bands of rows of tiles, so that what is read lies in the second cache.
-  KOKKOS_INLINE_FUNCTION Place place_of(std::int64_t tile,  // fewer than 2^31
-                                        const Outliers& outliers) const {
+  KOKKOS_INLINE_FUNCTION Place place_of(std::int32_t tile, const Outliers& outliers) const {
     constexpr std::uint32_t band = 16;
     // In 32 bits: divisions of 64 take hundreds of cycles.
     const std::uint32_t tiles_a = outliers.tiles[0], tiles_b = outliers.tiles[1];
@@ -841,51 +967,71 @@ struct ImageGemm {
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_lo = 68, largest_lo = 176;
 
-  KOKKOS_INLINE_FUNCTION void load_state(Scratch& scratch, const MatrixMap& matrix,
-                                         [[maybe_unused]] const RowSplit* split_of_row,
-                                         std::int64_t batch_of_tile, std::int64_t row,
-                                         std::int16_t& lo, std::int16_t& spread, RowSplit& split,
-                                         int turn, Gathering how) const {
-    lo = 127;
-    spread = 0;
-    split = {127, 127, 0};
-    if (row >= matrix.rows) return;
+  /// Of a row or column.
+  struct State {
+    std::int16_t lo, spread;
+    RowSplit split;
+    std::uint32_t says;
+  };
+  KOKKOS_INLINE_FUNCTION State load_state(const MatrixMap& matrix,
+                                          [[maybe_unused]] const RowSplit* split_of_row,
+                                          std::int64_t batch_of_tile, std::int64_t row,
+                                          Gathering how) const {
+    State state{127, 0, {127, 127, 0}, 0};
+    if (row >= matrix.rows) return state;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
     const bool zero = summary.n == 0;
-    if (!zero) lo = summary.lo;
-    spread = static_cast<std::int16_t>(summary.has_nan != 0 ? not_a_number
-                                       : zero               ? 0
-                                                            : summary.hi - summary.lo);
-    const bool is_narrow = spread >= 0 && spread <= Atom::max_shift;
-    split = {lo, lo, 0};
-    if (minimum_tier > Tier::aligned || !is_narrow) split.out = RowSplit::is_rest;
+    if (!zero) state.lo = summary.lo;
+    state.spread = static_cast<std::int16_t>(summary.has_nan != 0 ? not_a_number
+                                             : zero               ? 0
+                                                                  : summary.hi - summary.lo);
+    const bool is_narrow = state.spread >= 0 && state.spread <= Atom::max_shift;
+    state.split = {state.lo, state.lo, 0};
+    if (minimum_tier > Tier::aligned || !is_narrow) state.split.out = RowSplit::is_rest;
     if constexpr (Atom::gathered_steps > 0) {
       if (!is_narrow && (how == Gathering::done ? split_of_row->has_outliers()
                                                 : how == Gathering::imaged &&
                                                       gather_outliers.has_images(*split_of_row))) {
-        split = *split_of_row;
-        scratch.has_outliers[turn % 3] = 1;
+        state.split = *split_of_row;
+        state.says |= with_outliers;
+        const bool is_far = state.split.out < state.split.base || state.split.base > largest_lo ||
+                            2 * state.spread + sum_bits > 63;
+        if (is_far) state.says |= beyond_int64;
       }
     }
-    if (!fits(split)) scratch.has_rest[turn % 3] = 1;
-    if (minimum_tier > Tier::aligned || !is_narrow || lo < least_lo || lo > largest_lo) {
-      scratch.is_special[turn % 3] = 1;
+    if (!fits(state.split)) state.says |= with_rest;
+    if (minimum_tier > Tier::aligned || !is_narrow || state.lo < least_lo ||
+        state.lo > largest_lo) {
+      state.says |= special;
     }
+    if (state.lo < least_lo || state.lo > largest_lo) state.says |= beyond_int64;
+    return state;
   }
-  KOKKOS_INLINE_FUNCTION void load_states(Scratch& scratch, const Place& place, int thread,
-                                          int turn, Gathering how) const {
-    States& states = scratch.states[turn & 1];
+  /// By some threads; returns what each finds.
+  KOKKOS_INLINE_FUNCTION std::uint32_t load_states(States& states, const Place& place, int rank,
+                                                   int ranks, Gathering how) const {
     const int rows = Atom::tile_m / place.a.parts, cols = Atom::tile_n / place.b.parts;
     const RowSplit* a_splits = a.splits_of(place.batch, place.a.tile) + place.a.piece * rows;
     const RowSplit* b_splits = b.splits_of(place.batch, place.b.tile) + place.b.piece * cols;
-    for (int i = thread; i < rows; i += Atom::multiplying) {
-      load_state(scratch, a.matrix, a_splits + i, place.batch, place.row + i, states.a_lo[i],
-                 states.a_spread[i], states.a_split[i], turn, how);
+    std::uint32_t says = 0;
+    const auto unit = [](int lo) { return static_cast<std::uint16_t>((lo - 1) << 7); };
+    for (int i = rank; i < rows; i += ranks) {
+      const State state = load_state(a.matrix, a_splits + i, place.batch, place.row + i, how);
+      states.a_lo[i] = state.lo;
+      states.a_spread[i] = state.spread;
+      states.a_split[i] = state.split;
+      states.a_unit[i] = unit(state.lo);
+      says |= state.says;
     }
-    for (int i = thread; i < cols; i += Atom::multiplying) {
-      load_state(scratch, b.matrix, b_splits + i, place.batch, place.col + i, states.b_lo[i],
-                 states.b_spread[i], states.b_split[i], turn, how);
+    for (int i = rank; i < cols; i += ranks) {
+      const State state = load_state(b.matrix, b_splits + i, place.batch, place.col + i, how);
+      states.b_lo[i] = state.lo;
+      states.b_spread[i] = state.spread;
+      states.b_split[i] = state.split;
+      states.b_unit[i] = unit(state.lo);
+      says |= state.says;
     }
+    return says;
   }
   KOKKOS_INLINE_FUNCTION Tier tier_at(const States& states, int row, int col) const {
     const int a_spread = states.a_spread[row], b_spread = states.b_spread[col];
@@ -934,6 +1080,66 @@ struct ImageGemm {
     }
   }
 
+  /// The same of whole tiles. Lines of memory are written whole, which takes a quarter of the time:
+  /// a warp puts together 64 columns of its 16 rows.
+  KOKKOS_INLINE_FUNCTION void store_whole([[maybe_unused]] Scratch& scratch, const Place& place,
+                                          const States& states, int thread,
+                                          const std::int32_t (&d)[Atom::values]) const {
+#if defined(__CUDA_ARCH__)
+    if constexpr (Atom::tile_n > most_transposed_n) {
+      constexpr int together = 8, line = 128;  // matrices of 8 columns; bytes
+      const int lane = thread & 31, eighth = lane & 7, quarter = lane >> 3;
+      unsigned char* own = reinterpret_cast<unsigned char*>(scratch.own[thread >> 5].word);
+      // 16-byte pieces of a line change places by the row's number, so that no banks conflict.
+      const int put = (lane & 15) * line + ((eighth ^ lane >> 4) << 4);
+      const int take = quarter * line + ((eighth ^ quarter) << 4);
+      std::uint32_t unit_a[2];
+      for (int h = 0; h < 2; ++h) unit_a[h] = 0x10001u * states.a_unit[Atom::row_of(thread, 2 * h)];
+      const auto* units_b =
+          reinterpret_cast<const std::uint32_t*>(states.b_unit) + Atom::col_of(thread, 0) / 2;
+      std::uint16_t* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
+                         (place.row + (thread >> 5) * 16 + quarter) * epilogue.row + place.col +
+                         8 * eighth;
+      const bool is_aligned =
+          ((reinterpret_cast<std::uintptr_t>(c) | static_cast<std::uint64_t>(8 * epilogue.row)) &
+           15) == 0;
+      KOKKOSMX_UNROLL
+      for (int first = 0; first < Atom::tile_n / 8; first += together) {
+        KOKKOSMX_UNROLL
+        for (int j = 0; j < together; j += 2) {
+          std::uint32_t pairs[4];
+          KOKKOSMX_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const int v = 4 * (first + j + i / 2) + 2 * (i % 2);
+            // The conversions are the two roundings: powers of two change no bit of a normal
+            // number.
+            const std::uint32_t pair =
+                bf16_pair(static_cast<float>(d[v]), static_cast<float>(d[v + 1]));
+            pairs[i] = CudaUnit::multiply_bf16(
+                CudaUnit::multiply_bf16(pair, units_b[4 * (first + j + i / 2)]), unit_a[i % 2]);
+          }
+          CudaUnit::store_matrices(own + (put ^ 16 * j), pairs);
+        }
+        CudaUnit::warp_barrier();
+        KOKKOSMX_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const ImageChunk chunk =
+              *reinterpret_cast<const ImageChunk*>(own + (take ^ 64 * (i % 2)) + 4 * line * i);
+          std::uint16_t* to = c + 4 * i * epilogue.row + 8 * first;
+          if (is_aligned) {
+            *reinterpret_cast<ImageChunk*>(to) = chunk;
+          } else {
+            for (int w = 0; w < 4; ++w) reinterpret_cast<std::uint32_t*>(to)[w] = chunk.word[w];
+          }
+        }
+        CudaUnit::warp_barrier();
+      }
+      return;
+    }
+#endif
+    store_plain<true>(place, states, thread, d);
+  }
+
   KOKKOS_INLINE_FUNCTION void store(const Place& place, int row, int col,
                                     std::uint32_t product) const {
     const std::int64_t i = place.row + row, j = place.col + col;
@@ -945,7 +1151,8 @@ struct ImageGemm {
                                         int thread, std::int32_t (&d)[Atom::values]) const {
     // The accumulators move up, eight at a time: registers have no index at run time.
     for (int first = 0; first < Atom::values; first += 8) {
-      for (int v = 0; v < 8; ++v) scratch.own[v][thread] = d[v];
+      std::int32_t* own = scratch.own_of(thread);
+      for (int v = 0; v < 8; ++v) own[v * own_step] = d[v];
       for (int v = 0; v + 8 < Atom::values; ++v) d[v] = d[v + 8];
       KOKKOSMX_NO_UNROLL
       for (int v = 0; v < 8; ++v) {
@@ -954,7 +1161,7 @@ struct ImageGemm {
         const Tier tier = tier_at(states, row, col);
         if (tier != Tier::aligned && tier != Tier::automatic) continue;
         const std::uint32_t product =
-            tier == Tier::aligned ? round_to_f32(static_cast<std::int64_t>(scratch.own[v][thread]),
+            tier == Tier::aligned ? round_to_f32(static_cast<std::int64_t>(own[v * own_step]),
                                                  unit_exponent(states.a_lo[row], states.b_lo[col]))
                                   : f32_nan;
         store(place, row, col, product);
@@ -965,6 +1172,7 @@ struct ImageGemm {
   struct Stored {
     Place place;
     bool is_plain;  ///< bf16 and whole
+    bool in_int64;  ///< main part and outliers together
   };
   /// The two rows of a thread.
   struct OwnRows {
@@ -990,21 +1198,29 @@ struct ImageGemm {
     KOKKOSMX_NO_UNROLL
     for (int begin = 0; begin < Atom::values; begin += together) {
       // The accumulators move up: registers have no index at run time.
-      for (int v = 0; v < together; ++v) scratch.own[v][thread] = d[v];
+      for (int v = 0; v < together; ++v) scratch.own_of(thread)[v * own_step] = d[v];
       for (int v = 0; v + together < Atom::values; ++v) d[v] = d[v + together];
       KOKKOSMX_NO_UNROLL
       for (int first = begin; first < begin + together; first += 8) {
         typename Atom::OutlierSums found;
         gathered.multiply(first / 8, digits, found);
         const OwnRows rows(states, thread, sum_bits);
-        std::int32_t* own = &scratch.own[first - begin][thread];
-        store_eight(stored, states, rows, thread, first, own, [&](auto v) {
-          return SplitSums{exact_double(own[v * Atom::multiplying]),
-                           exact_double(found.outliers_main[v]),
-                           exact_double(found.main_outliers[v]),
-                           Kokkos::fma(exact_double(found.outliers_high[v]), 256.0,
-                                       exact_double(found.outliers_low[v]))};
-        });
+        std::int32_t* own = scratch.own_of(thread) + (first - begin) * own_step;
+        store_eight(
+            stored, states, rows, thread, first, own,
+            [&](auto v) {
+              return SplitSums{exact_double(own[v * own_step]),
+                               exact_double(found.outliers_main[v]),
+                               exact_double(found.main_outliers[v]),
+                               Kokkos::fma(exact_double(found.outliers_high[v]), 256.0,
+                                           exact_double(found.outliers_low[v]))};
+            },
+            stored.in_int64,
+            [&](auto v) {
+              return IntegerSums{
+                  own[v * own_step], found.outliers_main[v], found.main_outliers[v],
+                  std::int64_t{found.outliers_high[v]} * 256 + found.outliers_low[v]};
+            });
       }
     }
     gathered.release();
@@ -1030,37 +1246,46 @@ struct ImageGemm {
       for (int p = 0; p < 3; ++p) {
         at[p] = kept.kept((first + (p < b_parts ? p : 0) * of_cols) / 8) + in_rows;
       }
-      store_eight(stored, states, rows, in_rows, first, &scratch.own[0][thread], [&](auto v) {
-        const auto sum = [&](int a_part, int b_part) {
-          return exact_double(at[b_part][v * Atom::multiplying + a_part * of_rows]);
-        };
-        const auto outliers = [&](int b_part) {  // of the row
-          double found = a_parts > 2 ? sum(2, b_part) : 0.0;
-          if (a_parts > 1) found = Kokkos::fma(part, found, sum(1, b_part));
-          return found;
-        };
-        SplitSums sums{sum(0, 0), outliers(0), 0.0, 0.0};
-        if (b_parts > 2) {
-          sums.main_outliers = part * sum(0, 2);
-          sums.outliers = part * outliers(2);
-        }
-        if (b_parts > 1) {
-          sums.main_outliers += sum(0, 1);
-          sums.outliers += outliers(1);
-        }
-        return sums;
-      });
+      const auto kept_at = [&](int v, int a_part, int b_part) {
+        return at[b_part][v * Atom::multiplying + a_part * of_rows];
+      };
+      store_eight(
+          stored, states, rows, in_rows, first, scratch.own_of(thread),
+          [&](auto v) {
+            const auto sum = [&](int a_part, int b_part) {
+              return exact_double(kept_at(v, a_part, b_part));
+            };
+            const auto outliers = [&](int b_part) {  // of the row
+              double found = a_parts > 2 ? sum(2, b_part) : 0.0;
+              if (a_parts > 1) found = Kokkos::fma(part, found, sum(1, b_part));
+              return found;
+            };
+            SplitSums sums{sum(0, 0), outliers(0), 0.0, 0.0};
+            if (b_parts > 2) {
+              sums.main_outliers = part * sum(0, 2);
+              sums.outliers = part * outliers(2);
+            }
+            if (b_parts > 1) {
+              sums.main_outliers += sum(0, 1);
+              sums.outliers += outliers(1);
+            }
+            return sums;
+          },
+          stored.in_int64 && a_parts <= 2 && b_parts <= 2,
+          [&](auto v) {
+            const int a_part = a_parts - 1, b_part = b_parts - 1;
+            return IntegerSums{kept_at(v, 0, 0), a_part > 0 ? kept_at(v, a_part, 0) : 0,
+                               b_part > 0 ? kept_at(v, 0, b_part) : 0,
+                               a_part * b_part > 0 ? kept_at(v, a_part, b_part) : 0};
+          });
     }
     kept.release();
   }
-  /// Outputs first to first + 7 of a thread; sums(v) of each as std::integral_constant. Leaves
-  /// nothing in own.
+  /// The products of eight outputs: see store_eight.
   template <class Sums>
-  KOKKOS_FORCEINLINE_FUNCTION void store_eight(const Stored& stored, const States& states,
-                                               const OwnRows& rows, int thread, int first,
-                                               std::int32_t* own, const Sums& sums) const {
-    const Place& place = stored.place;
-    std::uint32_t products[8];
+  KOKKOS_FORCEINLINE_FUNCTION static void round_eight(const States& states, const OwnRows& rows,
+                                                      int thread, int first, const Sums& sums,
+                                                      std::uint32_t (&products)[8]) {
     unsigned open = 0;
     unrolled<8>([&](auto v) {
       const int col = Atom::col_of(thread, first + v);
@@ -1083,6 +1308,30 @@ struct ImageGemm {
       KOKKOSMX_UNROLL
       for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
     }
+  }
+  /// Outputs first to first + 7 of a thread; sums(v) of each as std::integral_constant, or
+  /// integers(v) where these are in_int64. Leaves nothing in own.
+  template <class Sums, class Integers>
+  KOKKOS_FORCEINLINE_FUNCTION void store_eight(const Stored& stored, const States& states,
+                                               const OwnRows& rows, int thread, int first,
+                                               std::int32_t* own, const Sums& sums, bool in_int64,
+                                               const Integers& integers) const {
+    const Place& place = stored.place;
+    std::uint32_t products[8];
+    if (in_int64) {
+      const auto out_of = [](const RowSplit& split) {
+        return 1 << ((split.out - split.base) & 31);
+      };
+      unrolled<8>([&](auto v) {
+        const RowSplit row = states.a_split[Atom::row_of(thread, v)];
+        const RowSplit col = states.b_split[Atom::col_of(thread, first + v)];
+        const auto sum = static_cast<float>(integers(v).all(out_of(row), out_of(col)));
+        products[v] =
+            Kokkos::bit_cast<std::uint32_t>(sum * power_of_two(row.base) * power_of_two(col.base));
+      });
+    } else {
+      round_eight(states, rows, thread, first, sums, products);
+    }
     if (stored.is_plain) {
       auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
                 place.row * epilogue.row + place.col;
@@ -1096,7 +1345,7 @@ struct ImageGemm {
       return;
     }
     for (int v = 0; v < 8; ++v) {
-      own[v * Atom::multiplying] = static_cast<std::int32_t>(products[v]);
+      own[v * own_step] = static_cast<std::int32_t>(products[v]);
     }
     KOKKOSMX_NO_UNROLL
     for (int v = 0; v < 8; ++v) {
@@ -1104,8 +1353,7 @@ struct ImageGemm {
       if (row >= place.rows || col >= place.cols) continue;
       const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
       if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
-      store(place, row, col,
-            is_nan ? f32_nan : static_cast<std::uint32_t>(own[v * Atom::multiplying]));
+      store(place, row, col, is_nan ? f32_nan : static_cast<std::uint32_t>(own[v * own_step]));
     }
   }
   KOKKOS_INLINE_FUNCTION static SplitState row_state(const States& states, int row) {

@@ -168,6 +168,19 @@ struct SplitSums {
   double main, outliers_main, main_outliers, outliers;
 };
 
+/// The same where they are small, with their sum in units of 2^(both bases - 256). row_out and
+/// col_out: 2^(out - base).
+struct IntegerSums {
+  std::int32_t main, outliers_main, main_outliers;
+  std::int64_t outliers;
+
+  KOKKOS_INLINE_FUNCTION std::int64_t all(std::int32_t row_out, std::int32_t col_out) const {
+    const std::int64_t by_main = std::int64_t{outliers_main} * row_out + main;
+    const std::int64_t by_outliers = outliers * row_out + main_outliers;
+    return by_outliers * col_out + by_main;
+  }
+};
+
 /// x as a double, without the unit that converts 16 numbers a cycle.
 KOKKOS_INLINE_FUNCTION double exact_double(std::int32_t x) {
   const std::uint64_t bits = 0x4330000000000000u | (static_cast<std::uint32_t>(x) ^ 0x80000000u);

@@ -53,8 +53,9 @@ struct WgmmaInt8Atom : Int8Images {
   static constexpr int tile_m = 64 * Warpgroups, tile_n = N;
   static constexpr int a_bytes = tile_m * step_bytes, b_bytes = tile_n * step_bytes;
   static constexpr int stages = N == 256 ? 4 : 6;
-  /// One more warpgroup copies.
+  /// One more warpgroup copies, and prepares tiles.
   static constexpr int multiplying = 128 * Warpgroups, threads = multiplying + 128;
+  static constexpr int preparing = 96;
   static constexpr int values = N / 2;  // accumulators of a thread
   /// Groups that a multiprocessor holds at once.
   static constexpr int groups_each = N == 256 ? 1 : 2;
@@ -63,6 +64,9 @@ struct WgmmaInt8Atom : Int8Images {
     alignas(1024) std::int8_t a[stages][a_bytes];
     alignas(1024) std::int8_t b[stages][b_bytes];
     std::uint64_t full[stages], empty[stages];
+    /// Of every other tile: what prepare said of it, by warp.
+    std::uint64_t prepared[2], stored[2];
+    std::uint32_t said[2][preparing / 32];
   };
 
   /// After its steps a tile may have some more, of gathered columns (GatherOutliers): large tiles.
@@ -252,14 +256,16 @@ struct WgmmaInt8Atom : Int8Images {
     }
   };
 
-  /// For each tile: prepare(tile) by the multiplying threads, then the product over `steps`, then
-  /// store(tile, accumulators, gathered) by the same, which waits for the steps after these exactly
-  /// where steps_after(tile) says that there are any. images(tile) tells where the operands are.
-  /// prepare must not wait for other threads. Tiles: first, first + stride, ... below end.
+  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside the product over
+  /// `steps` by others, then store(tile, slot, bits, accumulators, gathered) by these, of the bits
+  /// that any thread's prepare returned; it waits for the steps after these exactly where
+  /// steps_after(tile) says that there are any. What is prepared in a slot (0 or 1) is kept until
+  /// all have stored that tile. images(tile) tells where the operands are. prepare must not wait
+  /// for other threads. Tiles: first, first + stride, ... below end.
   template <class ImagesOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
-      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int64_t first,
-      [[maybe_unused]] std::int64_t end, [[maybe_unused]] std::int64_t stride,
+      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int32_t first,
+      [[maybe_unused]] std::int32_t end, [[maybe_unused]] std::int32_t stride,
       [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
       [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
       [[maybe_unused]] const Store& store) {
@@ -270,14 +276,30 @@ struct WgmmaInt8Atom : Int8Images {
         barrier_init(&pipeline.full[i], 1);
         barrier_init(&pipeline.empty[i], multiplying / 128);
       }
+      for (int i = 0; i < 2; ++i) {
+        barrier_init(&pipeline.prepared[i], preparing);
+        barrier_init(&pipeline.stored[i], multiplying / 32);
+      }
       barriers_made();
     }
     __syncthreads();
     int stage = 0, phase = 0;
     if (threadIdx.x < 128) {
-      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+      if (threadIdx.x >= 128 - preparing) {
+        const int rank = static_cast<int>(threadIdx.x) - (128 - preparing);
+        int turn = 0;
+        for (std::int32_t tile = first; tile < end; tile += stride, ++turn) {
+          const int slot = turn & 1;
+          barrier_wait(&pipeline.stored[slot], (turn >> 1 & 1) ^ 1);
+          const std::uint32_t all = any_bits(prepare(tile, slot, rank, preparing));
+          if (rank % 32 == 0) pipeline.said[slot][rank / 32] = all;
+          barrier_arrive(&pipeline.prepared[slot]);
+        }
+        return;
+      }
       if (threadIdx.x != 0) return;
-      for (std::int64_t tile = first; tile < end; tile += stride) {
+      for (std::int32_t tile = first; tile < end; tile += stride) {
         const Images from = images(tile);
         const StepsAfter after = steps_after(tile);
         const int a_each = a_bytes / from.a_pieces, b_each = b_bytes / from.b_pieces;
@@ -299,11 +321,11 @@ struct WgmmaInt8Atom : Int8Images {
       }
       return;
     }
-    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
 
-    for (std::int64_t tile = first; tile < end; tile += stride) {
+    int turn = 0;
+    for (std::int32_t tile = first; tile < end; tile += stride, ++turn) {
       const int thread = opaque(static_cast<int>(threadIdx.x)) - 128;
-      prepare(tile);
       std::int32_t d[values];
 #pragma unroll
       for (int v = 0; v < values; ++v) d[v] = 0;
@@ -332,8 +354,14 @@ struct WgmmaInt8Atom : Int8Images {
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         release(last);
       }
-      named_barrier(1, multiplying);
-      store(tile, d, Gathered{pipeline, stage, phase, thread});
+      const int slot = turn & 1;
+      barrier_wait(&pipeline.prepared[slot], turn >> 1 & 1);
+      std::uint32_t said = 0;
+#pragma unroll
+      for (const std::uint32_t bits : pipeline.said[slot]) said |= bits;
+      store(tile, slot, said, d, Gathered{pipeline, stage, phase, thread});
+      warp_barrier();
+      if (thread % 32 == 0) barrier_arrive(&pipeline.stored[slot]);
     }
 #else
     Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");
