@@ -53,6 +53,35 @@ struct GatherState {
   std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
 };
 
+/// A block's chunks to the image of a step. Warps call it together, a row's blocks in lanes one
+/// after
+/// the other.
+template <class Atom>
+KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
+                                         const ImageChunk (&chunks)[2]) {
+  const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
+    *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
+  };
+#ifdef __CUDA_ARCH__
+  // A block's chunks make a sector of memory, which two lanes write at once: their own block's
+  // first or second chunk and the other's. Word by word, or chunks would not be in registers.
+  const int h = block & 1;
+  ImageChunk even, odd;  // of the blocks of these numbers
+  KOKKOSMX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
+    const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
+    even.word[i] = h == 0 ? first : other;
+    odd.word[i] = h == 0 ? other : second;
+  }
+  put(block & ~1, h, even);
+  put(block | 1, h, odd);
+#else
+  put(block, 0, chunks[0]);
+  put(block, 1, chunks[1]);
+#endif
+}
+
 /// Makes the images of both operands. A group makes those of 8 rows: it quantizes them where they
 /// are dense, finds their summaries where there are none, and expands their codes. 32 threads share
 /// a step, whose blocks they keep.
@@ -392,37 +421,12 @@ struct MakeImages {
                 expand_codes(blocks.codes[i].word[j / 2] >> (16 * (j % 2)), main.low, main.high);
           }
         }
-        store(image + step * operand.tile_rows * Atom::step_bytes, in_tile, place.block_in_step,
-              chunks);
+        store_chunks<Atom>(image + step * operand.tile_rows * Atom::step_bytes, in_tile,
+                           place.block_in_step, chunks);
       }
       first += at_once;
       if (first * row_threads < part.operand.matrix.blocks) blocks = load(part, place, first);
     }
-  }
-  /// A block's chunks to the image of a step.
-  KOKKOS_INLINE_FUNCTION static void store(std::uint8_t* image, int row, int block,
-                                           const ImageChunk (&chunks)[2]) {
-    const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
-      *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
-    };
-#ifdef __CUDA_ARCH__
-    // A block's chunks make a sector of memory, which two lanes write at once: their own block's
-    // first or second chunk and the other's. Word by word, or chunks would not be in registers.
-    const int h = block & 1;
-    ImageChunk even, odd;  // of the blocks of these numbers
-    KOKKOSMX_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
-      const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
-      even.word[i] = h == 0 ? first : other;
-      odd.word[i] = h == 0 ? other : second;
-    }
-    put(block & ~1, h, even);
-    put(block | 1, h, odd);
-#else
-    put(block, 0, chunks[0]);
-    put(block, 1, chunks[1]);
-#endif
   }
 };
 
@@ -563,55 +567,80 @@ struct GatherOutliers {
     std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
                           operand.steps * operand.tile_rows * Atom::step_bytes;
     const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
-    constexpr int words = Atom::step_bytes / 4;
-    for_each(group, together * rows * words * 2, [&](std::int64_t i) {
-      const int n = static_cast<int>(i);
-      const int in_tile = static_cast<int>(tile.remainder) * rows + n % (together * rows);
-      const int word = n / (together * rows) % words;
-      const bool is_main = n >= together * rows * words;
-      std::uint32_t high = 0, low = 0;
-      const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-      const RowSplit split = splits[in_tile];
-      if (row < operand.matrix.rows && split.out != RowSplit::is_rest) {
-        const std::int32_t* of_word = scratch.columns[is_main ? 1 - side : side] + 4 * word;
-        expand(operand.matrix, batch.quotient, row, of_word, split, is_main, high, low);
+    // A thread has one row and every so many words of its: outliers, then the main part.
+    constexpr int words = Atom::step_bytes / 4, lanes = together * rows;
+    static_assert(threads % lanes == 0);
+    constexpr int apart = threads / lanes, at_once = 3;
+    const int in_tile = static_cast<int>(tile.remainder) * rows + group.rank() % lanes;
+    const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
+    const RowSplit split = splits[in_tile];
+    const bool is_split = row < operand.matrix.rows && split.out != RowSplit::is_rest;
+    for (int first_word = group.rank() / lanes; first_word < 2 * words;
+         first_word += apart * at_once) {
+      Four fours[at_once];
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {  // all loads at once
+        const int word = first_word + i * apart;
+        const bool is_main = word >= words;
+        const bool is_there = is_split && word < 2 * words;
+        const std::int32_t* columns =
+            scratch.columns[is_main ? 1 - side : side] + (is_there ? 4 * (word % words) : 0);
+        fours[i] = load(operand.matrix, batch.quotient, row, columns, is_there);
       }
-      // Of a the steps are the high and the low digits and the main part, of b this comes first.
-      const auto put = [&](int step, std::uint32_t value) {
-        *reinterpret_cast<std::uint32_t*>(image + step * operand.tile_rows * Atom::step_bytes +
-                                          Atom::offset(in_tile, word / 4) + 4 * (word % 4)) = value;
-      };
-      if (is_main) {
-        put(side == 0 ? 2 : 0, low);
-      } else {
-        put(side, high);
-        put(side + 1, low);
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int word = first_word + i * apart;
+        if (word >= 2 * words) break;
+        const bool is_main = word >= words;
+        std::uint32_t high = 0, low = 0;
+        expand(fours[i], split, is_main, high, low);
+        // Of a the steps are the high and the low digits and the main part, of b this comes first.
+        const auto put = [&](int step, std::uint32_t value) {
+          *reinterpret_cast<std::uint32_t*>(image + step * operand.tile_rows * Atom::step_bytes +
+                                            Atom::offset(in_tile, word % words / 4) +
+                                            4 * (word % 4)) = value;
+        };
+        if (is_main) {
+          put(side == 0 ? 2 : 0, low);
+        } else {
+          put(side, high);
+          put(side + 1, low);
+        }
       }
-    });
+    }
   }
 
-  /// Four gathered elements of a row: the digits of outliers, or (in low) the main part.
-  KOKKOS_INLINE_FUNCTION static void expand(const MatrixMap& q, std::int64_t batch,
-                                            std::int64_t row, const std::int32_t* columns,
-                                            const RowSplit& split, bool is_main,
-                                            std::uint32_t& high, std::uint32_t& low) {
+  /// Four gathered elements of a row; scales are negative where there is none.
+  struct Four {
     int codes[4], scales[4];
-    KOKKOSMX_UNROLL
-    for (int j = 0; j < 4; ++j) {  // all loads at once
-      const int column = columns[j] < 0 ? 0 : columns[j];
-      const int block = column / block_size, in_block = column % block_size;
-      codes[j] =
-          q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
-      scales[j] = *q.scales.at(batch, row, block);
-    }
+  };
+  KOKKOS_INLINE_FUNCTION static Four load(const MatrixMap& q, std::int64_t batch, std::int64_t row,
+                                          const std::int32_t* columns, bool is_there) {
+    Four four;
     KOKKOSMX_UNROLL
     for (int j = 0; j < 4; ++j) {
-      if (columns[j] < 0) continue;
+      const int column = columns[j];
+      four.codes[j] = 0;
+      four.scales[j] = -1;
+      if (!is_there || column < 0) continue;
+      const int block = column / block_size, in_block = column % block_size;
+      four.codes[j] =
+          q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
+      four.scales[j] = *q.scales.at(batch, row, block);
+    }
+    return four;
+  }
+  /// Their digits as outliers, or (in low) their main part.
+  KOKKOS_INLINE_FUNCTION static void expand(const Four& four, const RowSplit& split, bool is_main,
+                                            std::uint32_t& high, std::uint32_t& low) {
+    KOKKOSMX_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int code = four.codes[j], scale = four.scales[j];
+      if (scale < 0) continue;
       if (is_main) {
-        low |= (static_cast<std::uint32_t>(main_part(codes[j], scales[j], split)) & 0xFFu)
-               << (8 * j);
+        low |= (static_cast<std::uint32_t>(main_part(code, scale, split)) & 0xFFu) << (8 * j);
       } else {
-        const int value = outlier_part(codes[j], scales[j], split);
+        const int value = outlier_part(code, scale, split);
         high |= (static_cast<std::uint32_t>(high_digit(value)) & 0xFFu) << (8 * j);
         low |= (static_cast<std::uint32_t>(value) & 0xFFu) << (8 * j);
       }
@@ -629,44 +658,57 @@ struct GatherOutliers {
     const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
     std::uint8_t* image =
         operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) + operand.part_bytes;
-    constexpr int at_once = together * rows * Atom::step_blocks;
-    const auto slots = static_cast<std::int32_t>(operand.steps) * at_once;
-    for (std::int32_t n = group.rank(); n < slots; n += threads) {
-      // Eight rows' blocks of a step lie together.
-      const int block_in_step = n % Atom::step_blocks;
-      const int in_tile = first_row + n / Atom::step_blocks % rows +
-                          n / (Atom::step_blocks * rows) % together * rows;
-      const int step = n / at_once;
-      const std::int64_t block = std::int64_t{step} * Atom::step_blocks + block_in_step;
-      const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-      const RowSplit split = splits[in_tile];
-      std::uint8_t* to = image + std::int64_t{step} * operand.tile_rows * Atom::step_bytes;
-      int least = 8, part = 0;
-      BlockCodes codes{};
-      Magnitudes outliers{};
-      if (block < q.blocks && has_images(split)) {
-        const int scale = *q.scales.at(batch.quotient, row, block);
-        least = least_outlier(scale - split.base);
+    // A thread has one row and a block of every so many steps.
+    constexpr int slots = together * rows * Atom::step_blocks;
+    static_assert(threads % slots == 0);
+    constexpr int apart = threads / slots, at_once = 4;
+    const int slot = group.rank() % slots;
+    const int block_in_step = slot % Atom::step_blocks;
+    const int in_tile = first_row + slot / Atom::step_blocks;
+    const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
+    const RowSplit split = splits[in_tile];
+    const bool is_split = has_images(split);
+    const auto steps = static_cast<std::int32_t>(operand.steps);
+    for (std::int32_t first = group.rank() / slots; first < steps; first += apart * at_once) {
+      int scales[at_once];
+      const auto block_of = [&](int i) {
+        return std::int64_t{first + i * apart} * Atom::step_blocks + block_in_step;
+      };
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {  // all loads at once
+        scales[i] = -1;
+        if (is_split && block_of(i) < q.blocks) {
+          scales[i] = *q.scales.at(batch.quotient, row, block_of(i));
+        }
+      }
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const std::int32_t step = first + i * apart;
+        if (step >= steps) break;
+        const int scale = scales[i];
+        const int least = scale < 0 ? 8 : least_outlier(scale - split.base);
+        int part = 0;
+        BlockCodes codes{};
+        Magnitudes outliers{};
         if (least < 8) {
-          codes = load_block(q.codes, q.codes.at(batch.quotient, row, block));
+          codes = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
           outliers = outlier_magnitudes(scale - split.base);
           // Blocks of zeros may have any scale.
           part = (scale - split.out) >> 2;
           outliers.low <<= RowSplit::in_part(scale - split.out);
           outliers.high <<= RowSplit::in_part(scale - split.out);
         }
-      }
-      for (int p = 0; p < parts; ++p) {
-        for (int h = 0; h < 2; ++h) {
-          ImageChunk chunk{};
+        for (int p = 0; p < parts; ++p) {
+          ImageChunk chunks[2] = {};
           if (least < 8 && part == p) {
-            for (int i = 0; i < 4; ++i) {
-              chunk.word[i] = expand_codes(codes.word[2 * h + i / 2] >> (16 * (i % 2)),
-                                           outliers.low, outliers.high);
+            for (int w = 0; w < 8; ++w) {
+              chunks[w / 4].word[w % 4] =
+                  expand_codes(codes.word[w / 2] >> (16 * (w % 2)), outliers.low, outliers.high);
             }
           }
-          *reinterpret_cast<ImageChunk*>(to + p * operand.part_bytes +
-                                         Atom::offset(in_tile, 2 * block_in_step + h)) = chunk;
+          store_chunks<Atom>(image + p * operand.part_bytes +
+                                 std::int64_t{step} * operand.tile_rows * Atom::step_bytes,
+                             in_tile, block_in_step, chunks);
         }
       }
     }
