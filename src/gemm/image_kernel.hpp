@@ -13,6 +13,11 @@
 /// multiply these too. Outliers anywhere have images of their own: tiles with outliers are cut into
 /// pieces, whose rows' main parts and outliers are multiplied like so many more rows. All other
 /// rows are zeros in the images: their outputs are summed one by one.
+///
+/// Where those are all near the main part, they are four scales the same distance above it, and the
+/// accumulators of tiles that are not cut hold what they add: their products by main parts come
+/// first, then the sum is shifted by that distance, then those of main parts follow. What outliers
+/// make with outliers is little, and is added at last.
 
 #include <KokkosMX/Types.hpp>
 
@@ -43,6 +48,7 @@ struct Outliers {
   int parts;               ///< of 32 gathered columns each: those after them are none
   bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
   std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
+  int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
 };
 
 /// Of the groups that gather outliers together: they take one piece of work after the other, first
@@ -51,6 +57,12 @@ struct GatherState {
   std::uint32_t taken[2], done[2];
   Gathering gathering;
   std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
+  /// Of all rows with outliers: whether those of any are not near; most_shift less the least shift
+  /// from the main part to outliers, the largest shift; the largest weight << shift of an operand.
+  std::int32_t reach[5];
+  std::int32_t shift;  ///< see Outliers
+  static constexpr int far = 0, lowest = 1, highest = 2, weight = 3, reaches = 5;
+  static constexpr int most_shift = 16;
 };
 
 /// A block's chunks to the image of a step. Warps call it together, a row's blocks in lanes one
@@ -232,12 +244,7 @@ struct MakeImages {
     return is_zero ? 0u : static_cast<std::uint32_t>((255 - scale) | (scale + 1) << 16);
   }
   KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, std::uint32_t other) {
-#ifdef __CUDA_ARCH__
-    into = __vmaxu2(into, other);
-#else
-    const std::uint32_t low = std::max(into & 0xFFFFu, other & 0xFFFFu);
-    into = std::max(into >> 16, other >> 16) << 16 | low;
-#endif
+    into = larger_halves(into, other);
   }
   KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, const Blocks& blocks) {
     KOKKOSMX_UNROLL
@@ -448,6 +455,7 @@ struct GatherOutliers {
     std::uint64_t found[threads];
     std::int32_t columns[2][most];  ///< -1: none
     std::uint32_t item;
+    int shift;
   };
 
   KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
@@ -473,26 +481,41 @@ struct GatherOutliers {
   template <class Group>
   __attribute__((noinline)) KOKKOS_FUNCTION Outliers operator()(const Group& group,
                                                                 Scratch& scratch, int found) const {
-    constexpr int words = 16;  // of a piece of work
+    constexpr int words = 2;  // of a piece of work
     const std::int64_t blocks = operands[0].matrix.blocks;
-    share(group, scratch, 0, (2 * blocks + words - 1) / words,
-          [&](std::int64_t item) { merge_columns(group, scratch, words, item); });
+    const std::int64_t merges = (2 * blocks + words - 1) / words;
+    share(group, scratch, 0, merges + rows_of_work(), [&](std::int64_t item) {
+      if (item < merges) {
+        merge_columns(group, scratch, words, item);
+      } else {
+        merge_reaches(group, scratch, item - merges);
+      }
+    });
     Outliers outliers = list_columns(group, scratch);
+    if (group.rank() == 0) {
+      scratch.shift = outliers.how == Gathering::imaged ? near_shift() : 0;
+    }
+    group.barrier();
+    outliers.shift = scratch.shift;
     outliers.high_a = (found & 2) != 0;
     outliers.high_b = (found & 8) != 0;
-    if (group.rank() == 0) state->gathering = outliers.how;
+    if (group.rank() == 0) {
+      state->gathering = outliers.how;
+      state->shift = outliers.shift;
+    }
     const bool is_imaged = outliers.how == Gathering::imaged;
+    const bool is_cut = is_imaged && outliers.shift == 0;
     share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together + 2,
           [&](std::int64_t item) {
             if (item >= 2) {
-              gather(group, scratch, is_imaged, (item - 2) * together);
-            } else if (is_imaged) {
+              gather(group, scratch, outliers, (item - 2) * together);
+            } else if (is_cut) {
               cut_tiles(group, scratch, operands[item], state->cuts[item]);
             }
           });
     for (int side = 0; side < 2; ++side) {
       outliers.tiles[side] =
-          is_imaged ? state->cuts[side] : static_cast<std::uint32_t>(operands[side].tiles);
+          is_cut ? state->cuts[side] : static_cast<std::uint32_t>(operands[side].tiles);
     }
     return outliers;
   }
@@ -552,16 +575,62 @@ struct GatherOutliers {
     group.barrier();
   }
 
+  /// Pieces of work of a row for each thread.
+  KOKKOS_INLINE_FUNCTION std::int64_t rows_of_work() const {
+    return (octets(operands[0]) + octets(operands[1]) + threads / rows - 1) / (threads / rows);
+  }
+  /// Of rows with outliers, what GatherState has of all.
   template <class Group>
-  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, bool is_imaged,
+  KOKKOS_INLINE_FUNCTION void merge_reaches(const Group& group, Scratch& scratch,
+                                            std::int64_t item) const {
+    std::int32_t* most_of = scratch.columns[0];
+    if (group.rank() < GatherState::reaches) most_of[group.rank()] = 0;
+    group.barrier();
+    std::int64_t row = item * threads + group.rank();
+    const int side = row < octets(operands[0]) * rows ? 0 : 1;
+    if (side == 1) row -= octets(operands[0]) * rows;
+    const ImageOperand& operand = operands[side];
+    if (row < octets(operand) * rows && operand.has_outliers[row / rows] != 0) {
+      const RowSplit split = operand.splits[row];
+      const int lowest = split.out - split.base;
+      const bool is_near = split.near != 0 && lowest <= GatherState::most_shift;
+      if (split.has_outliers() && !is_near) max_shared(most_of + GatherState::far, 1);
+      if (split.has_outliers() && is_near) {
+        max_shared(most_of + GatherState::lowest, GatherState::most_shift - lowest);
+        max_shared(most_of + GatherState::highest, split.highest() - split.base);
+        max_shared(most_of + GatherState::weight + side, split.weight() << lowest);
+      }
+    }
+    group.barrier();
+    if (group.rank() < GatherState::reaches && most_of[group.rank()] != 0) {
+      Kokkos::atomic_max(&state->reach[group.rank()], most_of[group.rank()]);
+    }
+    group.barrier();
+  }
+  /// See Outliers::shift.
+  KOKKOS_INLINE_FUNCTION int near_shift() const {
+    const auto reach = [&](int i) { return Kokkos::atomic_fetch_add(&state->reach[i], 0); };
+    if (reach(GatherState::far) != 0) return 0;
+    const int lowest = GatherState::most_shift - reach(GatherState::lowest);
+    if (reach(GatherState::highest) >= lowest + RowSplit::part_bits) return 0;
+    // What the accumulators may have to hold: elements are at most 96.
+    constexpr std::int64_t most_element = 96, of_weight = 12;
+    const std::int64_t outliers =
+        of_weight * (std::int64_t{reach(GatherState::weight)} + reach(GatherState::weight + 1));
+    const std::int64_t main = operands[0].matrix.blocks * block_size * most_element;
+    return (main + outliers) * most_element < std::int64_t{1} << 31 ? lowest : 0;
+  }
+
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, const Outliers& outliers,
                                      std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
     const ImageOperand& operand = operands[side];
     const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
     const Divided tile = divided(group, first, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
-    if (is_imaged) {
-      make_images(group, operand, batch, static_cast<int>(tile.remainder) * rows);
+    if (outliers.how == Gathering::imaged) {
+      make_images(group, operand, batch, static_cast<int>(tile.remainder) * rows, outliers.shift);
       return;
     }
     std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
@@ -650,11 +719,17 @@ struct GatherOutliers {
   /// Images of the outliers of some rows.
   template <class Group>
   KOKKOS_INLINE_FUNCTION static void make_images(const Group& group, const ImageOperand& operand,
-                                                 const Divided& batch, int first_row) {
+                                                 const Divided& batch, int first_row, int shift) {
     const MatrixMap& q = operand.matrix;
     const int pieces = operand.parts_of(batch.remainder);
     const int parts = pieces > 2 ? 2 : pieces - 1;
     if (parts == 0) return;
+    std::uint32_t* found = operand.rows_with_outliers(batch.quotient, batch.remainder, first_row);
+    static_assert(together * rows == 32);
+    if (shift > 0) {
+      for_each(group, q.blocks, [&](std::int64_t block) { found[block] = 0; });
+      group.barrier();
+    }
     const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
     std::uint8_t* image =
         operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) + operand.part_bytes;
@@ -666,7 +741,7 @@ struct GatherOutliers {
     const int block_in_step = slot % Atom::step_blocks;
     const int in_tile = first_row + slot / Atom::step_blocks;
     const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-    const RowSplit split = splits[in_tile];
+    const RowSplit split = split_at(splits[in_tile], shift);
     const bool is_split = has_images(split);
     const auto steps = static_cast<std::int32_t>(operand.steps);
     for (std::int32_t first = group.rank() / slots; first < steps; first += apart * at_once) {
@@ -692,6 +767,9 @@ struct GatherOutliers {
         Magnitudes outliers{};
         if (least < 8) {
           codes = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
+          if (shift > 0 && codes_from(codes, least) != 0) {
+            Kokkos::atomic_or(&found[block_of(i)], 1u << (in_tile - first_row));
+          }
           outliers = outlier_magnitudes(scale - split.base);
           // Blocks of zeros may have any scale.
           part = (scale - split.out) >> 2;
@@ -712,6 +790,14 @@ struct GatherOutliers {
         }
       }
     }
+  }
+
+  /// With outliers the same distance above the main part as those of all rows that have any.
+  KOKKOS_INLINE_FUNCTION static RowSplit split_at(RowSplit split, int shift) {
+    if (shift > 0 && split.has_outliers()) {
+      split.out = static_cast<std::int16_t>(split.base + shift);
+    }
+    return split;
   }
 
  public:
@@ -840,6 +926,8 @@ struct ImageGemm {
     typename Atom::Pipeline pipeline;
     States states[2];
     int outliers;  ///< see GatherOutliers::any
+    int pairs;     ///< of blocks with outliers: see add_common
+    Outliers found;
     /// Of each warp alone.
     struct alignas(128) Own {
       std::int32_t word[16][32];
@@ -874,7 +962,10 @@ struct ImageGemm {
 #endif
     Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
     if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
-    multiply(scratch, thread, item, outliers);
+    // In shared memory: registers are for the product.
+    if (group.rank() == 0) scratch.found = outliers;
+    group.barrier();
+    multiply(scratch, thread, item);
   }
 
  private:
@@ -882,13 +973,24 @@ struct ImageGemm {
     return static_cast<std::uint32_t>(operand.tiles);
   }
   /// What follows a tile's steps.
-  KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place, Gathering how) const {
-    if (how == Gathering::imaged && place.is_cut()) return StepsAfter::room;
-    if (how == Gathering::done && (a.outliers_of(place.batch, place.a.tile) != 0 ||
-                                   b.outliers_of(place.batch, place.b.tile) != 0)) {
-      return StepsAfter::gathered;
-    }
-    return StepsAfter::none;
+  KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place,
+                                                const Outliers& outliers) const {
+    if (outliers.how == Gathering::none) return StepsAfter::none;
+    const bool imaged = outliers.how == Gathering::imaged;
+    if (imaged && outliers.shift == 0) return place.is_cut() ? StepsAfter::room : StepsAfter::none;
+    const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
+    const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
+    if (imaged) return of_a && of_b ? StepsAfter::room : StepsAfter::none;
+    return of_a || of_b ? StepsAfter::gathered : StepsAfter::none;
+  }
+  /// The products before a tile's: those of outliers near the main part by main parts.
+  KOKKOS_INLINE_FUNCTION void before(const Place& place, const Outliers& outliers,
+                                     typename Atom::Images& images) const {
+    if (outliers.shift == 0) return;
+    images.before_steps[0] = a.outliers_of(place.batch, place.a.tile) != 0 ? a.steps : 0;
+    images.before_steps[1] = b.outliers_of(place.batch, place.b.tile) != 0 ? b.steps : 0;
+    images.a_before[0] = a.part_bytes;
+    images.b_before[1] = b.part_bytes;
   }
 
   /// What becomes of the outliers, if there are any.
@@ -905,14 +1007,8 @@ struct ImageGemm {
     group.barrier();
     if (scratch.outliers == 0) return;
     void* memory = &scratch.pipeline;
-    const Outliers found =
+    outliers =
         gather_outliers(group, *static_cast<typename Gather::Scratch*>(memory), scratch.outliers);
-    // Loops that not all of a warp's threads repeat as often would be no place for the matrix unit.
-    outliers.how = static_cast<Gathering>(Atom::uniform(static_cast<std::uint32_t>(found.how)));
-    outliers.parts = static_cast<int>(Atom::uniform(static_cast<std::uint32_t>(found.parts)));
-    outliers.high_a = found.high_a;
-    outliers.high_b = found.high_b;
-    for (int side = 0; side < 2; ++side) outliers.tiles[side] = Atom::uniform(found.tiles[side]);
   }
 
   KOKKOS_INLINE_FUNCTION static const std::uint8_t* image_of(const ImageOperand& operand,
@@ -921,26 +1017,40 @@ struct ImageGemm {
     return operand.tile(batch, cut.tile, Atom::step_bytes) +
            operand.tile_rows * Atom::step_bytes / cut.parts * cut.piece;
   }
-  KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group, std::int64_t item,
-                                       Outliers outliers) const {
+  KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group,
+                                       std::int64_t item) const {
     constexpr bool may_have_outliers = Atom::gathered_steps > 0;
+    const Outliers& outliers = *in_shared(&scratch.found);
+    // Loops that not all of a warp's threads repeat as often would be no place for the matrix unit.
+    const std::uint32_t tiles =
+        Atom::uniform(static_cast<std::uint32_t>(batch) * outliers.tiles[0] * outliers.tiles[1]);
     Atom::run(
-        scratch.pipeline, static_cast<std::int32_t>(item),
-        static_cast<std::int32_t>(batch * outliers.tiles[0] * outliers.tiles[1]),
+        scratch.pipeline, static_cast<std::int32_t>(item), static_cast<std::int32_t>(tiles),
         static_cast<std::int32_t>(groups), a.steps,
         [&](std::int32_t tile) {
           const Place place = place_of(tile, outliers);
-          return typename Atom::Images{image_of(a, place.batch, place.a),
+          typename Atom::Images images{image_of(a, place.batch, place.a),
                                        image_of(b, place.batch, place.b),
                                        place.a.parts,
                                        place.b.parts,
                                        a.part_bytes,
-                                       b.part_bytes};
+                                       b.part_bytes,
+                                       {},
+                                       {},
+                                       {}};
+          before(place, outliers, images);
+          return images;
         },
-        [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers.how); },
+        [&](std::int32_t tile) {
+          if (outliers.shift == 0) return std::int64_t{0};
+          typename Atom::Images images{};
+          before(place_of(tile, outliers), outliers, images);
+          return images.before_steps[0] + images.before_steps[1];
+        },
+        [&] { return outliers.shift; },
+        [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers); },
         [&](std::int32_t tile, int slot, int rank, int ranks) {
-          return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks,
-                             outliers.how);
+          return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks, outliers);
         },
         [&](std::int32_t tile, int slot, std::uint32_t said, std::int32_t(&d)[Atom::values],
             const auto& gathered) {
@@ -953,22 +1063,44 @@ struct ImageGemm {
                                 place.cols * place.b.parts == Atom::tile_n;
           const Stored stored{place, is_plain_bf16 && is_whole && !has_rest,
                               (said & beyond_int64) == 0};
-          if (may_have_outliers && outliers.how == Gathering::imaged && place.is_cut()) {
+          const bool is_plain = stored.is_plain && (said & special) == 0;
+          const StepsAfter after = may_have_outliers && outliers.shift > 0
+                                       ? steps_after(place, outliers)
+                                       : StepsAfter::none;
+          if (after != StepsAfter::none) {
+            if constexpr (may_have_outliers) {
+              const auto steps = gathered.wait();
+              add_common(scratch, place, thread, steps);
+              const int shift = 2 * outliers.shift;
+              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread, shift};
+              if (is_plain) {
+                round_all(d, more);
+                store_whole(scratch, place, states, thread, d);
+              } else {
+                store_any(scratch, place, states, thread, d, more);
+              }
+              steps.release();
+            }
+          } else if (may_have_outliers && outliers.how == Gathering::imaged && place.is_cut()) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
               steps.keep(d);
               store_cut(scratch, stored, states, thread, steps);
             }
-          } else if (may_have_outliers && (said & with_outliers) != 0) {
+          } else if (may_have_outliers && outliers.shift == 0 && (said & with_outliers) != 0) {
             if constexpr (may_have_outliers) {
               store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
             }
-          } else if ((said & special) == 0 && is_plain_bf16 && is_whole) {
+          } else if (is_plain) {
+            round_all(d);
             store_whole(scratch, place, states, thread, d);
           } else if ((said & special) == 0 && is_plain_bf16 && Atom::values <= 32) {
-            if constexpr (Atom::values <= 32) store_plain<false>(place, states, thread, d);
+            if constexpr (Atom::values <= 32) {
+              store_plain<false>(place, states, thread, d,
+                                 [](std::int32_t sum) { return static_cast<float>(sum); });
+            }
           } else {
-            store_any(scratch, place, states, thread, d);
+            store_any(scratch, place, states, thread, d, NoMore{});
           }
           if (has_rest) store_rest(place, states, thread);
           if (counts != nullptr) count(place, states, thread);
@@ -991,7 +1123,7 @@ struct ImageGemm {
     const std::uint32_t tile_row = first + in_band - tile_col * rows;
     place.a = {tile_row, 1, 0};
     place.b = {tile_col, 1, 0};
-    if (Atom::gathered_steps > 0 && outliers.how == Gathering::imaged) {
+    if (Atom::gathered_steps > 0 && outliers.how == Gathering::imaged && outliers.shift == 0) {
       place.a = a.cut(tile_row);
       place.b = b.cut(tile_col);
     }
@@ -1018,7 +1150,8 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION State load_state(const MatrixMap& matrix,
                                           [[maybe_unused]] const RowSplit* split_of_row,
                                           std::int64_t batch_of_tile, std::int64_t row,
-                                          Gathering how) const {
+                                          const Outliers& outliers) const {
+    const Gathering how = outliers.how;
     State state{127, 0, {127, 127, 0}, 0};
     if (row >= matrix.rows) return state;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
@@ -1030,6 +1163,7 @@ struct ImageGemm {
     const bool is_narrow = state.spread >= 0 && state.spread <= Atom::max_shift;
     state.split = {state.lo, state.lo, 0};
     if (minimum_tier > Tier::aligned || !is_narrow) state.split.out = RowSplit::is_rest;
+    bool is_near = false;
     if constexpr (Atom::gathered_steps > 0) {
       if (!is_narrow && (how == Gathering::done ? split_of_row->has_outliers()
                                                 : how == Gathering::imaged &&
@@ -1039,11 +1173,12 @@ struct ImageGemm {
         const bool is_far = state.split.out < state.split.base || state.split.base > largest_lo ||
                             2 * state.spread + sum_bits > 63;
         if (is_far) state.says |= beyond_int64;
+        is_near = outliers.shift > 0;  // base is lo
       }
     }
     if (!fits(state.split)) state.says |= with_rest;
-    if (minimum_tier > Tier::aligned || !is_narrow || state.lo < least_lo ||
-        state.lo > largest_lo) {
+    if (minimum_tier > Tier::aligned || !(is_narrow || is_near) || state.lo < least_lo ||
+        state.lo + outliers.shift > largest_lo) {
       state.says |= special;
     }
     if (state.lo < least_lo || state.lo > largest_lo) state.says |= beyond_int64;
@@ -1051,14 +1186,14 @@ struct ImageGemm {
   }
   /// By some threads; returns what each finds.
   KOKKOS_INLINE_FUNCTION std::uint32_t load_states(States& states, const Place& place, int rank,
-                                                   int ranks, Gathering how) const {
+                                                   int ranks, const Outliers& outliers) const {
     const int rows = Atom::tile_m / place.a.parts, cols = Atom::tile_n / place.b.parts;
     const RowSplit* a_splits = a.splits_of(place.batch, place.a.tile) + place.a.piece * rows;
     const RowSplit* b_splits = b.splits_of(place.batch, place.b.tile) + place.b.piece * cols;
     std::uint32_t says = 0;
     const auto unit = [](int lo) { return static_cast<std::uint16_t>((lo - 1) << 7); };
     for (int i = rank; i < rows; i += ranks) {
-      const State state = load_state(a.matrix, a_splits + i, place.batch, place.row + i, how);
+      const State state = load_state(a.matrix, a_splits + i, place.batch, place.row + i, outliers);
       states.a_lo[i] = state.lo;
       states.a_spread[i] = state.spread;
       states.a_split[i] = state.split;
@@ -1066,7 +1201,7 @@ struct ImageGemm {
       says |= state.says;
     }
     for (int i = rank; i < cols; i += ranks) {
-      const State state = load_state(b.matrix, b_splits + i, place.batch, place.col + i, how);
+      const State state = load_state(b.matrix, b_splits + i, place.batch, place.col + i, outliers);
       states.b_lo[i] = state.lo;
       states.b_spread[i] = state.spread;
       states.b_split[i] = state.split;
@@ -1090,9 +1225,10 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION static float power_of_two(int lo) {
     return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(lo - 1) << 23);  // 2^(lo - 128)
   }
-  template <bool IsWhole>
+  template <bool IsWhole, class Round>
   KOKKOS_INLINE_FUNCTION void store_plain(const Place& place, const States& states, int thread,
-                                          const std::int32_t (&d)[Atom::values]) const {
+                                          const std::int32_t (&d)[Atom::values],
+                                          const Round& round) const {
     auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch;
     KOKKOSMX_UNROLL
     for (int h = 0; h < 2; ++h) {
@@ -1105,9 +1241,8 @@ struct ImageGemm {
         const int col = Atom::col_of(thread, v);
         if (!IsWhole && col >= place.cols) continue;
         // The conversion is the one rounding: powers of two change no bit of a normal number.
-        const float low = static_cast<float>(d[v]) * unit_a * power_of_two(states.b_lo[col]);
-        const float high =
-            static_cast<float>(d[v + 1]) * unit_a * power_of_two(states.b_lo[col + 1]);
+        const float low = round(d[v]) * unit_a * power_of_two(states.b_lo[col]);
+        const float high = round(d[v + 1]) * unit_a * power_of_two(states.b_lo[col + 1]);
         const std::uint32_t pair = bf16_pair(low, high);
         if (Atom::tile_n > most_transposed_n || !is_transposed) {  // the columns are even in number
           *reinterpret_cast<std::uint32_t*>(c + (place.row + row) * epilogue.row + place.col +
@@ -1122,8 +1257,61 @@ struct ImageGemm {
     }
   }
 
-  /// The same of whole tiles. Lines of memory are written whole, which takes a quarter of the time:
-  /// a warp puts together 64 columns of its 16 rows.
+  /// What accumulators 8 * i to 8 * i + 7 do not have, added to them: nothing.
+  struct NoMore {
+    using Sum = std::int32_t;
+    KOKKOS_INLINE_FUNCTION void operator()(int /*i*/, Sum (&)[8]) const {}
+  };
+  /// Or what outliers make with outliers.
+  template <class MoreSteps>
+  struct OfOutliers {
+    const MoreSteps& steps;
+    int thread, shift;
+    using Sum = std::int64_t;
+    KOKKOS_INLINE_FUNCTION void operator()(int i, Sum (&sums)[8]) const {
+      const std::int32_t* kept = steps.kept(i) + thread;
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 8; ++v) sums[v] += Sum{kept[v * Atom::multiplying]} << shift;
+    }
+  };
+
+  /// Sums as float32's bits.
+  KOKKOS_INLINE_FUNCTION static void round_all(std::int32_t (&d)[Atom::values]) {
+    KOKKOSMX_UNROLL
+    for (std::int32_t& sum : d) {
+      sum = Kokkos::bit_cast<std::int32_t>(static_cast<float>(sum));
+    }
+  }
+  /// The same with more. The accumulators move round: registers have no index at run time, and a
+  /// loop without end would take too many of them.
+  template <class More>
+  KOKKOS_INLINE_FUNCTION static void round_all(std::int32_t (&d)[Atom::values], const More& more) {
+    constexpr int together = 32;
+    KOKKOSMX_NO_UNROLL
+    for (int begin = 0; begin < Atom::values; begin += together) {
+      std::int32_t rounded[together];
+      KOKKOSMX_UNROLL
+      for (int i = 0; i < together / 8; ++i) {
+        typename More::Sum sums[8];
+        KOKKOSMX_UNROLL
+        for (int v = 0; v < 8; ++v) sums[v] = d[8 * i + v];
+        more(begin / 8 + i, sums);
+        KOKKOSMX_UNROLL
+        for (int v = 0; v < 8; ++v) {
+          rounded[8 * i + v] = Kokkos::bit_cast<std::int32_t>(static_cast<float>(sums[v]));
+        }
+      }
+      KOKKOSMX_UNROLL
+      for (int v = 0; v + together < Atom::values; ++v) d[v] = d[v + together];
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < together; ++v) d[Atom::values - together + v] = rounded[v];
+    }
+  }
+  KOKKOS_INLINE_FUNCTION static float rounded(std::int32_t bits) {
+    return Kokkos::bit_cast<float>(bits);
+  }
+  /// The same of whole tiles, whose sums are rounded. Lines of memory are written whole, which
+  /// takes a quarter of the time: a warp puts together 64 columns of its 16 rows.
   KOKKOS_INLINE_FUNCTION void store_whole([[maybe_unused]] Scratch& scratch, const Place& place,
                                           const States& states, int thread,
                                           const std::int32_t (&d)[Atom::values]) const {
@@ -1152,11 +1340,9 @@ struct ImageGemm {
           std::uint32_t pairs[4];
           KOKKOSMX_UNROLL
           for (int i = 0; i < 4; ++i) {
-            const int v = 4 * (first + j + i / 2) + 2 * (i % 2);
-            // The conversions are the two roundings: powers of two change no bit of a normal
-            // number.
-            const std::uint32_t pair =
-                bf16_pair(static_cast<float>(d[v]), static_cast<float>(d[v + 1]));
+            const int v = 4 * (first + j) + 2 * i;
+            // This is the other rounding: powers of two change no bit of a normal number.
+            const std::uint32_t pair = bf16_pair(rounded(d[v]), rounded(d[v + 1]));
             pairs[i] = CudaUnit::multiply_bf16(
                 CudaUnit::multiply_bf16(pair, units_b[4 * (first + j + i / 2)]), unit_a[i % 2]);
           }
@@ -1179,7 +1365,7 @@ struct ImageGemm {
       return;
     }
 #endif
-    store_plain<true>(place, states, thread, d);
+    store_plain<true>(place, states, thread, d, [](std::int32_t sum) { return rounded(sum); });
   }
 
   KOKKOS_INLINE_FUNCTION void store(const Place& place, int row, int col,
@@ -1188,27 +1374,145 @@ struct ImageGemm {
     epilogue(place.batch, is_transposed ? j : i, is_transposed ? i : j, product);
   }
 
-  /// Outputs of Tier::aligned and those with a NaN, by any epilogue.
+  /// Outputs that the images hold and those with a NaN, by any epilogue.
+  template <class More>
   KOKKOS_INLINE_FUNCTION void store_any(Scratch& scratch, const Place& place, const States& states,
-                                        int thread, std::int32_t (&d)[Atom::values]) const {
+                                        int thread, std::int32_t (&d)[Atom::values],
+                                        const More& more) const {
     // The accumulators move up, eight at a time: registers have no index at run time.
     for (int first = 0; first < Atom::values; first += 8) {
       std::int32_t* own = scratch.own_of(thread);
-      for (int v = 0; v < 8; ++v) own[v * own_step] = d[v];
+      typename More::Sum sums[8];
+      for (int v = 0; v < 8; ++v) sums[v] = d[v];
+      more(first / 8, sums);
+      for (int v = 0; v < 8; ++v) {
+        own[v * own_step] = static_cast<std::int32_t>(sums[v]);
+        own[(8 + v) * own_step] = static_cast<std::int32_t>(std::int64_t{sums[v]} >> 32);
+      }
       for (int v = 0; v + 8 < Atom::values; ++v) d[v] = d[v + 8];
       KOKKOSMX_NO_UNROLL
       for (int v = 0; v < 8; ++v) {
         const int row = Atom::row_of(thread, first + v), col = Atom::col_of(thread, first + v);
         if (row >= place.rows || col >= place.cols) continue;
-        const Tier tier = tier_at(states, row, col);
-        if (tier != Tier::aligned && tier != Tier::automatic) continue;
+        const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;
+        if (!is_nan && !(fits(states.a_split[row]) && fits(states.b_split[col]))) continue;
         const std::uint32_t product =
-            tier == Tier::aligned ? round_to_f32(static_cast<std::int64_t>(own[v * own_step]),
-                                                 unit_exponent(states.a_lo[row], states.b_lo[col]))
-                                  : f32_nan;
+            is_nan ? f32_nan
+                   : round_to_f32(std::int64_t{own[(8 + v) * own_step]} << 32 |
+                                      static_cast<std::uint32_t>(own[v * own_step]),
+                                  unit_exponent(states.a_lo[row], states.b_lo[col]));
         store(place, row, col, product);
       }
     }
+  }
+
+  /// Puts into the memory of accumulators what outliers with images make with one another: lists
+  /// the pairs of blocks, in the memory of all warps' own, that all have as many to multiply.
+  template <class MoreSteps>
+  __attribute__((noinline)) KOKKOS_FUNCTION void add_common(Scratch& scratch_of_group,
+                                                            const Place place, int thread,
+                                                            const MoreSteps steps) const {
+    Scratch& scratch = *in_shared(&scratch_of_group);
+    auto* list = reinterpret_cast<std::uint32_t*>(scratch.own);
+    constexpr int most = 16 * Atom::multiplying;
+    constexpr int a_words = Atom::tile_m / 32, b_words = Atom::tile_n / 32;
+    Atom::synchronize();  // others may have stored the tile before
+    if (thread == 0) scratch.pairs = 0;
+    steps.clear();
+    Atom::synchronize();
+    const auto words = static_cast<std::uint32_t>(blocks);
+    constexpr int at_once = 4;
+    for (std::uint32_t first = static_cast<std::uint32_t>(thread); first < words * b_words;
+         first += at_once * Atom::multiplying) {
+      std::uint32_t of_b[at_once], of_a[at_once][a_words];
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < at_once; ++n) {  // all loads at once
+        const std::uint32_t i = first + n * Atom::multiplying;
+        const bool is_there = i < words * b_words;
+        const std::uint32_t k = is_there ? i % words : 0;
+        const int first_col = is_there ? static_cast<int>(32 * (i / words)) : 0;
+        of_b[n] = b.rows_with_outliers(place.batch, place.b.tile, first_col)[k];
+        if (!is_there) of_b[n] = 0;
+        KOKKOSMX_UNROLL
+        for (int w = 0; w < a_words; ++w) {
+          of_a[n][w] = a.rows_with_outliers(place.batch, place.a.tile, 32 * w)[k];
+        }
+      }
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < at_once; ++n) {
+        const std::uint32_t i = first + n * Atom::multiplying;
+        const std::uint32_t at_k = (i % words) << 16, first_col = 32 * (i / words);
+        KOKKOSMX_UNROLL
+        for (int w = 0; w < a_words; ++w) {
+          for (std::uint32_t rows = of_b[n] == 0 ? 0 : of_a[n][w]; rows != 0; rows &= rows - 1) {
+            const std::uint32_t at_row = at_k | static_cast<std::uint32_t>(32 * w + first_bit(rows))
+                                                    << 8;
+            for (std::uint32_t cols = of_b[n]; cols != 0; cols &= cols - 1) {
+              const std::uint32_t pair =
+                  at_row | (first_col + static_cast<std::uint32_t>(first_bit(cols)));
+              const int at = Kokkos::atomic_fetch_add(&scratch.pairs, 1);
+              if (at < most) {
+                list[at] = pair;
+              } else {
+                add_pair(steps, pair, load_pair(place, pair));
+              }
+            }
+          }
+        }
+      }
+    }
+    static_assert(Atom::tile_m <= 256 && Atom::tile_n <= 256 && Atom::most_blocks < 1 << 16);
+    Atom::synchronize();
+    const int pairs = scratch.pairs < most ? scratch.pairs : most;
+    for (int i = thread; i < pairs; i += 2 * Atom::multiplying) {
+      const bool two = i + Atom::multiplying < pairs;
+      const std::uint32_t first = list[i], second = list[two ? i + Atom::multiplying : i];
+      const BlockPair of_first = load_pair(place, first), of_second = load_pair(place, second);
+      add_pair(steps, first, of_first);
+      if (two) add_pair(steps, second, of_second);
+    }
+    Atom::synchronize();
+  }
+  struct BlockImage {
+    ImageChunk chunks[2];
+  };
+  struct BlockPair {
+    BlockImage a, b;
+  };
+  KOKKOS_INLINE_FUNCTION BlockPair load_pair(const Place& place, std::uint32_t pair) const {
+    const std::int64_t k = pair >> 16;
+    const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
+    return {outliers_at(a, place.batch, place.a.tile, row, k),
+            outliers_at(b, place.batch, place.b.tile, col, k)};
+  }
+  template <class MoreSteps>
+  KOKKOS_INLINE_FUNCTION static void add_pair(const MoreSteps& steps, std::uint32_t pair,
+                                              const BlockPair& images) {
+    const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
+    const int v = Atom::value_of(row, col);
+    add_shared(steps.kept(v / 8) + v % 8 * Atom::multiplying + Atom::thread_of(row, col),
+               dot_images(images.a, images.b));
+  }
+  KOKKOS_INLINE_FUNCTION static BlockImage outliers_at(const ImageOperand& operand,
+                                                       std::int64_t batch, std::int64_t tile,
+                                                       int row, std::int64_t k) {
+    const std::uint8_t* image = operand.tile(batch, tile, Atom::step_bytes) + operand.part_bytes +
+                                k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
+    const int chunk = 2 * static_cast<int>(k % Atom::step_blocks);
+    BlockImage block;
+    for (int h = 0; h < 2; ++h) {
+      block.chunks[h] = *reinterpret_cast<const ImageChunk*>(image + Atom::offset(row, chunk + h));
+    }
+    return block;
+  }
+  KOKKOS_INLINE_FUNCTION static std::int32_t dot_images(const BlockImage& x, const BlockImage& y) {
+    std::int32_t sum = 0;
+    for (int h = 0; h < 2; ++h) {
+      for (int i = 0; i < 4; ++i) {
+        sum = dot_int8(x.chunks[h].word[i], y.chunks[h].word[i], sum);
+      }
+    }
+    return sum;
   }
 
   struct Stored {
