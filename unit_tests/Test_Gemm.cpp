@@ -510,7 +510,7 @@ TEST(GemmFull, LargeTiles) {
 TEST(GemmFull, LargeTilesWithOutliers) {
   constexpr std::int64_t m = 1100, n = 2200, k = 416;
   Stream stream(73);
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 7; ++i) {
     SCOPED_TRACE("data " + std::to_string(i));
     HostMatrix a = outlier_columns(m, k, 40, i == 1 ? 100 : 1, i % 2 == 0 ? 9 : 30, stream.next());
     HostMatrix b =
@@ -524,6 +524,11 @@ TEST(GemmFull, LargeTilesWithOutliers) {
       b = make_outliers({.up = 30, .block_every = 64}, n, k, 4);
     } else if (i == 5) {  // more of them than a tile lists
       a = lone_outliers(m, k, 9, 5);
+    } else if (i == 6) {  // all of them near the main part
+      a = make_outliers({.up = 9, .block_every = 64}, m, k, 6);
+      b = make_outliers({.up = 9, .block_every = 64}, n, k, 7);
+      nan_some(a, 9000, 2);
+      zero_some(b, 400, 3);
     }
     const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
     Counted::total().shapes += 1;

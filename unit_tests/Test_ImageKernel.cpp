@@ -44,6 +44,7 @@ struct ModelAtom : Impl::Int8Images {
   };
   struct Pipeline {
     std::int32_t kept[values][multiplying];
+    std::uint32_t said[2];
   };
   static void publish() {}
   static std::uint32_t uniform(std::uint32_t x) { return x; }
@@ -53,11 +54,16 @@ struct ModelAtom : Impl::Int8Images {
     const std::uint8_t* b;
     int a_pieces, b_pieces;
     std::int64_t a_piece, b_piece;
+    std::int64_t before_steps[2], a_before[2], b_before[2];
   };
   static int row_of(int thread, int v) {
     return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
   }
   static int col_of(int thread, int v) { return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1); }
+  static int thread_of(int row, int col) {
+    return (row >> 4) * 32 + (row & 7) * 4 + (col >> 1 & 3);
+  }
+  static int value_of(int row, int col) { return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1); }
 
   // Element i of a row of a step.
   static std::int32_t element(const std::uint8_t* image, int row, int i) {
@@ -109,6 +115,9 @@ struct ModelAtom : Impl::Int8Images {
       for (int v = 0; v < values; ++v) pipeline_.kept[v][thread_] = d[v];
       synchronize();
     }
+    void clear() const {
+      for (int v = 0; v < values; ++v) pipeline_.kept[v][thread_] = 0;
+    }
     std::int32_t* kept(int i) const { return pipeline_.kept[8 * i]; }
     void release() const {
       synchronize();
@@ -122,32 +131,58 @@ struct ModelAtom : Impl::Int8Images {
     Calls& calls_;
   };
 
-  template <class ImagesOf, class After, class Prepare, class Store>
-  static void run(Pipeline& pipeline, std::int64_t first, std::int64_t end, std::int64_t stride,
-                  std::int64_t steps, const ImagesOf& images, const After& steps_after,
-                  const Prepare& prepare, const Store& store) {
+  template <class ImagesOf, class Before, class Shift, class After, class Prepare, class Store>
+  static void run(Pipeline& pipeline, std::int32_t first, std::int32_t end, std::int32_t stride,
+                  std::int64_t steps, const ImagesOf& images, const Before& steps_before,
+                  const Shift& shift_before, const After& steps_after, const Prepare& prepare,
+                  const Store& store) {
     const auto& group = *ThreadGroup<threads>::current();
-    group.barrier();
-    for (std::int64_t tile = first; tile < end; tile += stride) {
-      prepare(tile);
+    int slot = 0;
+    for (std::int32_t tile = first; tile < end; tile += stride, slot ^= 1) {
+      group.barrier();
+      if (group.rank() == 0) pipeline.said[slot] = 0;
+      group.barrier();
+      // The first half of the threads prepares.
+      if (group.rank() < threads / 2) {
+        Kokkos::atomic_or(&pipeline.said[slot], prepare(tile, slot, group.rank(), threads / 2));
+      }
       const Images from = images(tile);
       std::int32_t d[values] = {};
-      for (std::int64_t s = 0; s < steps; ++s) {
-        for (int v = 0; v < values; ++v) {
-          int row = row_of(group.rank(), v), col = col_of(group.rank(), v);
-          const std::uint8_t* a = piece(from.a, row, tile_m, from.a_pieces, from.a_piece);
-          const std::uint8_t* b = piece(from.b, col, tile_n, from.b_pieces, from.b_piece);
-          d[v] +=
-              dot(a + s * tile_m * step_bytes, row, b + s * tile_n * step_bytes, col, step_bytes);
+      const std::int64_t before[] = {from.before_steps[0], from.before_steps[1]};
+      EXPECT_EQ(steps_before(tile), before[0] + before[1]);
+      for (int product = 0; product < 3; ++product) {
+        const bool is_last = product == 2;
+        if (is_last && before[0] + before[1] > 0) {
+          for (std::int32_t& sum : d) sum *= 1 << shift_before();
+        }
+        for (std::int64_t s = 0; s < (is_last ? steps : before[product]); ++s) {
+          for (int v = 0; v < values; ++v) {
+            int row = row_of(group.rank(), v), col = col_of(group.rank(), v);
+            const std::uint8_t* a = piece(from.a, row, tile_m, from.a_pieces, from.a_piece);
+            const std::uint8_t* b = piece(from.b, col, tile_n, from.b_pieces, from.b_piece);
+            if (!is_last) {
+              a += from.a_before[product];
+              b += from.b_before[product];
+            }
+            d[v] +=
+                dot(a + s * tile_m * step_bytes, row, b + s * tile_n * step_bytes, col, step_bytes);
+          }
         }
       }
       group.barrier();
       typename Gathered::Calls calls;
-      const Gathered gathered(
-          pipeline,
-          {from.a + steps * tile_m * step_bytes, from.b + steps * tile_n * step_bytes, 1, 1, 0, 0},
-          group.rank(), calls);
-      store(tile, d, gathered);
+      const Gathered gathered(pipeline,
+                              {from.a + steps * tile_m * step_bytes,
+                               from.b + steps * tile_n * step_bytes,
+                               1,
+                               1,
+                               0,
+                               0,
+                               {},
+                               {},
+                               {}},
+                              group.rank(), calls);
+      store(tile, slot, pipeline.said[slot], d, gathered);
       const int expected = steps_after(tile) != Impl::StepsAfter::none ? 1 : 0;
       EXPECT_EQ(calls.waited, expected);
       EXPECT_EQ(calls.released, expected);
@@ -196,6 +231,7 @@ struct Result {
   Bits bits;
   TierCounts counts{};
   Gathering gathering = Gathering::imaged;
+  int shift = 0;
 };
 
 template <class T>
@@ -205,7 +241,8 @@ Result run_kernel(const HostMatrix& a, const HostMatrix& b, Tier minimum) {
   std::vector<typename OutputType<T>::bits> c(a.rows * b.rows, 1);
   std::vector<std::uint32_t> columns[2];
   for (auto& each : columns) each.assign(a.k / 32, 0xDEADBEEFu);
-  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::imaged, {11, 12}};
+  Impl::GatherState gathering{{7, 8}, {9, 10}, Gathering::imaged, {11, 12}, {13, 14, 15, 16, 17},
+                              18};
   using Make = Impl::MakeImages<ModelAtom, Impl::PortableQuantizeAtom>;
   constexpr auto source = Impl::ImageSource::matrix_without_summaries;
   const Make make{{{x.operand, source, {}, {}}, {y.operand, source, {}, {}}},
@@ -232,6 +269,7 @@ Result run_kernel(const HostMatrix& a, const HostMatrix& b, Tier minimum) {
       OutputType<T>::format.nan() == 0x7FC0 && b.rows % 2 == 0};
   run_in_threads(kernel, kernel.groups);
   result.gathering = gathering.gathering;
+  if (result.gathering != Gathering::none) result.shift = gathering.shift;
   result.bits.assign(c.begin(), c.end());
   return result;
 }
@@ -356,6 +394,47 @@ TEST(ImageKernel, OutliersAnywhere) {
     check(make_data(static_cast<Data>(d), 35, 96, 7), make_data(static_cast<Data>(d), 33, 96, 8),
           "data " + std::to_string(d));
   }
+}
+
+// Outliers in blocks anywhere, all of which are some scales the same distance above the main part,
+// or nearly so, in rows with NaN and zeros, too.
+TEST(ImageKernel, NearOutliers) {
+  int near = 0, far = 0;
+  for (const int up : {4, 7, 9, 12, 17}) {
+    for (const int more : {0, 3, 4}) {
+      HostMatrix x[2] = {random_matrix(70, 384, up, 120, 123),
+                         random_matrix(67, 384, more, 90, 93)};
+      Stream stream(up);
+      for (HostMatrix& m : x) {
+        for (std::int64_t row = 0; row < m.rows; ++row) {
+          m.scale(row, 0) = &m == x ? 120 : 90;  // the least
+          m.set_code(row, 0, 7);
+          for (std::int64_t block = 2; block < m.k / 32; ++block) {
+            const bool is_zero = stream.below(11) == 0;
+            for (int k = 0; is_zero && k < 32; ++k) {
+              m.set_code(row, 32 * block + k, k % 2 == 0 ? 0 : 8);
+            }
+            if (stream.below(24) != 0 || row % 8 == 1) continue;
+            m.scale(row, block) =
+                static_cast<std::uint8_t>(m.scale(row, 0) + up + stream.below(more + 1));
+            for (int k = 0; row % 3 == 0 && k < 32; ++k) m.set_code(row, 32 * block + k, 7);
+          }
+        }
+        nan_some(m, 300, up);
+        for (int k = 0; k < m.k; ++k) m.set_code(11, k, k % 2 == 0 ? 0 : 8);
+      }
+      const std::string name = "near " + std::to_string(up) + ' ' + std::to_string(more);
+      const Result result = run_kernel<float>(x[0], x[1], Tier::automatic);
+      EXPECT_EQ(result.gathering, Gathering::imaged) << name;
+      ++(result.shift > 0 ? near : far);
+      check(x[0], x[1], name);
+      check<KokkosMX::BFloat16>(x[1], x[0], name);
+      if (more != 0) continue;
+      check<KokkosMX::BFloat16>(x[1], random_matrix(66, 384, 5, 100, 103), name);
+    }
+  }
+  EXPECT_GT(near, 3);
+  EXPECT_GT(far, 3);
 }
 
 // Every code at every distance of scales is the sum of its parts.

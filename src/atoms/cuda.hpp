@@ -133,6 +133,33 @@ __device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
+/// Stores four matrices of 8 rows of 16 bytes, distributed and named like those of load_matrices.
+__device__ inline void store_matrices(void* row, const std::uint32_t (&from)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+      : "memory");
+#endif
+}
+/// Two bf16 times two others.
+__device__ inline std::uint32_t multiply_bf16(std::uint32_t x, std::uint32_t y) {
+  std::uint32_t product = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+#endif
+  return product;
+}
+/// What the lanes of a warp wrote is seen by all of them.
+__device__ inline void warp_barrier() { __syncwarp(); }
+/// All bits of the lanes of a warp.
+__device__ inline std::uint32_t any_bits(std::uint32_t mine) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_or_sync(0xFFFFFFFFu, mine);
+#else
+  return mine;
+#endif
+}
 /// d += A * B^T by a warp: 16 x 8, 32 of K. Lane l holds columns 4 (l % 4) to 4 (l % 4) + 3 of rows
 /// l / 4 and l / 4 + 8 of A, the same 16 columns on, and of row l / 4 of B; columns 2 (l % 4) and 2
 /// (l % 4) + 1 of rows l / 4 and l / 4 + 8 of d.

@@ -92,6 +92,35 @@ __global__ void __launch_bounds__(N, (least_together<N, Together>))
 }
 #undef KOKKOSMX_GRID_CONSTANT
 
+#ifdef KOKKOS_ENABLE_CUDA
+/// Launches a kernel asynchronously. Where is_beside says so it may begin when all blocks of the
+/// kernel before have allowed it (dependents_may_begin), and waits for its end where it needs it
+/// (wait_for_earlier).
+template <class... Arguments>
+void launch_kernel(void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes,
+                   cudaStream_t stream, bool is_beside,
+                   const std::type_identity_t<Arguments>&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = is_beside ? 1 : 0;
+  KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+#endif
+
+/// Whether a body's kernel may begin beside the one before: Body::begins_beside, or false.
+template <class Body>
+inline constexpr bool begins_beside = false;
+template <class Body>
+requires requires { Body::begins_beside; }
+inline constexpr bool begins_beside<Body> = Body::begins_beside;
+
 /// Runs body(group, scratch, item) for `count` items from `first`, by as many blocks of N threads,
 /// asynchronously on exec.
 template <int N, int Together, class ExecSpace, class Body>
@@ -115,8 +144,8 @@ void launch_groups(const std::string& label, const ExecSpace& exec, std::int64_t
       allowed.fetch_or(bit, std::memory_order_relaxed);
     }
   }
-  kernel<<<static_cast<unsigned>(count), N, bytes, exec.cuda_stream()>>>(body, first);
-  KOKKOS_IMPL_CUDA_SAFE_CALL(cudaGetLastError());
+  launch_kernel(kernel, dim3(static_cast<unsigned>(count)), N, bytes, exec.cuda_stream(),
+                begins_beside<Body>, body, first);
 #else
   if constexpr (bytes > 48 * 1024) {
     KOKKOS_IMPL_HIP_SAFE_CALL(hipFuncSetAttribute(
@@ -144,9 +173,8 @@ __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
 }
 
 /// Runs body(group, shared memory, item) for each item of x * y * z by as many blocks of
-/// body.threads() threads, asynchronously on exec. Where is_beside says so they may begin when all
-/// blocks of the kernel before have allowed it (dependents_may_begin), and wait for its end where
-/// they need it (wait_for_earlier). y and z are below 2^16.
+/// body.threads() threads, asynchronously on exec; is_beside: see launch_kernel. y and z are below
+/// 2^16.
 template <class ExecSpace, class Body>
 void launch_grid(const std::string& label, const ExecSpace& exec, std::int64_t x, std::int64_t y,
                  std::int64_t z, bool is_beside, const Body& body) {
@@ -164,18 +192,10 @@ void launch_grid(const std::string& label, const ExecSpace& exec, std::int64_t x
   if (is_watched) {
     Kokkos::Tools::beginParallelFor(label, Kokkos::Tools::Experimental::device_id(exec), &id);
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim =
-      dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
-  config.blockDim = dim3(static_cast<unsigned>(body.threads()));
-  config.dynamicSmemBytes = static_cast<std::size_t>(body.shared_bytes());
-  config.stream = exec.cuda_stream();
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = is_beside ? 1 : 0;
-  KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, kernel, body));
+  launch_kernel(kernel,
+                dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
+                static_cast<int>(body.threads()), static_cast<int>(body.shared_bytes()),
+                exec.cuda_stream(), is_beside, body);
   if (is_watched) Kokkos::Tools::endParallelFor(id);
 }
 #endif

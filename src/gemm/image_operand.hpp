@@ -40,6 +40,13 @@ struct ImageOperand {
   std::uint32_t* columns;
   std::uint32_t* cuts;  ///< of tiles, in order, where outliers have images: see cut()
 
+  /// Of 32 rows from one of a tile on, [block]: bit i says that row i has outliers near the main
+  /// part in the block. In the place of what `columns` said before outliers had images.
+  KOKKOS_INLINE_FUNCTION std::uint32_t* rows_with_outliers(std::int64_t batch, std::int64_t t,
+                                                           int first_row) const {
+    return columns + (tile_number(batch, t) * tile_rows + first_row) / 8 * matrix.blocks;
+  }
+
   static constexpr int most_pieces = 4;
 
   /// Of all batches' tiles of this number.

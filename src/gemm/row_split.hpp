@@ -26,6 +26,10 @@ struct alignas(8) RowSplit {
   std::int16_t base;
   std::int16_t out;    ///< base where there are no outliers; is_rest where the row cannot be split
   std::int16_t parts;  ///< of the outliers: part p has those of scales out + 4 p to out + 4 p + 3
+  /// 0, or, where no scale is below base and the outliers' lie between out and out + 3: that of the
+  /// largest, less out (the lowest two bits), and the number of outliers of each scale times
+  /// 2^(scale - out), together.
+  std::uint16_t near = 0;
 
   static constexpr std::int16_t is_rest = -1;
   static constexpr int main_shift = 3;  ///< all codes of such blocks are the main part's
@@ -38,6 +42,10 @@ struct alignas(8) RowSplit {
   static constexpr int most_spread = 47;
 
   KOKKOS_INLINE_FUNCTION bool has_outliers() const { return out >= 0 && out != base; }
+  /// A bound to the sum of near outliers' magnitudes in halves << out, over 12.
+  static constexpr int most_weight = (1 << 14) - 1, range_bits = 2;
+  KOKKOS_INLINE_FUNCTION int weight() const { return near >> range_bits; }
+  KOKKOS_INLINE_FUNCTION int highest() const { return out + (near & ((1 << range_bits) - 1)); }
   /// Those of shifts from out of a block, where it is in some part, in the part's units.
   KOKKOS_INLINE_FUNCTION static int in_part(int shift) { return shift & (part_bits - 1); }
 };
@@ -149,6 +157,13 @@ struct SplitChoice {
       split.out = static_cast<std::int16_t>(lo + first);
       split.parts = static_cast<std::int16_t>(range / RowSplit::part_bits + 1);
     }
+    if (range < RowSplit::part_bits && first > base()) {
+      int weight = 0;
+      for (int i = 0; i <= range; ++i) weight += elements_of[first + i] << i;
+      if (weight <= RowSplit::most_weight) {
+        split.near = static_cast<std::uint16_t>(weight << RowSplit::range_bits | range);
+      }
+    }
     return split;
   }
 };
@@ -166,6 +181,19 @@ struct SplitUnits {
 /// that of the column - 256).
 struct SplitSums {
   double main, outliers_main, main_outliers, outliers;
+};
+
+/// The same where they are small, with their sum in units of 2^(both bases - 256). row_out and
+/// col_out: 2^(out - base).
+struct IntegerSums {
+  std::int32_t main, outliers_main, main_outliers;
+  std::int64_t outliers;
+
+  KOKKOS_INLINE_FUNCTION std::int64_t all(std::int32_t row_out, std::int32_t col_out) const {
+    const std::int64_t by_main = std::int64_t{outliers_main} * row_out + main;
+    const std::int64_t by_outliers = outliers * row_out + main_outliers;
+    return by_outliers * col_out + by_main;
+  }
 };
 
 /// x as a double, without the unit that converts 16 numbers a cycle.

@@ -40,7 +40,15 @@ struct RowGroup {
   int first, threads;
   KOKKOS_INLINE_FUNCTION int rank() const { return group.rank() - first; }
   KOKKOS_INLINE_FUNCTION int size() const { return threads; }
-  KOKKOS_INLINE_FUNCTION void barrier() const { group.barrier(); }
+  KOKKOS_INLINE_FUNCTION void barrier() const {
+#if defined(__CUDA_ARCH__)
+    if (threads <= 32) {  // of one warp
+      CudaUnit::warp_barrier();
+      return;
+    }
+#endif
+    group.barrier();
+  }
 };
 
 /// Merges what each thread of the group has found of a row. Called by all threads; `to` is null for
@@ -152,31 +160,35 @@ inline BlockRows block_rows(const MatrixMap& q, std::int64_t batch, std::int64_t
           q.summaries.row};
 }
 
-/// Sums of squares of a row's blocks, none of them zeros, whose scales lie near the first one's:
-/// what merge() would add one by one, cheaper.
+/// Sums of squares of a row's blocks whose scales lie near one of them: what merge() would add one
+/// by one, cheaper. Without branches, so that devices add several at once.
 struct BlockTally {
-  static constexpr int below = 8, most = 16;
-  int reference = -1;  ///< of the sum's unit
-  int lo = 255, hi = 0;
+  static constexpr int below = 8, most = 15, none = 1 << 16;
+  int reference = none;     ///< of the sum's unit
+  std::uint32_t reach = 0;  ///< hi and (in the last half) 255 - lo
   std::uint64_t n = 0;
 
-  /// False, with nothing added, for a scale that is too far: at most 2^15 blocks of 2^13 at 4^16.
-  /// The same for all threads that add parts of the same blocks.
+  /// Scales from here on may be near, if none before are.
+  KOKKOS_INLINE_FUNCTION void begin(int scale) {
+    reference = reference == none ? scale - below : reference;
+  }
+  /// False, with nothing added, for a scale that is too far: at most 2^15 blocks of 2^13 at 4^15.
+  /// The same for all threads that add parts of the same blocks, none of them zeros.
   KOKKOS_INLINE_FUNCTION bool add(int scale, std::uint32_t sum_of_squares) {
-    if (reference < 0) reference = scale - below;
     const int shift = scale - reference;
-    if (static_cast<unsigned>(shift) > static_cast<unsigned>(most)) return false;
-    n += static_cast<std::uint64_t>(sum_of_squares) << (2 * shift);
-    lo = scale < lo ? scale : lo;
-    hi = scale > hi ? scale : hi;
-    return true;
+    const bool is_near = static_cast<unsigned>(shift) <= static_cast<unsigned>(most);
+    const std::uint32_t power = is_near ? 1u << (2 * shift & 31) : 0u;
+    n += std::uint64_t{sum_of_squares} * power;
+    reach = larger_halves(reach, is_near ? static_cast<std::uint32_t>(scale) * 0xFFFFu + 255u : 0u);
+    return is_near;
   }
   KOKKOS_INLINE_FUNCTION RowSummary summary() const {
     RowSummary all{};
     if (n == 0) return all;
+    const int lo = 255 - static_cast<int>(reach & 0xFFFFu);
     all.n = n >> (2 * (lo - reference));
     all.lo = static_cast<std::uint8_t>(lo);
-    all.hi = static_cast<std::uint8_t>(hi);
+    all.hi = static_cast<std::uint8_t>(reach >> 16);
     return all;
   }
 };
@@ -184,16 +196,25 @@ struct BlockTally {
 /// Codes of so many bytes are more than caches keep.
 inline constexpr std::int64_t streamed_bytes = std::int64_t{32} << 20;
 
+/// The same for a group whose warps' quads share blocks.
+inline constexpr int eights_ahead = 8;  // of a lane
+template <class Atom>
+struct EightsScratch : SummaryScratch {
+  using Stream = typename Atom::template EightStream<eights_ahead>;
+  typename Stream::Memory streams[row_kernel_threads / 32];
+};
+
 template <class Atom, class Format>
 struct QuantizeRow {
   DenseMap x;
   MatrixMap q;
   QuantizeRule rule;
-  using Scratch = SummaryScratch;
   /// Quads share blocks, where they can.
   static constexpr bool by_eights = std::is_same_v<Format, BF16Format> && requires {
     typename Atom::Eight;
   };
+  using Scratch = typename std::conditional_t<by_eights, std::type_identity<EightsScratch<Atom>>,
+                                              std::type_identity<SummaryScratch>>::type;
   static constexpr int groups_together = by_eights ? 4 : 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
@@ -206,8 +227,9 @@ struct QuantizeRow {
     bool done = false;
     if constexpr (by_eights) {
       if (is_row && Atom::template takes_eights<Format>(x.at(batch, row, 0))) {
-        done = rule.rounding() == Rounding::nearest_even ? by_warp<true>(group, batch, row, part)
-                                                         : by_warp<false>(group, batch, row, part);
+        done = rule.rounding() == Rounding::nearest_even
+                   ? by_warp<true>(group, scratch, batch, row, part)
+                   : by_warp<false>(group, scratch, batch, row, part);
       }
     }
     if (!done) {
@@ -246,13 +268,14 @@ struct QuantizeRow {
   /// A row by a warp, whose quads of lanes share blocks, eight numbers a lane: what the warp loads
   /// and stores lies together. False where a block is for by_block: then all of them are.
   template <bool ToEven, class Group>
-  KOKKOS_INLINE_FUNCTION bool by_warp(const Group& group, std::int64_t batch, std::int64_t row,
-                                      RowSummary& part) const {
-    constexpr int ahead = 8;  // loads under way
+  KOKKOS_INLINE_FUNCTION bool by_warp(const Group& group, Scratch& scratch, std::int64_t batch,
+                                      std::int64_t row, RowSummary& part) const {
+    constexpr int ahead = eights_ahead;
     constexpr int quads = 8;  // so a lane's blocks differ in the layouts' highest digits alone
     const int quad = group.rank() / 4, eighth = group.rank() % 4;
     const auto blocks = static_cast<std::int32_t>(q.blocks);
-    const unsigned char* from = x.at(batch, row, bytes * quad + bytes / 4 * eighth);
+    typename Scratch::Stream stream(scratch.streams[group.first / 32], x.at(batch, row, 0),
+                                    q.blocks * bytes, group.rank());
     std::uint8_t* codes = q.codes.at(batch, row, quad) + 4 * eighth * q.codes.byte;
     std::uint8_t* scales = q.scales.at(batch, row, quad);
     const std::int64_t codes_step = quads / 4 * q.codes.block_4;
@@ -263,31 +286,55 @@ struct QuantizeRow {
     bool all_common = true;
     for (std::int32_t first = 0; first < blocks;
          first += ahead * quads) {  // as often by every lane
-      typename Atom::Eight eights[ahead] = {};
-      unrolled<ahead>([&](auto i) {
-        if (first + i * quads + quad < blocks) {
-          eights[i] = Atom::load_eight(from + i * quads * bytes);
-        }
-      });
-      from += ahead * quads * bytes;
-      unrolled<ahead>([&](auto i) {
-        const auto result = Atom::template quantize_eight<ToEven>(eights[i], atom);
-        if (first + i * quads + quad < blocks) {
-          all_common = all_common && result.scale >= 0 &&
-                       (result.is_zero || tally.add(result.scale, result.sum_of_squares) ||
-                        far.add(result.scale, result.sum_of_squares));
-          if (by_words) {
-            *reinterpret_cast<std::uint32_t*>(codes) = result.codes;
-          } else {
-            for (int j = 0; j < 4; ++j) {
-              codes[j * q.codes.byte] = static_cast<std::uint8_t>(result.codes >> (8 * j));
-            }
+      const auto is_there = [&](int i) { return first + i * quads + quad < blocks; };
+      typename Atom::Eight eights[ahead];
+      stream.next(eights);
+      typename Atom::EightResult results[ahead];  // of blocks that are not there as of zeros
+      unrolled<ahead>(
+          [&](auto i) { results[i] = Atom::template quantize_eight<ToEven>(eights[i], atom); });
+      if (by_words) {
+        unrolled<ahead>([&](auto i) {
+          if (is_there(i)) {
+            *reinterpret_cast<std::uint32_t*>(codes + i * codes_step) = results[i].codes;
           }
-          if (eighth == 0) *scales = static_cast<std::uint8_t>(result.scale);
-        }
-        codes += codes_step;
-        scales += q.scales.col_8;
+        });
+      } else {
+        unrolled<ahead>([&](auto i) {
+          if (!is_there(i)) return;
+          for (int j = 0; j < 4; ++j) {
+            codes[i * codes_step + j * q.codes.byte] =
+                static_cast<std::uint8_t>(results[i].codes >> (8 * j));
+          }
+        });
+      }
+      codes += ahead * codes_step;
+      if (eighth == 0) {
+        unrolled<ahead>([&](auto i) {
+          if (is_there(i)) {
+            scales[i * q.scales.col_8] = static_cast<std::uint8_t>(results[i].scale);
+          }
+        });
+      }
+      scales += ahead * q.scales.col_8;
+
+      if (tally.reference == BlockTally::none) {
+        unrolled<ahead>([&](auto i) {
+          if (results[i].scale > 0) tally.begin(results[i].scale);
+        });
+      }
+      unsigned left = 0;
+      unrolled<ahead>([&](auto i) {
+        const bool is_near = tally.add(results[i].scale, results[i].sum_of_squares);
+        left |= is_near || results[i].scale == 0 ? 0u : 1u << i;
       });
+      if (left != 0) {
+        unrolled<ahead>([&](auto i) {
+          if ((left >> i & 1u) == 0) return;
+          far.begin(results[i].scale);
+          all_common = all_common && results[i].scale > 0 &&
+                       far.add(results[i].scale, results[i].sum_of_squares);
+        });
+      }
     }
     if (!Atom::all_lanes(all_common)) return false;
     merge(part, tally.summary());

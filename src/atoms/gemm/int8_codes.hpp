@@ -9,6 +9,7 @@
 
 #include "../../numbers.hpp"
 #include "../../operand.hpp"
+#include "../cuda.hpp"
 
 #include <Kokkos_Core.hpp>
 
@@ -86,9 +87,11 @@ KOKKOS_INLINE_FUNCTION int opaque(int x) {
 KOKKOS_INLINE_FUNCTION std::uint32_t expand_codes(std::uint32_t codes, std::uint32_t low,
                                                   std::uint32_t high) {
 #if defined(__CUDA_ARCH__)
-  const std::uint32_t magnitudes = __byte_perm(low, high, codes & 0x7777u);
-  const std::uint32_t signs = __byte_perm(0xFF00u, 0u, (codes >> 3) & 0x1111u);
-  return __vsub4(magnitudes ^ signs, signs);
+  // A code with its sign bit set names the sign of a magnitude, which is 0. Without carries from
+  // byte to byte: magnitudes are at most 96.
+  const std::uint32_t positive = CudaUnit::permute(low, high, codes);
+  const std::uint32_t negative = CudaUnit::permute(low, high, codes ^ 0x8888u);
+  return (positive - negative + 0x80808080u) ^ 0x80808080u;
 #else
   std::uint32_t result = 0;
   for (int i = 0; i < 4; ++i) {
@@ -107,14 +110,14 @@ inline constexpr std::uint32_t halves_high = 0x0C080604u;  // of codes 4 to 7
 struct BlockCodes {
   std::uint32_t word[4];
 };
+KOKKOS_INLINE_FUNCTION BlockCodes load_whole_block(const std::uint8_t* aligned) {
+  const CodesMap::Whole whole = *reinterpret_cast<const CodesMap::Whole*>(aligned);
+  return {{whole.word[0], whole.word[1], whole.word[2], whole.word[3]}};
+}
 KOKKOS_INLINE_FUNCTION BlockCodes load_block(const CodesMap& codes, const std::uint8_t* from) {
   BlockCodes block;
-  if (codes.byte == 1 && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
-    struct alignas(16) Words {
-      std::uint32_t word[4];
-    };
-    const Words words = *reinterpret_cast<const Words*>(from);
-    for (int i = 0; i < 4; ++i) block.word[i] = words.word[i];
+  if (codes.byte == 1 && CodesMap::is_aligned(from)) {
+    block = load_whole_block(from);
   } else {
     for (int i = 0; i < 4; ++i) {
       std::uint32_t word = 0;

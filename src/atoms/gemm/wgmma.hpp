@@ -53,8 +53,9 @@ struct WgmmaInt8Atom : Int8Images {
   static constexpr int tile_m = 64 * Warpgroups, tile_n = N;
   static constexpr int a_bytes = tile_m * step_bytes, b_bytes = tile_n * step_bytes;
   static constexpr int stages = N == 256 ? 4 : 6;
-  /// One more warpgroup copies.
+  /// One more warpgroup copies, and prepares tiles.
   static constexpr int multiplying = 128 * Warpgroups, threads = multiplying + 128;
+  static constexpr int preparing = 96;
   static constexpr int values = N / 2;  // accumulators of a thread
   /// Groups that a multiprocessor holds at once.
   static constexpr int groups_each = N == 256 ? 1 : 2;
@@ -63,6 +64,9 @@ struct WgmmaInt8Atom : Int8Images {
     alignas(1024) std::int8_t a[stages][a_bytes];
     alignas(1024) std::int8_t b[stages][b_bytes];
     std::uint64_t full[stages], empty[stages];
+    /// Of every other tile: what prepare said of it, by warp.
+    std::uint64_t prepared[2], stored[2];
+    std::uint32_t said[2][preparing / 32];
   };
 
   /// After its steps a tile may have some more, of gathered columns (GatherOutliers): large tiles.
@@ -86,6 +90,13 @@ struct WgmmaInt8Atom : Int8Images {
   KOKKOS_INLINE_FUNCTION static constexpr int col_of(int thread, int v) {
     return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1);
   }
+  /// The thread and the accumulator of a place in the tile.
+  KOKKOS_INLINE_FUNCTION static constexpr int thread_of(int row, int col) {
+    return (row >> 4) * 32 + (row & 7) * 4 + (col >> 1 & 3);
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int value_of(int row, int col) {
+    return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1);
+  }
 
   /// The product of step s: images at a + s * a_bytes and b + s * b_bytes. Rows are cut into
   /// pieces, of which the first is there, the others of the same step a_piece and b_piece bytes
@@ -95,6 +106,8 @@ struct WgmmaInt8Atom : Int8Images {
     const std::uint8_t* b;
     int a_pieces, b_pieces;
     std::int64_t a_piece, b_piece;
+    /// Products before this one: of so many steps each, a_before[i] bytes from a and so on.
+    std::int64_t before_steps[2], a_before[2], b_before[2];
   };
 
   /// What all threads of a warp have, of which the compiler then knows that they do.
@@ -137,6 +150,7 @@ struct WgmmaInt8Atom : Int8Images {
         sums.outliers_main[v] = sums.main_outliers[v] = 0;
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
+      std::int32_t high_main[8] = {}, main_high[8] = {};
       // Chunks of 32 columns, and of 16 rows of B, differ in address bits of their own.
       const int lane = thread_ & 31;
       const int of_a = offset((thread_ >> 5) * 16 + (lane & 15), lane >> 4);
@@ -156,7 +170,7 @@ struct WgmmaInt8Atom : Int8Images {
         multiply(sums.outliers_main, a, b, 1);
         if (digits.high_a) {
           load_a(a_high, pipeline().a[s0], k);
-          multiply(sums.outliers_main, a_high, b, 256);
+          multiply(high_main, a_high, b, 1);
         }
         load_b(b, pipeline().b[s2], k);
         if (digits.high_b) load_b(b_high, pipeline().b[s1], k);
@@ -168,7 +182,12 @@ struct WgmmaInt8Atom : Int8Images {
         }
         load_a(a, pipeline().a[s2], k);
         multiply(sums.main_outliers, a, b, 1);
-        if (digits.high_b) multiply(sums.main_outliers, a, b_high, 256);
+        if (digits.high_b) multiply(main_high, a, b_high, 1);
+      }
+#pragma unroll
+      for (int v = 0; v < 8; ++v) {
+        sums.outliers_main[v] += 256 * high_main[v];
+        sums.main_outliers[v] += 256 * main_high[v];
       }
     }
     /// Puts all accumulators into the memory of the stages.
@@ -180,6 +199,14 @@ struct WgmmaInt8Atom : Int8Images {
         for (int v = 0; v < 8; ++v) to[v * multiplying] = d[8 * i + v];
       }
       CudaUnit::named_barrier(1, multiplying);
+    }
+    /// Puts zeros there.
+    __device__ __forceinline__ void clear() const {
+#pragma unroll
+      for (int i = 0; i < values / 8; ++i) {
+#pragma unroll
+        for (int v = 0; v < 8; ++v) kept(i)[v * multiplying + thread_] = 0;
+      }
     }
     /// There: [v][thread] has accumulator 8 * i + v of a thread.
     __device__ __forceinline__ std::int32_t* kept(int i) const {
@@ -224,6 +251,7 @@ struct WgmmaInt8Atom : Int8Images {
 #else
     KOKKOS_INLINE_FUNCTION void multiply(int, const Digits&, OutlierSums&) const {}
     KOKKOS_INLINE_FUNCTION void keep(const std::int32_t (&)[values]) const {}
+    KOKKOS_INLINE_FUNCTION void clear() const {}
     KOKKOS_INLINE_FUNCTION std::int32_t* kept(int) const { return nullptr; }
     KOKKOS_INLINE_FUNCTION void release() const {}
 
@@ -252,15 +280,19 @@ struct WgmmaInt8Atom : Int8Images {
     }
   };
 
-  /// For each tile: prepare(tile) by the multiplying threads, then the product over `steps`, then
-  /// store(tile, accumulators, gathered) by the same, which waits for the steps after these exactly
-  /// where steps_after(tile) says that there are any. images(tile) tells where the operands are.
-  /// prepare must not wait for other threads. Tiles: first, first + stride, ... below end.
-  template <class ImagesOf, class After, class Prepare, class Store>
+  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside the product over
+  /// `steps` by others, then store(tile, slot, bits, accumulators, gathered) by these, of the bits
+  /// that any thread's prepare returned; it waits for the steps after these exactly where
+  /// steps_after(tile) says that there are any. Other steps may come first, steps_before(tile) of
+  /// them: what these sum up to counts 2^shift_before() times. What is prepared in a slot (0 or 1)
+  /// is kept until all have stored that tile. images(tile) tells where the operands are. prepare
+  /// must not wait for other threads. Tiles: first, first + stride, ... below end.
+  template <class ImagesOf, class Before, class Shift, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
-      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int64_t first,
-      [[maybe_unused]] std::int64_t end, [[maybe_unused]] std::int64_t stride,
+      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int32_t first,
+      [[maybe_unused]] std::int32_t end, [[maybe_unused]] std::int32_t stride,
       [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
+      [[maybe_unused]] const Before& steps_before, [[maybe_unused]] const Shift& shift_before,
       [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
       [[maybe_unused]] const Store& store) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -270,26 +302,50 @@ struct WgmmaInt8Atom : Int8Images {
         barrier_init(&pipeline.full[i], 1);
         barrier_init(&pipeline.empty[i], multiplying / 128);
       }
+      for (int i = 0; i < 2; ++i) {
+        barrier_init(&pipeline.prepared[i], preparing);
+        barrier_init(&pipeline.stored[i], multiplying / 32);
+      }
       barriers_made();
     }
     __syncthreads();
     int stage = 0, phase = 0;
     if (threadIdx.x < 128) {
-      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+      if (threadIdx.x >= 128 - preparing) {
+        const int rank = static_cast<int>(threadIdx.x) - (128 - preparing);
+        int turn = 0;
+        for (std::int32_t tile = first; tile < end; tile += stride, ++turn) {
+          const int slot = turn & 1;
+          barrier_wait(&pipeline.stored[slot], (turn >> 1 & 1) ^ 1);
+          const std::uint32_t all = any_bits(prepare(tile, slot, rank, preparing));
+          if (rank % 32 == 0) pipeline.said[slot][rank / 32] = all;
+          barrier_arrive(&pipeline.prepared[slot]);
+        }
+        return;
+      }
       if (threadIdx.x != 0) return;
-      for (std::int64_t tile = first; tile < end; tile += stride) {
+      for (std::int32_t tile = first; tile < end; tile += stride) {
         const Images from = images(tile);
         const StepsAfter after = steps_after(tile);
         const int a_each = a_bytes / from.a_pieces, b_each = b_bytes / from.b_pieces;
         const std::int64_t all = after == StepsAfter::gathered ? steps + gathered_steps : steps;
-        for (std::int64_t s = 0; s < all; ++s) {
-          barrier_wait(&pipeline.empty[stage], phase ^ 1);
-          barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
-          copy(pipeline.a[stage], from.a + s * a_bytes, a_each, from.a_pieces, from.a_piece,
-               &pipeline.full[stage]);
-          copy(pipeline.b[stage], from.b + s * b_bytes, b_each, from.b_pieces, from.b_piece,
-               &pipeline.full[stage]);
-          advance(stage, phase);
+#pragma unroll 1
+        for (int product = 0; product < 3; ++product) {
+          const bool is_last = product == 2;
+          const std::uint8_t* a = from.a + (is_last ? 0 : from.a_before[product]);
+          const std::uint8_t* b = from.b + (is_last ? 0 : from.b_before[product]);
+          const std::int64_t count = is_last ? all : from.before_steps[product];
+#pragma unroll 1
+          for (std::int64_t s = 0; s < count; ++s) {
+            barrier_wait(&pipeline.empty[stage], phase ^ 1);
+            barrier_expect(&pipeline.full[stage], a_bytes + b_bytes);
+            copy(pipeline.a[stage], a + s * a_bytes, a_each, from.a_pieces, from.a_piece,
+                 &pipeline.full[stage]);
+            copy(pipeline.b[stage], b + s * b_bytes, b_each, from.b_pieces, from.b_piece,
+                 &pipeline.full[stage]);
+            advance(stage, phase);
+          }
         }
         for (int i = 0; after == StepsAfter::room && i < gathered_steps; ++i) {
           barrier_wait(&pipeline.empty[stage], phase ^ 1);
@@ -299,11 +355,11 @@ struct WgmmaInt8Atom : Int8Images {
       }
       return;
     }
-    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
 
-    for (std::int64_t tile = first; tile < end; tile += stride) {
+    int turn = 0;
+    for (std::int32_t tile = first; tile < end; tile += stride, ++turn) {
       const int thread = opaque(static_cast<int>(threadIdx.x)) - 128;
-      prepare(tile);
       std::int32_t d[values];
 #pragma unroll
       for (int v = 0; v < values; ++v) d[v] = 0;
@@ -311,29 +367,46 @@ struct WgmmaInt8Atom : Int8Images {
         if (thread % 128 == 0) barrier_arrive(&pipeline.empty[s]);
       };
       int last = 0;
-      for (std::int64_t s = 0; s < steps; ++s) {
-        barrier_wait(&pipeline.full[stage], phase);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        const std::uint64_t a = describe(pipeline.a[stage] + thread / 128 * (a_bytes / Warpgroups));
-        const std::uint64_t b = describe(pipeline.b[stage]);
+      auto before =
+          static_cast<std::int32_t>(uniform(static_cast<std::uint32_t>(steps_before(tile))));
+      for (;;) {
+        const std::int32_t count = before > 0 ? before : static_cast<std::int32_t>(steps);
+        for (std::int32_t s = 0; s < count; ++s) {
+          barrier_wait(&pipeline.full[stage], phase);
+          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+          const std::uint64_t a =
+              describe(pipeline.a[stage] + thread / 128 * (a_bytes / Warpgroups));
+          const std::uint64_t b = describe(pipeline.b[stage]);
 #pragma unroll
-        for (int k = 0; k < step_bytes / 32; ++k) {
-          multiply(d, a + 2 * k, b + 2 * k, 1);
+          for (int k = 0; k < step_bytes / 32; ++k) {
+            multiply(d, a + 2 * k, b + 2 * k, 1);
+          }
+          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          if (s > 0) {
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+            release(last);
+          }
+          last = stage;
+          advance(stage, phase);
         }
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        if (s > 0) {
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+        if (count > 0) {
+          asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
           release(last);
         }
-        last = stage;
-        advance(stage, phase);
+        if (before == 0) break;
+        before = 0;
+        const int shift = shift_before();
+#pragma unroll
+        for (int v = 0; v < values; ++v) d[v] <<= shift;
       }
-      if (steps > 0) {
-        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-        release(last);
-      }
-      named_barrier(1, multiplying);
-      store(tile, d, Gathered{pipeline, stage, phase, thread});
+      const int slot = turn & 1;
+      barrier_wait(&pipeline.prepared[slot], turn >> 1 & 1);
+      std::uint32_t said = 0;
+#pragma unroll
+      for (const std::uint32_t bits : pipeline.said[slot]) said |= bits;
+      store(tile, slot, said, d, Gathered{pipeline, stage, phase, thread});
+      warp_barrier();
+      if (thread % 32 == 0) barrier_arrive(&pipeline.stored[slot]);
     }
 #else
     Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");

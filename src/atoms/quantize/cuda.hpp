@@ -57,13 +57,84 @@ struct CudaQuantizeAtom : PortableQuantizeAtom {
   KOKKOS_INLINE_FUNCTION static Eight load_eight(const unsigned char* from) {
     return load_words<Words>(from);
   }
+  /// A row of blocks on its way to a warp, N eights a lane at a time. Where the copy engine can, it
+  /// brings the next ones while those before are quantized.
+  template <int N>
+  class EightStream {
+   public:
+    static constexpr int chunk = N * 32 * 16;  // bytes
+    struct Memory {
+      alignas(128) unsigned char chunks[2][chunk];
+      std::uint64_t full[2];
+    };
+
+    KOKKOS_INLINE_FUNCTION EightStream([[maybe_unused]] Memory& memory, const unsigned char* row,
+                                       std::int64_t bytes, int lane)
+        : from_(row), left_(bytes), lane_(lane) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      memory_ = &memory;
+      if (lane == 0) {
+        for (std::uint64_t& full : memory.full) CudaUnit::barrier_init(&full, 1);
+        CudaUnit::barriers_made();
+      }
+      CudaUnit::warp_barrier();
+      start(0);
+      start(1);
+#endif
+    }
+    /// Zeros past the row's end.
+    KOKKOS_INLINE_FUNCTION void next(Eight (&eights)[N]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      const int slot = turn_ & 1;
+      CudaUnit::barrier_wait(&memory_->full[slot], turn_ >> 1 & 1);
+      load(eights, memory_->chunks[slot]);
+      CudaUnit::warp_barrier();
+      start(2);
+      ++turn_;
+#else
+      load(eights, from_);
+#endif
+      from_ += chunk;
+      left_ -= chunk;
+    }
+
+   private:
+    /// The next chunk's bytes, or that after so many more.
+    KOKKOS_INLINE_FUNCTION int bytes_of(int i) const {
+      const std::int64_t left = left_ - i * chunk;
+      return static_cast<int>(left < chunk ? left : chunk);
+    }
+    KOKKOS_INLINE_FUNCTION void load(Eight (&eights)[N], const unsigned char* from) const {
+      const int bytes = bytes_of(0);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const int at = (32 * i + lane_) * 16;
+        eights[i] = at < bytes ? load_eight(from + at) : Eight{};
+      }
+    }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    /// Of chunks from the next one on.
+    __device__ void start(int i) const {
+      const int bytes = bytes_of(i);
+      if (lane_ != 0 || bytes <= 0) return;
+      const int slot = (turn_ + i) & 1;
+      CudaUnit::barrier_expect(&memory_->full[slot], bytes);
+      CudaUnit::bulk_copy(memory_->chunks[slot], from_ + i * chunk, bytes, &memory_->full[slot]);
+    }
+    Memory* memory_;
+    int turn_ = 0;
+#endif
+    const unsigned char* from_;
+    std::int64_t left_;
+    int lane_;
+  };
+
   /// What a lane has of its block. All lanes of a warp call it together.
   struct EightResult {
     std::uint32_t codes;
     std::uint32_t sum_of_squares;
-    /// Of the block, or negative where it is for quantize.
+    /// Of the block: 0 if it is zeros, negative where it is for quantize.
     int scale;
-    bool is_zero;  ///< the block
   };
   KOKKOS_INLINE_FUNCTION static bool all_lanes(bool mine) {
 #if defined(__CUDA_ARCH__)
@@ -90,12 +161,12 @@ struct CudaQuantizeAtom : PortableQuantizeAtom {
     std::uint32_t largest = Bf16Pairs::largest(x);
     largest = max(largest, CudaUnit::from_lane_xor(largest, 1));
     largest = max(largest, CudaUnit::from_lane_xor(largest, 2));
-    result.is_zero = largest == 0;
-    const int scale = result.is_zero ? any_scale : eights.scale(largest);
+    const bool is_zero = largest == 0;
+    const int scale = is_zero ? any_scale : eights.scale(largest);
     result.codes = Bf16Pairs::codes<ToEven>(x, scale);
     add_squares(result.codes, result.sum_of_squares);
     // Infinity and NaN come with larger scales.
-    result.scale = result.is_zero ? 0 : Bf16Pairs::takes(scale) ? scale : -1;
+    result.scale = is_zero ? 0 : Bf16Pairs::takes(scale) ? scale : -1;
 #endif
     return result;
   }

@@ -149,11 +149,15 @@ class Bf16Pairs {
     for (int i = 0; i < 4; ++i) {
       std::uint32_t sign = x.w[i];
       if (!ToEven) sign &= (x.w[i] & 0x7FFF7FFFu) + 0x7FFF7FFFu;  // of zero there is none
-      rounded[i] = magnitudes(x.w[i], scale, ToEven ? to_even_added : ties_up_added,
-                              ToEven ? 0x00010001u : 0u) |
-                   (sign & 0x80008000u);
+      // Magnitudes move next to their signs: codes in the last four bits.
+      std::uint32_t u = scaled(x.w[i], scale);
+      if (ToEven) u += u >> 9 & 0x00010001u;
+      asm("mad.lo.u32 %0, %0, 8, %1;"
+          : "+r"(u)
+          : "r"((ToEven ? to_even_added : ties_up_added) * 8u));
+      rounded[i] = (u & 0x70007000u) | (sign & 0x80008000u);
     }
-    return __byte_perm(nibbles(rounded[0], rounded[1]), nibbles(rounded[2], rounded[3]), 0x6420);
+    return __byte_perm(pairs_of(rounded[0], rounded[1]), pairs_of(rounded[2], rounded[3]), 0x6420);
   }
 
   /// Eight elements as int8 in halves, times 2^shift, which is 1 to 8, in two words; zeros where
@@ -187,9 +191,8 @@ class Bf16Pairs {
     return most;
   }
 
-  /// The magnitudes of two codes, times 2^-14 in f16: in bits 9 to 11 of each half.
-  __device__ static std::uint32_t magnitudes(std::uint32_t x, int scale, std::uint32_t added,
-                                             std::uint32_t last_bit) {
+  /// y 2^-14 of two numbers in f16, at most 6.
+  __device__ static std::uint32_t scaled(std::uint32_t x, int scale) {
     // bf16's exponent and mantissa become f16's, 2^(scale - 127) becoming 1; what is below f16's
     // range is far below the first midpoint.
     const std::uint32_t base = static_cast<std::uint32_t>(scale - 15) * (0x80u * 0x10001u);
@@ -197,14 +200,18 @@ class Bf16Pairs {
     std::uint32_t y, u;
     asm("mad.lo.u32 %0, %1, 8, %2;" : "=r"(y) : "r"(from_base), "r"(0u - base * 8u));
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(u) : "r"(y), "r"(0x04000400u));  // 2^-14
-    u = __vminu2(u, 0x0E000E00u);                                          // 6
+    return __vminu2(u, 0x0E000E00u);                                       // 6
+  }
+  /// The magnitudes of two codes, times 2^-14 in f16: in bits 9 to 11 of each half.
+  __device__ static std::uint32_t magnitudes(std::uint32_t x, int scale, std::uint32_t added,
+                                             std::uint32_t last_bit) {
+    const std::uint32_t u = scaled(x, scale);
     return (u + added + (u >> 9 & last_bit)) & 0x0E000E00u;
   }
-  /// Four codes: two in byte 0, two in byte 2.
-  __device__ static std::uint32_t nibbles(std::uint32_t low, std::uint32_t high) {
+  /// Four codes, from the last four bits of halves: two in byte 0, two in byte 2.
+  __device__ static std::uint32_t pairs_of(std::uint32_t low, std::uint32_t high) {
     const std::uint32_t bytes = __byte_perm(low, high, 0x7531);
-    const std::uint32_t codes = (bytes >> 1 & 0x07070707u) | (bytes >> 4 & 0x08080808u);
-    return codes | codes >> 4;
+    return __umulhi(bytes, 0x11000000u);  // bytes >> 4 | bytes >> 8
   }
 
   QuantizeRule rule_;
