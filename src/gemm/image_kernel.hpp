@@ -65,9 +65,8 @@ struct GatherState {
   static constexpr int most_shift = 16;
 };
 
-/// A block's chunks to the image of a step. Warps call it together, a row's blocks in lanes one
-/// after
-/// the other.
+/// A block's chunks to the image of a step. Warps call it together: a row's blocks are in lanes one
+/// after the other.
 template <class Atom>
 KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
                                          const ImageChunk (&chunks)[2]) {
