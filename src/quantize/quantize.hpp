@@ -16,6 +16,7 @@
 
 #include <Kokkos_Core.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -86,9 +87,9 @@ struct RowKernel {
   }
 };
 
-/// The same on hosts: body.rows(batch, first, count) for some rows, which lie in one tile of 16.
-/// Every worker has as many as the others, the same ones in every call, so that what they read and
-/// write stays in its caches.
+/// The same on hosts: body.rows(batch, first, count) for some rows, which lie in one tile of 16
+/// unless body.rows_are_even(). Every worker has as many as the others, the same ones in every
+/// call, so that what they read and write stays in its caches.
 template <class RowBody>
 struct RowWorkers {
   RowBody body;
@@ -100,12 +101,20 @@ struct RowWorkers {
     const std::int64_t unit =
         batch * rows >= 2 * tile * workers ? 2 * tile : (batch * rows >= 2 * workers ? 2 : 1);
     const std::int64_t units = (rows + unit - 1) / unit, all = batch * units;
-    for (std::int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i) {
-      const std::int64_t begin = i % units * unit;
-      const std::int64_t end = begin + unit < rows ? begin + unit : rows;
-      for (std::int64_t first = begin; first < end; first += tile) {
-        body.rows(i / units, first, first + tile < end ? tile : end - first);
+    const std::int64_t end_unit = all * (worker + 1) / workers;
+    for (std::int64_t i = all * worker / workers; i < end_unit;) {
+      // Of one batch.
+      const std::int64_t b = i / units, next = std::min((b + 1) * units, end_unit);
+      const std::int64_t begin = (i - b * units) * unit;
+      const std::int64_t end = std::min((next - b * units) * unit, rows);
+      for (std::int64_t first = begin; first < end;) {
+        const std::int64_t in_tile = tile - first % tile;
+        const std::int64_t count =
+            body.rows_are_even() ? end - first : std::min(in_tile, end - first);
+        body.rows(b, first, count);
+        first += count;
       }
+      i = next;
     }
   }
 };
@@ -133,8 +142,14 @@ void launch_rows(const std::string& label, const ExecSpace& exec, std::int64_t b
   }
 }
 
-/// Rows of one tile of 16 as a host's atom takes them; x and its row's bytes where they are dense,
-/// too.
+/// Whether all rows lie at one stride, rather than those of a tile of 16.
+inline bool rows_are_even(const MatrixMap& q) {
+  return q.codes.tile_of_16_rows == 16 * q.codes.row && q.scales.row_16 == 16 * q.scales.row_1 &&
+         q.scales.row_32 == 32 * q.scales.row_1;
+}
+
+/// Such rows, or those of one tile of 16, as a host's atom takes them; x and its row's bytes where
+/// they are dense, too.
 inline BlockRows block_rows(const MatrixMap& q, std::int64_t batch, std::int64_t first,
                             std::int64_t count, const DenseMap& x, QuantizeRule rule) {
   const CodesMap& codes = q.codes;
@@ -241,8 +256,13 @@ struct QuantizeRow {
     }
   }
 
+  bool rows_are_even() const { return Impl::rows_are_even(q); }
   void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
-    for (std::int64_t i = 0; i < count; ++i) clear_padding(SerialGroup{}, batch, first + i);
+    const bool is_padded =
+        q.codes.blocks > q.blocks || q.scales.cols > q.blocks || first + count > q.rows;
+    for (std::int64_t i = 0; is_padded && i < count; ++i) {
+      clear_padding(SerialGroup{}, batch, first + i);
+    }
     const std::int64_t left = q.rows - first;
     if (left <= 0) return;
     BlockRows all = block_rows(q, batch, first, left < count ? left : count, x, rule);
@@ -367,6 +387,7 @@ struct DequantizeRow {
   static constexpr int groups_together = 6;
   static constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
 
+  bool rows_are_even() const { return Impl::rows_are_even(q); }
   void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
     Atom::template dequantize_rows<Format>(block_rows(q, batch, first, count, x, rules::reference));
   }
@@ -388,6 +409,7 @@ struct SummarizeRow {
   static constexpr bool by_eights = false;
   static constexpr int groups_together = 6;
 
+  bool rows_are_even() const { return Impl::rows_are_even(q); }
   void rows(std::int64_t batch, std::int64_t first, std::int64_t count) const {
     Atom::summarize_rows(block_rows(q, batch, first, count, {}, rules::reference));
   }
