@@ -37,16 +37,6 @@ KOKKOS_INLINE_FUNCTION int leading_zeros(std::uint64_t x) {
   return Kokkos::Experimental::countl_zero_builtin(x);
 }
 
-/// The larger of both halves of words, each by itself.
-KOKKOS_INLINE_FUNCTION std::uint32_t larger_halves(std::uint32_t x, std::uint32_t y) {
-#if defined(__CUDA_ARCH__)
-  return __vmaxu2(x, y);
-#else
-  const std::uint32_t low = (x & 0xFFFFu) > (y & 0xFFFFu) ? x : y;
-  return ((x >> 16 > y >> 16 ? x : y) & 0xFFFF0000u) | (low & 0xFFFFu);
-#endif
-}
-
 /// RN_f32((-1)^negative * (magnitude + s) * 2^exponent) as bits, where s lies strictly between 0
 /// and 1 if sticky and is 0 otherwise. Zero (and not sticky) is +0. With sticky the magnitude has
 /// at least 26 significant bits, or the value lies below half the least subnormal.

@@ -24,6 +24,7 @@
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/wgmma.hpp"
 #include "../atoms/quantize/loops.hpp"
+#include "../atoms/words.hpp"
 #include "../launch.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
@@ -316,7 +317,7 @@ struct MakeImages {
                                              [[maybe_unused]] Scratch& scratch, bool is) {
 #ifdef __CUDA_ARCH__
     static_assert(step_threads == 32);
-    return __any_sync(~0u, is) != 0;
+    return CudaUnit::any_lane(is);
 #else
     if (group.rank() == 0) scratch.any_is_wide = 0;
     group.barrier();

@@ -10,6 +10,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../atom_select.hpp"
+#include "../atoms/words.hpp"
 #include "../launch.hpp"
 #include "../numbers.hpp"
 #include "../operand.hpp"
