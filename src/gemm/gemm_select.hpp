@@ -129,8 +129,7 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   if (y_panels > 4) y_panels = (y_panels + 3) / 4 * 4;
   config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
   config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
-  config.groups =
-      static_cast<int>(std::min<std::int64_t>(groups, few && config.x_panels != 2 ? 2 : 4));
+  config.groups = static_cast<int>(std::min<std::int64_t>(groups, few ? 2 : 4));
   // Limbs stay in the second cache. Columns of which a 64th are outliers, and a third more, are
   // gathered. Half a panel's groups in pieces cost as much as the panel itself; adding block by
   // block, several times that.

@@ -35,7 +35,7 @@ struct AmxGemmAtom : Int8Atom<false> {
                                              int groups, bool add,
                                              const PanelUnpacking<element>& next) {
     const int tiles = 2 * groups;
-    Unpacker unpacker(next, blocks_of(y_panels, x_panels) * tiles);
+    Unpacker unpacker(next, y_panels * x_panels * tiles);
     x86::memory_is_read();
     // A product takes 52 cycles and one can start every 16: four accumulators at a time.
     const Step step{sums_y, sums_x, stride_y, stride_x, tiles, add};
@@ -68,65 +68,14 @@ struct AmxGemmAtom : Int8Atom<false> {
   }
 
  private:
+  /// Products of tiles run on their own meanwhile. Some rows after each of them, rather than more
+  /// after four: where the processor throttles its matrix unit, instructions of tiles run one by
+  /// one, and only what is close to them is done meanwhile.
+  using Unpacker = UnpackerBetween<AmxGemmAtom, 4>;
   struct Step {
     std::int64_t sums_y, sums_x, stride_y, stride_x;
     int tiles;
     bool add;
-  };
-  static int blocks_of(int y_panels, int x_panels) {
-    return x_panels / 2 * (y_panels / 2 + y_panels % 2 * 2) +
-           x_panels % 2 * (y_panels / 4 + y_panels % 4);
-  }
-
-  /// Unpacks panels a few rows at a time, between products of tiles, which run on their own.
-  struct Unpacker {
-    static constexpr int rows = 8;
-    const PanelUnpacking<element>& work;
-    __m512i table;
-    RowShifts<false> shifts;
-    int left, each;  ///< pieces, all of them and at a time
-    int panel = 0, group = 0, row = 0;
-
-    /// To be called `times` times, then finished.
-    KOKKOSMX_AMX_INLINE Unpacker(const PanelUnpacking<element>& next, int times) : work(next) {
-      table = Values<false, false>::make().table;
-      bool near = false;
-      for (int i = 0; i < work.panels; ++i) near = near || work.states[i].base.near;
-      if (near) unpack_panels<AmxGemmAtom>(work);
-      left = near ? 0 : work.panels * work.groups * (panel_rows / rows);
-      each = times == 0 ? 0 : (left + times - 1) / times;
-    }
-    KOKKOSMX_AMX_INLINE void operator()() {
-      for (int i = 0; i < each && left != 0; ++i) piece();
-    }
-    KOKKOSMX_AMX_INLINE void finish() {
-      while (left != 0) piece();
-    }
-    KOKKOSMX_AMX_INLINE void piece() {
-      if (row == 0) {
-        shifts = RowShifts<false>(work.scales(panel, group), work.states[panel].base);
-      }
-      const std::uint8_t* from = work.codes(panel, group) + row * group_bytes;
-      element* to =
-          work.to + panel * work.stride + group * panel_group_elements + row * group_bytes;
-      const __m512i nibble = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        // Blocks that are left out have no nonzero codes.
-        const Shifts of_row{_mm512_set1_epi32(shifts.shift[row + r]), nibble};
-        const Values<false, false> values{table};
-        const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
-        _mm512_store_si512(to + r * 64, values(code, of_row));
-        _mm512_store_si512(to + r * 64 + tile_bytes, values(_mm512_srli_epi16(code, 4), of_row));
-      }
-      --left;
-      row += rows;
-      if (row < panel_rows) return;
-      row = 0;
-      if (++group < work.groups) return;
-      group = 0;
-      ++panel;
-    }
   };
 
   // Sums of four tiles begin and end in memory.
@@ -156,9 +105,12 @@ struct AmxGemmAtom : Int8Atom<false> {
       KOKKOSMX_TILE_LOAD(6, y + t * tile_bytes, 64);
       KOKKOSMX_TILE_LOAD(5, x + step.stride_x + t * tile_bytes, 64);
       KOKKOSMX_TILE_DOT_ADD(0, 6, 4);
+      unpacker();
       KOKKOSMX_TILE_LOAD(7, y + step.stride_y + t * tile_bytes, 64);
       KOKKOSMX_TILE_DOT_ADD(1, 6, 5);
+      unpacker();
       KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
+      unpacker();
       KOKKOSMX_TILE_DOT_ADD(3, 7, 5);
       unpacker();
     }
@@ -174,10 +126,13 @@ struct AmxGemmAtom : Int8Atom<false> {
       KOKKOSMX_TILE_LOAD(5, at, 64);
       KOKKOSMX_TILE_LOAD(6, at + step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(0, 5, 4);
+      unpacker();
       KOKKOSMX_TILE_LOAD(7, at + 2 * step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(1, 6, 4);
+      unpacker();
       KOKKOSMX_TILE_LOAD(5, at + 3 * step.stride_y, 64);
       KOKKOSMX_TILE_DOT_ADD(2, 7, 4);
+      unpacker();
       KOKKOSMX_TILE_DOT_ADD(3, 5, 4);
       unpacker();
     }

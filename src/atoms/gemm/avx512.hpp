@@ -181,7 +181,9 @@ struct Int8Panels {
                                                  int groups, const RowPlaces& places, element* to) {
     const auto values = Values<near, is_unsigned>::make();
     for (int g = 0; g < groups; ++g) {
-      const RowShifts<near> row_shifts(scales + g * panel_group_scales, base);
+      RowShifts<near> row_shifts(scales + g * panel_group_scales, base);
+      // In memory, from where they are broadcast at no cost: g++ would take them out of registers.
+      __asm__("" : "+m"(row_shifts));
       const std::uint8_t* from = codes + g * panel_group_bytes;
       element* tile = to + g * places.group;
       for (int r = 0; r < places.rows; ++r) {
@@ -631,6 +633,7 @@ struct Int8Panels {
 /// VPDPBUSD takes one operand unsigned.
 template <bool is_unsigned>
 struct Int8Atom : Int8Panels {
+  static constexpr bool y_is_unsigned = is_unsigned;
   KOKKOSMX_AVX512_FUNCTION static void state_of_summaries(const RowSummary (&summaries)[panel_rows],
                                                           PanelState& state) {
     set_state(summaries, state);
@@ -723,6 +726,60 @@ struct Int8Atom : Int8Panels {
   }
 };
 
+/// Unpacks panels of y a few rows at a time, between the products of an Int8Atom.
+template <class Atom, int rows>
+struct UnpackerBetween : Int8Panels {
+  using RowValues = Values<false, Atom::y_is_unsigned>;
+  const PanelUnpacking<element>& work;
+  __m512i table;
+  RowShifts<false> shifts;
+  int left;           ///< pieces
+  int pieces, calls;  ///< all of them
+  int due;            ///< below 0: pieces are, in calls
+  int panel = 0, group = 0, row = 0;
+
+  /// To be called some times, among which the pieces are spread, then finished.
+  KOKKOSMX_AVX512_INLINE UnpackerBetween(const PanelUnpacking<element>& next, int all_calls)
+      : work(next), calls(all_calls), due(all_calls) {
+    table = RowValues::make().table;
+    bool near = false;
+    for (int i = 0; i < work.panels; ++i) near = near || work.states[i].base.near;
+    if (near) unpack_panels<Atom>(work);
+    pieces = near ? 0 : work.panels * work.groups * (panel_rows / rows);
+    left = pieces;
+  }
+  KOKKOSMX_AVX512_INLINE void operator()() {
+    for (due -= pieces; due < 0 && left != 0; due += calls) piece();
+  }
+  KOKKOSMX_AVX512_INLINE void finish() {
+    while (left != 0) piece();
+  }
+  KOKKOSMX_AVX512_INLINE void piece() {
+    if (row == 0) {
+      shifts = RowShifts<false>(work.scales(panel, group), work.states[panel].base);
+    }
+    const std::uint8_t* from = work.codes(panel, group) + row * group_bytes;
+    element* to = work.to + panel * work.stride + group * panel_group_elements + row * group_bytes;
+    const __m512i nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      // Blocks that are left out have no nonzero codes.
+      const Shifts of_row{_mm512_set1_epi32(shifts.shift[row + r]), nibble};
+      const RowValues values{table};
+      const __m512i code = _mm512_loadu_si512(from + r * group_bytes);
+      _mm512_store_si512(to + r * 64, values(code, of_row));
+      _mm512_store_si512(to + r * 64 + tile_bytes, values(_mm512_srli_epi16(code, 4), of_row));
+    }
+    --left;
+    row += rows;
+    if (row < panel_rows) return;
+    row = 0;
+    if (++group < work.groups) return;
+    group = 0;
+    ++panel;
+  }
+};
+
 struct VnniGemmAtom : Int8Atom<true> {
   static constexpr const char* name = "avx512vnni";
 
@@ -735,7 +792,8 @@ struct VnniGemmAtom : Int8Atom<true> {
                                                 std::int64_t stride_x, int y_panels, int x_panels,
                                                 int groups, bool add,
                                                 const PanelUnpacking<element>& next) {
-    unpack_panels<VnniGemmAtom>(next);
+    const int blocks = (x_panels / 2 * 2 + x_panels % 2) * y_panels;
+    Unpacker unpacker(next, blocks * 2 * groups * (16 / columns));
     for (int q = 0; q < x_panels; q += 2) {
       const int pair = q + 2 <= x_panels ? 2 : 1;
       alignas(64) std::int32_t offset[2][16];
@@ -744,17 +802,22 @@ struct VnniGemmAtom : Int8Atom<true> {
         const element* rows = y + p * stride_y;
         std::int32_t* to = sums + p * sums_y + q * sums_x;
         if (pair == 2) {
-          block<8, 2>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+          block<8, 2>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add, unpacker);
           block<8, 2>(to + 128, sums_x, rows + 8 * 64, x + q * stride_x, stride_x, offset, groups,
-                      add);
+                      add, unpacker);
         } else {
-          block<16, 1>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add);
+          block<16, 1>(to, sums_x, rows, x + q * stride_x, stride_x, offset, groups, add, unpacker);
         }
       }
     }
+    unpacker.finish();
   }
 
  private:
+  /// Unpacking takes units that products leave idle: two rows between 4 columns of 16 products.
+  static constexpr int columns = 4;
+  using Unpacker = UnpackerBetween<VnniGemmAtom, 2>;
+
   /// -128 * the sum of each column of x: what the elements of y are too large gives.
   KOKKOSMX_AVX512_INLINE static void sums_of_columns(const element* x, int groups,
                                                      std::int32_t (&offset)[16]) {
@@ -775,7 +838,7 @@ struct VnniGemmAtom : Int8Atom<true> {
                                            const element* y, const element* x,
                                            std::int64_t stride_x,
                                            const std::int32_t (&offset)[2][16], int groups,
-                                           bool add) {
+                                           bool add, Unpacker& unpacker) {
     __m512i sum[rows][x_panels];
     for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < x_panels; ++q) sum[r][q] = _mm512_load_si512(offset[q]);
@@ -783,20 +846,23 @@ struct VnniGemmAtom : Int8Atom<true> {
     for (int t = 0; t < 2 * groups; ++t) {
       const element* y_tile = y + t * tile_bytes;
       const element* x_tile = x + t * tile_bytes;
-#pragma GCC unroll 2
-      for (int j = 0; j < 16; ++j) {
-        // Not an array: g++ 12 keeps one on the stack.
-        const element* column = x_tile + j * 64;
-        const __m512i column_0 = _mm512_load_si512(column);
-        const __m512i column_1 = _mm512_load_si512(column + (x_panels - 1) * stride_x);
+      for (int first = 0; first < 16; first += columns) {
+#pragma GCC unroll 4
+        for (int j = first; j < first + columns; ++j) {
+          // Not an array: g++ 12 keeps one on the stack.
+          const element* column = x_tile + j * 64;
+          const __m512i column_0 = _mm512_load_si512(column);
+          const __m512i column_1 = _mm512_load_si512(column + (x_panels - 1) * stride_x);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) {
-          std::int32_t four;
-          std::memcpy(&four, y_tile + r * 64 + 4 * j, sizeof(four));
-          const __m512i row = _mm512_set1_epi32(four);
-          sum[r][0] = x86::dot_add(sum[r][0], row, column_0);
-          if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], row, column_1);
+          for (int r = 0; r < rows; ++r) {
+            std::int32_t four;
+            std::memcpy(&four, y_tile + r * 64 + 4 * j, sizeof(four));
+            const __m512i row = _mm512_set1_epi32(four);
+            sum[r][0] = x86::dot_add(sum[r][0], row, column_0);
+            if constexpr (x_panels == 2) sum[r][1] = x86::dot_add(sum[r][1], row, column_1);
+          }
         }
+        unpacker();
       }
     }
     for (int r = 0; r < rows; ++r) {
