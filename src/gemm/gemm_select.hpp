@@ -115,9 +115,9 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   config.own_x = p.x.batch * p.x.panels() <= 1;
   // Few panels of x: elements of y are used so little that they should stay in the first cache.
   // Many: panels of x stay there, a pair at a time, while a long block of y passes from the second.
-  // Measured on Sapphire Rapids.
+  // Measured on Sapphire Rapids and Zen 4.
   const bool few = config.x_panels <= 8;
-  const std::int64_t block = few ? 2 : 16;
+  const PanelBlock block = few ? Atom::block_for_few : PanelBlock{16, 4};
   // A task takes about 128 Ki elements of y: enough that matrix units do not fall asleep while it
   // quantizes them, few enough that codes stay in L2.
   std::int64_t y_panels = std::clamp<std::int64_t>(64 / groups, few ? 4 : 8, 16);
@@ -128,8 +128,8 @@ PanelConfig panel_config(const PanelProblem& p, std::int64_t concurrency) {
   y_panels = (each + rounds - 1) / rounds;
   if (y_panels > 4) y_panels = (y_panels + 3) / 4 * 4;
   config.y_panels = static_cast<int>(std::clamp<std::int64_t>(y_panels, 1, 16));
-  config.block_panels = static_cast<int>(std::min<std::int64_t>(block, config.y_panels));
-  config.groups = static_cast<int>(std::min<std::int64_t>(groups, few ? 2 : 4));
+  config.block_panels = static_cast<int>(std::min(block.panels, config.y_panels));
+  config.groups = static_cast<int>(std::min<std::int64_t>(groups, block.groups));
   // Limbs stay in the second cache. Columns of which a 64th are outliers, and a third more, are
   // gathered. Half a panel's groups in pieces cost as much as the panel itself; adding block by
   // block, several times that.

@@ -17,6 +17,7 @@ namespace KokkosMX::Impl {
 
 struct AmxGemmAtom : Int8Atom<false> {
   static constexpr const char* name = "amx";
+  static constexpr PanelBlock block_for_few{2, 2};
 
   KOKKOSMX_AMX_FUNCTION static void begin() {
     x86::TileConfig config;

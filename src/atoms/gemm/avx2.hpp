@@ -19,6 +19,7 @@ namespace KokkosMX::Impl {
 
 struct Avx2GemmAtom {
   static constexpr const char* name = "avx2";
+  static constexpr PanelBlock block_for_few{2, 2};
   static constexpr int most_dot_rows = 0;
   using element = std::int16_t;
   static constexpr int panel_group_elements = panel_rows * group_size;

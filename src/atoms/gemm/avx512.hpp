@@ -782,6 +782,7 @@ struct UnpackerBetween : Int8Panels {
 
 struct VnniGemmAtom : Int8Atom<true> {
   static constexpr const char* name = "avx512vnni";
+  static constexpr PanelBlock block_for_few{4, 4};
 
   static void begin() {}
   static void end() {}

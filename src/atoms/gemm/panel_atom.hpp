@@ -132,6 +132,11 @@ struct LimbSums {
   const std::int64_t* limb[levels];
 };
 
+/// Some panels by some groups of K.
+struct PanelBlock {
+  int panels, groups;
+};
+
 template <class A>
 concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
                              const std::int8_t* values, std::int8_t* split_values,
@@ -151,6 +156,8 @@ concept PanelAtom = requires(const std::uint8_t* codes, const PanelBase& base,
   // which none is 255, and 0 those whose codes are all 0.
   A::state_of_summaries(summaries, state);
   A::state_of_scales(codes, i, state);
+  // What multiply best takes of y at a time, where it meets few panels of x.
+  { A::block_for_few } -> std::convertible_to<PanelBlock>;
   // One thread's use of multiply lies between these.
   A::begin();
   A::end();
