@@ -7,6 +7,7 @@
 /// or the one that the environment variable KOKKOSMX_ATOM names.
 
 #include "atoms/copy/avx2.hpp"
+#include "atoms/copy/avx512.hpp"
 #include "atoms/copy/portable.hpp"
 #include "atoms/gemm/amx.hpp"
 #include "atoms/gemm/avx2.hpp"
@@ -43,12 +44,12 @@ struct Avx2Atoms {
 struct VnniAtoms {
   using Gemm = VnniGemmAtom;
   using Quantize = Avx512QuantizeAtom;
-  using Copy = Avx2CopyAtom;
+  using Copy = Avx512CopyAtom;
 };
 struct AmxAtoms {
   using Gemm = AmxGemmAtom;
   using Quantize = Avx512QuantizeAtom;
-  using Copy = Avx2CopyAtom;
+  using Copy = Avx512CopyAtom;
 };
 #endif
 

@@ -956,6 +956,29 @@ void expect_copies() {
       }
     }
   }
+  // Words of 16 rows, where those of a row lie together, and those of a column.
+  for (int count = 0; count < 30; ++count) {
+    const int row = 4 * count + count % 3, column = 64 + count % 5;
+    std::vector<std::uint8_t> rows(size_of_index(16 * row + 1)),
+        columns(size_of_index(count * column));
+    for (auto& x : rows) x = static_cast<std::uint8_t>(random());
+    std::vector<std::uint8_t> expected = columns, back(rows.size(), 0xA5), expected_back = back;
+    const std::int64_t moved =
+        Atom::move_words({rows.data() + 1, row, 4, columns.data(), 4, column, count});
+    ASSERT_LE(moved, count);
+    for (int r = 0; r < 16; ++r) {
+      for (int i = 0; i < 4 * moved; ++i) {
+        const auto at = size_of_index(1 + r * row + i);
+        expected[size_of_index(i / 4 * column + 4 * r + i % 4)] = rows[at];
+        expected_back[at] = rows[at];
+      }
+    }
+    ASSERT_EQ(columns, expected);
+    ASSERT_EQ(Atom::move_words({columns.data(), 4, column, back.data() + 1, row, 4, count}), moved);
+    ASSERT_EQ(back, expected_back);
+    // No such words.
+    ASSERT_EQ(Atom::move_words({rows.data(), row, 4, back.data(), row, 4, count}), 0);
+  }
 }
 TEST(CopyAtoms, MoveCodesAndScales) {
   std::set<std::string> names;

@@ -273,12 +273,26 @@ struct CopyScales {
     const bool together = from.col_1 == 1 && to.col_1 == 1;
     const std::int64_t first = 32 * tile;
     const std::int64_t height = to.rows - first < 32 ? to.rows - first : 32;
+    const std::int64_t inside = rows < first + height ? rows : first + height;
+    // Columns that are moved already, of the first 16 rows and of the others.
+    std::int64_t done[2] = {0, 0};
+    if constexpr (Group::is_serial) {
+      const bool regular = from.col_8 == 2 * from.col_4 && to.col_8 == 2 * to.col_4;
+      for (int half = 0; half < 2 && together && regular; ++half) {
+        const std::int64_t row = first + 16 * half;
+        if (row + 16 > inside) break;
+        done[half] = 4 * Atom::move_words({from.at(batch, row, 0), from.row_1, from.col_4,
+                                           to.at(batch, row, 0), to.row_1, to.col_4, cols / 4});
+      }
+    }
     for_each(group, (to.cols + 3) / 4, [&](std::int64_t i) {
       const std::int64_t col = 4 * i;
       std::int64_t row = first;
       if (together && col + 4 <= cols) {
-        const std::int64_t inside = rows < first + height ? rows : first + height;
         for (; row < inside; row += 16) {
+          if constexpr (Group::is_serial) {
+            if (col < done[(row - first) / 16]) continue;
+          }
           const std::int64_t count = inside - row < 16 ? inside - row : 16;
           move(from.at(batch, row, col), from.row_1, to.at(batch, row, col), to.row_1, count);
         }

@@ -142,6 +142,17 @@ MUTATIONS = [
             )
         ],
     ),
+    (
+        "codes unpacked between products: the last rows of a chunk are left out",
+        "avx512vnni",
+        [
+            (
+                "src/atoms/gemm/avx512.hpp",
+                "while (left != 0) piece();",
+                "while (left > 1) piece();",
+            )
+        ],
+    ),
 ]
 
 # What the copy needs of the sources, and the copy's build of the first one's cache.

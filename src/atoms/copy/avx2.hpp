@@ -57,6 +57,34 @@ struct Avx2CopyAtom {
     return col;
   }
 
+  KOKKOSMX_AVX2_FUNCTION static std::int64_t move_words(const CopyWords& words) {
+    constexpr std::int64_t word = 4, side = 4;
+    // Rows become columns, or columns rows: the same, with the roles of the two exchanged.
+    const bool from_rows = words.from_step == word && words.to_row == word;
+    if (!from_rows && (words.from_row != word || words.to_step != word)) return 0;
+    const std::int64_t from_line = from_rows ? words.from_row : words.from_step;
+    const std::int64_t to_line = from_rows ? words.to_step : words.to_row;
+    const std::int64_t count = words.count / side * side;
+    for (std::int64_t i = 0; i < count; i += side) {
+      for (std::int64_t row = 0; row < 16; row += side) {
+        const std::uint8_t* from = words.from + row * words.from_row + i * words.from_step;
+        std::uint8_t* to = words.to + row * words.to_row + i * words.to_step;
+        __m128i v[4];
+        for (int k = 0; k < 4; ++k) {
+          v[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k * from_line));
+        }
+        const __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpackhi_epi32(v[0], v[1]);
+        const __m128i c = _mm_unpacklo_epi32(v[2], v[3]), d = _mm_unpackhi_epi32(v[2], v[3]);
+        const __m128i out[4] = {_mm_unpacklo_epi64(a, c), _mm_unpackhi_epi64(a, c),
+                                _mm_unpacklo_epi64(b, d), _mm_unpackhi_epi64(b, d)};
+        for (int k = 0; k < 4; ++k) {
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k * to_line), out[k]);
+        }
+      }
+    }
+    return count;
+  }
+
  private:
   /// Four blocks, two and two; or a woven group.
   struct Group {

@@ -25,6 +25,15 @@ struct CopyGroups {
   std::int64_t count;
 };
 
+/// Words of 4 scales that a host's atom moves: of 16 rows, and so many of each.
+struct CopyWords {
+  const std::uint8_t* from;
+  std::int64_t from_row, from_step;
+  std::uint8_t* to;
+  std::int64_t to_row, to_step;
+  std::int64_t count;
+};
+
 struct PortableCopyAtom {
   static constexpr const char* name = "portable";
 
@@ -100,6 +109,10 @@ struct PortableCopyAtom {
                                                          std::int64_t) {
     return 0;
   }
+
+  /// Moves words between rows whose words lie together and columns whose words do. Returns how many
+  /// of each row it has moved: the first ones.
+  KOKKOS_INLINE_FUNCTION static std::int64_t move_words(const CopyWords&) { return 0; }
 };
 
 }  // namespace KokkosMX::Impl
