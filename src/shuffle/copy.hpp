@@ -58,16 +58,17 @@ struct CopyCodes {
     const std::int64_t first = 16 * tile, groups = (to.blocks + 3) / 4, whole = blocks / 4;
     const std::int64_t height = to.rows - first < 16 ? to.rows - first : 16;
     const std::int64_t inside = rows - first < height ? rows - first : height;
+    using Mover = std::conditional_t<FromWoven == ToWoven, PortableCopyAtom, Atom>;
     // So many whole groups, down from (row, g) or to its right.
     const auto move_down = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
-      Atom::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
-                                               from.row, to.at(batch, first + row, 4 * g),
-                                               to.block_1, to.row, count});
+      Mover::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
+                                                from.row, to.at(batch, first + row, 4 * g),
+                                                to.block_1, to.row, count});
     };
     const auto move_right = [&](std::int64_t row, std::int64_t g, std::int64_t count) {
-      Atom::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
-                                               from.block_4, to.at(batch, first + row, 4 * g),
-                                               to.block_1, to.block_4, count});
+      Mover::template move<FromWoven, ToWoven>({from.at(batch, first + row, 4 * g), from.block_1,
+                                                from.block_4, to.at(batch, first + row, 4 * g),
+                                                to.block_1, to.block_4, count});
     };
     const auto move_rest = [&](std::int64_t row, std::int64_t g) {
       const std::int64_t given = row < inside ? blocks - 4 * g : 0, filled = to.blocks - 4 * g;

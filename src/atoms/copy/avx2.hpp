@@ -23,11 +23,28 @@ struct Avx2CopyAtom {
   static constexpr const char* name = "avx2";
 
   template <bool FromWoven, bool ToWoven>
-  static void move(const CopyGroups& groups) {
-    if constexpr (FromWoven == ToWoven) {
-      PortableCopyAtom::move<FromWoven, ToWoven>(groups);
-    } else {
-      move_by_vectors<FromWoven>(groups);
+  KOKKOSMX_AVX2_FUNCTION static void move(const CopyGroups& groups) {
+    static_assert(FromWoven != ToWoven);
+    const std::uint8_t* source = groups.from;
+    std::uint8_t* target = groups.to;
+    const std::int64_t from_block = groups.from_block, to_block = groups.to_block;
+    const std::int64_t from_step = groups.from_step, to_step = groups.to_step;
+    for (std::int64_t n = groups.count; n > 0; --n, source += from_step, target += to_step) {
+      Group group;
+      if (FromWoven || from_block == block_bytes) {
+        group = {load(source), load(source + 32)};
+      } else {
+        group = {load(source, source + from_block),
+                 load(source + 2 * from_block, source + 3 * from_block)};
+      }
+      group = FromWoven ? unweave(group) : weave(group);
+      if (!FromWoven || to_block == block_bytes) {
+        store(target, group.first);
+        store(target + 32, group.second);
+      } else {
+        store(target, target + to_block, group.first);
+        store(target + 2 * to_block, target + 3 * to_block, group.second);
+      }
     }
   }
 
@@ -90,31 +107,6 @@ struct Avx2CopyAtom {
   struct Group {
     __m256i first, second;
   };
-
-  template <bool FromWoven>
-  KOKKOSMX_AVX2_FUNCTION static void move_by_vectors(const CopyGroups& groups) {
-    const std::uint8_t* source = groups.from;
-    std::uint8_t* target = groups.to;
-    const std::int64_t from_block = groups.from_block, to_block = groups.to_block;
-    const std::int64_t from_step = groups.from_step, to_step = groups.to_step;
-    for (std::int64_t n = groups.count; n > 0; --n, source += from_step, target += to_step) {
-      Group group;
-      if (FromWoven || from_block == block_bytes) {
-        group = {load(source), load(source + 32)};
-      } else {
-        group = {load(source, source + from_block),
-                 load(source + 2 * from_block, source + 3 * from_block)};
-      }
-      group = FromWoven ? unweave(group) : weave(group);
-      if (!FromWoven || to_block == block_bytes) {
-        store(target, group.first);
-        store(target + 32, group.second);
-      } else {
-        store(target, target + to_block, group.first);
-        store(target + 2 * to_block, target + 3 * to_block, group.second);
-      }
-    }
-  }
 
   KOKKOSMX_AVX2_INLINE static __m256i load(const std::uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

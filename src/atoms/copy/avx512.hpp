@@ -20,11 +20,23 @@ struct Avx512CopyAtom : Avx2CopyAtom {
   static constexpr const char* name = "avx512";
 
   template <bool FromWoven, bool ToWoven>
-  static void move(const CopyGroups& groups) {
-    if constexpr (FromWoven == ToWoven) {
-      PortableCopyAtom::move<FromWoven, ToWoven>(groups);
-    } else {
-      move_by_vectors<FromWoven>(groups);
+  KOKKOSMX_AVX512_FUNCTION static void move(const CopyGroups& groups) {
+    static_assert(FromWoven != ToWoven);
+    static constexpr Order all;
+    const __m512i order = _mm512_load_si512(FromWoven ? all.of_plain : all.of_woven);
+    const std::uint8_t* source = groups.from;
+    std::uint8_t* target = groups.to;
+    const std::int64_t from_block = groups.from_block, to_block = groups.to_block;
+    const std::int64_t from_step = groups.from_step, to_step = groups.to_step;
+    for (std::int64_t n = groups.count; n > 0; --n, source += from_step, target += to_step) {
+      const __m512i group = FromWoven || from_block == block_bytes ? _mm512_loadu_si512(source)
+                                                                   : load(source, from_block);
+      const __m512i moved = x86::permute_bytes(order, group);
+      if (!FromWoven || to_block == block_bytes) {
+        _mm512_storeu_si512(target, moved);
+      } else {
+        store(target, to_block, moved);
+      }
     }
   }
 
@@ -43,26 +55,6 @@ struct Avx512CopyAtom : Avx2CopyAtom {
       }
     }
   };
-
-  template <bool FromWoven>
-  KOKKOSMX_AVX512_FUNCTION static void move_by_vectors(const CopyGroups& groups) {
-    static constexpr Order all;
-    const __m512i order = _mm512_load_si512(FromWoven ? all.of_plain : all.of_woven);
-    const std::uint8_t* source = groups.from;
-    std::uint8_t* target = groups.to;
-    const std::int64_t from_block = groups.from_block, to_block = groups.to_block;
-    const std::int64_t from_step = groups.from_step, to_step = groups.to_step;
-    for (std::int64_t n = groups.count; n > 0; --n, source += from_step, target += to_step) {
-      const __m512i group = FromWoven || from_block == block_bytes ? _mm512_loadu_si512(source)
-                                                                   : load(source, from_block);
-      const __m512i moved = x86::permute_bytes(order, group);
-      if (!FromWoven || to_block == block_bytes) {
-        _mm512_storeu_si512(target, moved);
-      } else {
-        store(target, to_block, moved);
-      }
-    }
-  }
 
   KOKKOSMX_AVX512_INLINE static __m128i load_block(const std::uint8_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

@@ -67,7 +67,8 @@ struct PortableCopyAtom {
     for (int j = 0; j < block_bytes; ++j) out[48 + j] = static_cast<std::uint8_t>(high[j] >> 8);
   }
 
-  /// Moves groups, weaving or unweaving them where only one side is woven.
+  /// Moves groups, weaving or unweaving them where only one side is woven; other atoms have no more
+  /// than that.
   template <bool FromWoven, bool ToWoven>
   KOKKOS_INLINE_FUNCTION static void move(const CopyGroups& groups) {
     // For all that a compiler knows, bytes could be members.
