@@ -255,7 +255,7 @@ struct SliceGemm {
 
   struct alignas(1024) Scratch {
     SliceRow x[x_tile];
-    std::int32_t images;
+    std::int32_t images;  ///< the most that a row has
     /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
     std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
@@ -419,19 +419,26 @@ struct SliceGemm {
     const std::uint8_t* scales[2];
   };
   __device__ Source source(const Place& at) const {
-    Source from;
+    Source from{};
+    // Both lie in the same 16 rows.
+    const int row = y_row(at, 0), below = y_row(at, 1) - row;
+    if constexpr (is_dense) {
+      from.data[0] = p.y.dense.at(at.batch, row, 16 * at.part);
+      from.data[1] = from.data[0] + below * p.y.dense.row;
+    } else {
+      const CodesMap& codes = p.y.matrix.codes;
+      const ScalesMap& scales = p.y.matrix.scales;
+      from.data[0] =
+          codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
+      from.data[1] = from.data[0] + below * codes.row;
+      from.scales[0] = scales.at(at.batch, row, 0) + at.part * scales.col_1;
+      from.scales[1] = from.scales[0] + below * scales.row_1;
+    }
+    // Found once, not for every load.
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int row = y_row(at, second);
-      if constexpr (is_dense) {
-        from.data[second] = p.y.dense.at(at.batch, row, 16 * at.part);
-        from.scales[second] = nullptr;
-      } else {
-        const CodesMap& codes = p.y.matrix.codes;
-        from.data[second] =
-            codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
-        from.scales[second] = p.y.matrix.scales.at(at.batch, row, at.part);
-      }
+      from.data[second] = opaque(from.data[second]);
+      if constexpr (!is_dense) from.scales[second] = opaque(from.scales[second]);
     }
     return from;
   }
@@ -667,7 +674,7 @@ struct SliceGemm {
       if (image_number == 0 && group == at.warp) {
         rows.base = agree(at, scratch, scales);
         CudaUnit::wait_for_earlier();
-        load_states(at, scratch);
+        begin_states(at, scratch);
       }
       if constexpr (is_wide) {
         if (group == at.warp) {
@@ -737,16 +744,14 @@ struct SliceGemm {
     return left;
   }
 
-  /// What the first kernel has found of the rows of x.
-  __device__ void load_states(const Place& at, Scratch& scratch) const {
-    const SliceRow* states = p.elements.states +
-                             (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() +
-                             x_tile * at.x_tile;
-    for (int i = at.thread; i < x_tile; i += threads()) {
-      const SliceRow state = states[i];
-      scratch.x[i] = state;
-      if (state.images > 1) atomicMax(&scratch.images, static_cast<int>(state.images));
-    }
+  /// Begins to copy what the first kernel has found of the rows of x: a thread has one at most.
+  static_assert(x_tile <= 32 * together);
+  __device__ void begin_states(const Place& at, Scratch& scratch) const {
+    if (at.thread >= x_tile) return;
+    CudaUnit::begin_copy<0, 0>(&scratch.x[at.thread],
+                               p.elements.states +
+                                   (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() +
+                                   x_tile * at.x_tile + at.thread);
   }
   /// 2^(scale - 128).
   __device__ static double power_of_two(int scale) {
@@ -900,16 +905,15 @@ struct SliceGemm {
     const int below = p.elements.groups > warps ? 1 : 0;
     return min(max(scratch.base[row] - below, least_base), most_base) - bias;
   }
-  /// Whether the thread sees a row that is not plain.
+  /// Whether the thread's row of x, whose state it has copied, or of y is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
     bool is_special = false;
-    for (int i = at.thread; i < x_tile; i += threads()) {
-      const SliceRow& x = scratch.x[i];
-      is_special = is_special || x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
+    if (at.thread < x_tile) {
+      CudaUnit::wait_for_copies();
+      const SliceRow& x = scratch.x[at.thread];
+      is_special = x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
     }
-    for (int i = at.thread; i < y_tile; i += threads()) {
-      is_special = is_special || !is_common(y_unit(scratch, i));
-    }
+    if (at.thread < y_tile) is_special = is_special || !is_common(y_unit(scratch, at.thread));
     return is_special;
   }
 
@@ -1074,15 +1078,17 @@ struct SliceGemm {
       std::int32_t sums[ColumnTiles][Atom::values] = {};
       std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, pipeline, sums);
       leave(at, scratch, rows, sums);
-      __syncthreads();  // states of x are there
       if (image_number == 0) {
-        const bool is_special = !p.is_plain_bf16 || p.counts != nullptr ||
-                                p.minimum_tier > Tier::aligned || left != 0 ||
-                                sees_special(at, scratch);
+        bool is_special = sees_special(at, scratch);
+        is_special = is_special || !p.is_plain_bf16 || p.counts != nullptr ||
+                     p.minimum_tier > Tier::aligned || left != 0;
         if (!CudaUnit::barrier_any(is_special)) {
           store_plain(thread, item, scratch);
           return;
         }
+        if (thread < x_tile) atomicMax(&scratch.images, static_cast<int>(scratch.x[thread].images));
+      } else {
+        __syncthreads();
       }
       if (is_wide && image_number == 0) {  // one stage is left
         const int uses = (at.groups - at.warp + warps - 1) / warps;
