@@ -74,18 +74,18 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: a group takes a row, four lanes a block. Where they lie: see SliceElements.
+/// Makes x's elements: a block takes a row, four lanes a block of it. Where they lie: see
+/// SliceElements.
 template <bool IsDense>
-struct AlignRows {
-  SliceProblem p;
+struct RowAligner {
+  const SliceProblem& p;
 
-  static constexpr int most_threads = 1024, groups_together = 1;
+  static constexpr int most_threads = 1024;
   struct Scratch {
     std::int32_t lo[most_threads / 32], hi[most_threads / 32];  ///< of what a warp has seen
     std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
     std::int16_t scale[slice_most_blocks];
   };
-  static constexpr int most_shared_bytes = sizeof(Scratch);
 
   /// A block's eights, each by a thread.
   KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
@@ -93,47 +93,9 @@ struct AlignRows {
     const int most = (eights() + 31) / 32 * 32;
     return most < most_threads ? most : most_threads;
   }
-  int shared_bytes() const { return most_shared_bytes; }
 
-  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
-                                  [[maybe_unused]] unsigned char* memory,
-                                  [[maybe_unused]] const GridItem& item) const {
-    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item.z, item.x);))
-  }
-
- private:
-  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
-  __device__ Words load(int batch, int row, int block, int part) const {
-    if (row >= p.x_rows || block >= p.blocks) return {};
-    if constexpr (IsDense) {
-      const unsigned char* from =
-          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
-      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
-    } else {
-      const CodesMap& codes = p.x.matrix.codes;
-      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
-      if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
-      return load_bytes(from, codes.byte, 4);
-    }
-  }
-  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
-                          int block) const {
-    if constexpr (IsDense) {
-      return quantizer.scale(words);
-    } else {
-      std::uint32_t any = words.w[3] & 0x77777777u;
-      any |= CudaUnit::from_lane_xor(any, 1);
-      any |= CudaUnit::from_lane_xor(any, 2);
-      return row < p.x_rows && block < p.blocks
-                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
-                 : QuadQuantizer::empty;
-    }
-  }
-
-  __device__ void run(int thread, Scratch& scratch, int batch, int row) const {
-    // What the next kernel reads before it waits for this one is there, too.
-    CudaUnit::wait_for_earlier();
-    CudaUnit::dependents_may_begin();
+  /// Makes a row by the first threads() of a block, all of whose threads call this.
+  __device__ void make_row(int thread, Scratch& scratch, int batch, int row) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
@@ -194,6 +156,36 @@ struct AlignRows {
       }
     }
   }
+
+ private:
+  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
+  __device__ Words load(int batch, int row, int block, int part) const {
+    if (row >= p.x_rows || block >= p.blocks) return {};
+    if constexpr (IsDense) {
+      const unsigned char* from =
+          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
+      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+    } else {
+      const CodesMap& codes = p.x.matrix.codes;
+      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+      if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
+      return load_bytes(from, codes.byte, 4);
+    }
+  }
+  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
+                          int block) const {
+    if constexpr (IsDense) {
+      return quantizer.scale(words);
+    } else {
+      std::uint32_t any = words.w[3] & 0x77777777u;
+      any |= CudaUnit::from_lane_xor(any, 1);
+      any |= CudaUnit::from_lane_xor(any, 2);
+      return row < p.x_rows && block < p.blocks
+                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+                 : QuadQuantizer::empty;
+    }
+  }
+
   /// The row's images where it needs more than one; none where it needs too many.
   __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state) const {
     for (int block = thread; block < p.blocks; block += threads()) {
@@ -219,20 +211,51 @@ struct AlignRows {
   }
 };
 
-/// ColumnTiles: tiles of 8 rows of x.
-template <int ColumnTiles, SliceForm Form>
+/// A kernel that does no more than that.
+template <bool IsDense>
+struct AlignRows {
+  SliceProblem p;
+
+  using Aligner = RowAligner<IsDense>;
+  static constexpr int most_threads = Aligner::most_threads, groups_together = 1;
+  static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
+  KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
+  int shared_bytes() const { return most_shared_bytes; }
+
+  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
+                                  [[maybe_unused]] unsigned char* memory,
+                                  [[maybe_unused]] const GridItem& item) const {
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), memory, item);))
+  }
+
+ private:
+  __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
+    // What the next kernel reads before it waits for this one is there, too.
+    CudaUnit::wait_for_earlier();
+    CudaUnit::dependents_may_begin();
+    auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
+    Aligner{p}.make_row(thread, scratch, item.z, item.x);
+  }
+};
+
+/// ColumnTiles: tiles of 8 rows of x. MakesX: no kernel comes before; x is bf16, a warp has one
+/// group and makes its part of x as it makes y's.
+template <int ColumnTiles, SliceForm Form, bool MakesX>
 struct SliceGemm {
   SliceProblem p;
-  int warps;   ///< that share K: warpgroups where x's tiles are wide
-  int stages;  ///< groups of x that shared memory holds for each of them
+  int warps;            ///< that share K: warpgroups where x's tiles are wide
+  int stages;           ///< groups of x that shared memory holds for each of them
+  int least_bytes = 0;  ///< of shared memory
 
   using Atom = MmaInt8Atom;
+  using Aligner = RowAligner<true>;
   /// Wide tiles of x come to shared memory, some groups ahead, from where all warps of a warpgroup
   /// multiply by them; of others a warp loads what it needs.
   static constexpr bool is_wide = ColumnTiles >= 8;
   using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
   static constexpr int together = is_wide ? Wide::warps : 1;  ///< warps of the same part of K
-  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
+  static constexpr int most_warps = MakesX ? 8 : ColumnTiles > 8 ? 12 : 16;
+  static constexpr int most_threads = 32 * most_warps;
   static constexpr int groups_together = 1;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
   static constexpr int group_blocks_k = 4;
@@ -242,10 +265,11 @@ struct SliceGemm {
   /// Scales of y that groups may have to be multiplied at once, and what is added to them in
   /// registers.
   static constexpr bool is_dense = Form == SliceForm::dense;
-  static constexpr int bias = is_dense ? 2 : 0;
-  static constexpr int least_base = bias + (is_dense ? Bf16Pairs::least_scale : 0);
-  static constexpr int most_base =
-      bias + (is_dense ? Bf16Pairs::most_scale : 254) - Atom::max_shift;
+  static constexpr int dense_bias = 2, bias = is_dense ? dense_bias : 0;
+  static constexpr int least_dense_base = dense_bias + Bf16Pairs::least_scale;
+  static constexpr int most_dense_base = dense_bias + Bf16Pairs::most_scale - Atom::max_shift;
+  static constexpr int least_base = is_dense ? least_dense_base : 0;
+  static constexpr int most_base = is_dense ? most_dense_base : 254 - Atom::max_shift;
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_unit = 68, largest_unit = 176;
   /// Of sums, from one row of x to the next.
@@ -259,6 +283,7 @@ struct SliceGemm {
     /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
     std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
+    std::int32_t x_below[MakesX ? x_tile : 1];  ///< how far a row's least scale is below no_scale
     std::uint64_t full[is_wide ? most_stages : 1], empty[is_wide ? most_stages : 1];
     alignas(16) std::int32_t sums[x_tile][sums_pitch];
   };
@@ -269,15 +294,18 @@ struct SliceGemm {
   KOKKOS_INLINE_FUNCTION int stages_bytes() const {
     const int all = stages * first_stages();
     const int with_rest = first_stages() + static_cast<int>(sizeof(Rest)) * x_tile;
-    return all > with_rest ? all : with_rest;
+    const int more = all > with_rest ? all : with_rest;
+    constexpr int least = MakesX ? static_cast<int>(sizeof(Aligner::Scratch)) : 0;
+    return more > least ? more : least;
   }
   /// Then what warps have of y ahead of the groups that they are at: see load_ahead.
   static constexpr int ahead_bytes = is_dense ? 32 * 2 * group_blocks_k * 16 : 0;
 
   KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
   int shared_bytes() const {
-    return static_cast<int>(sizeof(Scratch)) + stages_bytes() +
-           (p.elements.groups > warps ? warps * together * ahead_bytes : 0);
+    return std::max(least_bytes,
+                    static_cast<int>(sizeof(Scratch)) + stages_bytes() +
+                        (p.elements.groups > warps ? warps * together * ahead_bytes : 0));
   }
   static constexpr int most_shared_bytes = 227 * 1024;
   /// Stages for so many warps, where that much of shared memory is theirs.
@@ -580,8 +608,9 @@ struct SliceGemm {
   struct Rows {
     std::uint32_t base, lo, hi;
   };
-  /// The bases of the block's rows, from what each warp has seen first. A barrier.
-  __device__ std::uint32_t agree(const Place& at, Scratch& scratch, const Scales& seen) const {
+  /// The bases of the block's rows: from what each warp has seen first, and told the others before
+  /// a barrier.
+  __device__ void tell(const Place& at, Scratch& scratch, const Scales& seen) const {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
@@ -589,7 +618,8 @@ struct SliceGemm {
         atomicMin(&scratch.base[row_of_block(at, second)], lo);
       }
     }
-    __syncthreads();
+  }
+  __device__ std::uint32_t agreed(const Place& at, const Scratch& scratch) const {
     // Groups that nobody has seen yet may have less.
     const int below = at.groups > warps ? 1 : 0;
     std::uint32_t base = 0;
@@ -603,29 +633,48 @@ struct SliceGemm {
 
   /// Of rows that are in order: bit 0 and bit 16 say that a row's scales begin one above its base.
   /// Three scales are in reach from there, the last of four only so.
-  __device__ static std::uint32_t above_base(const Scales& scales, const Rows& rows) {
-    return is_dense ? (scales.hi - rows.base + 0x00010001u) >> 2 & 0x00010001u : 0u;
+  __device__ static std::uint32_t above_base(std::uint32_t hi, std::uint32_t base) {
+    return (hi - base + 0x00010001u) >> 2 & 0x00010001u;
   }
-  /// A lane's elements.
+  /// Whether scales from lo to hi begin at `from` or above it, and are in reach of the base.
+  __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
+                                    std::uint32_t from) {
+    constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
+    return __vmaxu2(lo, from) == lo && __vminu2(hi, base + width) == hi;
+  }
+  /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
+  template <bool Saturates, int Count>
+  __device__ static void make_dense(const QuadQuantizer& quantizer,
+                                    const Words (&of)[Count][group_blocks_k],
+                                    const std::uint32_t (&scales)[group_blocks_k],
+                                    std::uint32_t bases, std::uint32_t above,
+                                    Atom::Part (&parts)[group_blocks_k][Count]) {
+#pragma unroll
+    for (int second = 0; second < Count; ++second) {
+      const int base = static_cast<int>(bases >> (16 * second) & 0xFFFFu) - dense_bias;
+      const Bf16Pairs::Unit unit =
+          Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        const std::uint32_t least =
+            __byte_perm(((scales[i] - 0x10001u * dense_bias) << 7) + Bf16Pairs::above_one, 0,
+                        second == 0 ? 0x1010 : 0x3232);
+        quantizer.pairs().template shifted_elements<Saturates>(of[second][i], least, unit,
+                                                               parts[i][second].word);
+      }
+    }
+  }
+  /// A lane's elements of y.
   template <bool Saturates>
   __device__ void make(const QuadQuantizer& quantizer, const Raw& raw, const Scales& scales,
                        const Rows& rows, std::uint32_t above,
                        Atom::Part (&parts)[group_blocks_k][2]) const {
+    if constexpr (is_dense) {
+      make_dense<Saturates>(quantizer, raw.of, scales.of, rows.base, above, parts);
+    } else {
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu) - bias;
-      if constexpr (is_dense) {
-        const Bf16Pairs::Unit unit =
-            Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          const std::uint32_t least =
-              __byte_perm(((scales.of[i] - 0x10001u * bias) << 7) + Bf16Pairs::above_one, 0,
-                          second == 0 ? 0x1010 : 0x3232);
-          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], least, unit,
-                                                                 parts[i][second].word);
-        }
-      } else {
+      for (int second = 0; second < 2; ++second) {
+        const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu);
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
           const int scale =
@@ -672,7 +721,9 @@ struct SliceGemm {
     for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
-        rows.base = agree(at, scratch, scales);
+        tell(at, scratch, scales);
+        __syncthreads();
+        rows.base = agreed(at, scratch);
         CudaUnit::wait_for_earlier();
         begin_states(at, scratch);
       }
@@ -689,10 +740,9 @@ struct SliceGemm {
       for (int i = 0; i < pairs_ahead; ++i) {
         load_steps(b[i], at, scratch, image_number, group, i);
       }
-      constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
-      const std::uint32_t above = above_base(scales, rows);
-      const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base + above) == scales.lo &&
-                        __vminu2(scales.hi, rows.base + width) == scales.hi;
+      const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
+      const bool fits =
+          scales.are_known && are_within(scales.lo, scales.hi, rows.base, rows.base + above);
       const bool all_fit = !CudaUnit::any_lane(!fits);
       Atom::Part parts[group_blocks_k][2];
       if (all_fit) {
@@ -875,6 +925,133 @@ struct SliceGemm {
     }
   }
 
+  // ---------------------------------------------------------------------------- x, made here
+
+  /// Where a lane's part of its row of x begins: what belongs to its parts of y.
+  __device__ const unsigned char* source_x(const Place& at) const {
+    // A row that is not there is the last one: nobody looks at what comes of it.
+    const int row = min(x_tile * at.x_tile + (at.lane >> 2), p.x_rows - 1);
+    const int part = (Form == SliceForm::blocks ? 2 * block_size : 16) * at.part;
+    return opaque(p.x.dense.at(p.x_batch == 1 ? 0 : at.batch, row,
+                               2 * block_size * group_blocks_k * at.warp + part));
+  }
+  struct RawX {
+    Words of[1][group_blocks_k];
+  };
+  /// Scales of the row's blocks, plus dense_bias, twice; zeros of blocks that are zeros.
+  struct ScalesX {
+    std::uint32_t of[group_blocks_k];
+    std::uint32_t below, hi;  ///< below: how far the least of others is below no_scale
+    bool are_known;           ///< as far as the lane sees: no number is next to zero
+  };
+  static constexpr std::uint32_t twice = 0x10001u, no_scale = 512;
+  __device__ static ScalesX find_scales_x(const QuadQuantizer& quantizer, const RawX& raw) {
+    ScalesX scales;
+    std::uint32_t most[group_blocks_k], low_bits = 0;
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+      most[i] = Bf16Pairs::largest_two(raw.of[0][i], raw.of[0][i]);
+    }
+    if constexpr (Form == SliceForm::blocks) {
+      most[0] = __vmaxu2(__vmaxu2(most[0], most[1]), __vmaxu2(most[2], most[3]));
+    }
+    scales.below = scales.hi = 0;
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+      if (Form == SliceForm::blocks && i > 0) {
+        scales.of[i] = scales.of[0];
+        continue;
+      }
+      if constexpr (Form != SliceForm::blocks) {
+        most[i] = __vmaxu2(most[i], CudaUnit::from_lane_xor(most[i], 1));
+        most[i] = __vmaxu2(most[i], CudaUnit::from_lane_xor(most[i], 2));
+      }
+      scales.of[i] = quantizer.pairs().biased_scales(most[i]);
+      scales.below = __vmaxu2(scales.below, (no_scale * twice - scales.of[i]) & 0x01FF01FFu);
+      scales.hi = __vmaxu2(scales.hi, scales.of[i]);
+      low_bits |= __vminu2(most[i], 0x00800080u);
+    }
+    scales.are_known = (low_bits & 0x007F007Fu) == 0;
+    return scales;
+  }
+  __device__ static int base_of_x(const Scratch& scratch, int row) {
+    return min(static_cast<int>(no_scale) - scratch.x_below[row], most_dense_base);
+  }
+
+  /// All of the block's work where both operands' scales are few and near each other; false, and
+  /// nothing is stored, where they are not.
+  __device__ bool run_plain(const Place& at, Scratch& scratch, const GridItem& item) const {
+    static_assert(ColumnTiles == 1);
+    const QuadQuantizer quantizer(p.rule);
+    const Source from = source(at);
+    const unsigned char* from_x = source_x(at);
+    clear(at, scratch);
+    CudaUnit::wait_for_earlier();
+    Raw raw;
+    RawX raw_x;
+    load(raw, from, at.warp);
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+      constexpr int step = Form == SliceForm::blocks ? 16 : 2 * block_size;
+      raw_x.of[0][i] = CudaUnit::load_past_first_cache<Words>(from_x + step * i);
+    }
+    const Scales scales = find_scales(at, quantizer, raw);
+    tell(at, scratch, scales);
+    ScalesX x = find_scales_x(quantizer, raw_x);
+    const int row_x = at.lane >> 2;
+    if (Form == SliceForm::blocks || at.part == 0) {
+      max_shared(&scratch.x_below[row_x], static_cast<int>(x.below & 0xFFFFu));
+    }
+    __syncthreads();
+    const Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
+    const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
+    const int least_x = base_of_x(scratch, row_x);
+    const std::uint32_t base_x = twice * static_cast<std::uint32_t>(least_x);
+    const std::uint32_t above_x = above_base(__vmaxu2(x.hi, base_x), base_x);
+    const bool fits = scales.are_known && x.are_known && least_x >= least_dense_base &&
+                      are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
+                      are_within(no_scale * twice - x.below, x.hi, base_x, base_x + above_x);
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = __vmaxu2(x.of[i], base_x + above_x);
+    if (at.thread < x_tile) {
+      SliceRow state{};
+      state.images = 1;
+      state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - dense_bias);
+      scratch.x[at.thread] = state;
+    }
+    Atom::Part parts[group_blocks_k][2], parts_x[group_blocks_k][1];
+    if (quantizer.pairs().saturates()) {
+      make<is_dense>(quantizer, raw, scales, rows, above, parts);
+      make_dense<true>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+    } else {
+      make<false>(quantizer, raw, scales, rows, above, parts);
+      make_dense<false>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+    }
+    std::int32_t sums[ColumnTiles][Atom::values] = {};
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+      Atom::multiply_add(sums[0], parts[i][0], parts[i][1], parts_x[i][0]);
+    }
+    leave(at, scratch, rows, sums);
+    const bool is_special = sees_special(at, scratch) || !fits;
+    if (CudaUnit::barrier_any(is_special)) return false;
+    store_plain(at.thread, item, scratch);
+    return true;
+  }
+  /// What the first kernel does where there is one: for each block anew, which all find the same.
+  __device__ __noinline__ void align_x(int thread, Scratch* shared, int batch,
+                                       int x_tile_at) const {
+    auto& scratch = *reinterpret_cast<Aligner::Scratch*>(stages_after(*in_shared(shared)));
+    const Aligner align{p};
+#pragma unroll 1
+    for (int row = 0; row < x_tile; ++row) {
+      __syncthreads();
+      align.make_row(thread, scratch, batch, x_tile * x_tile_at + row);
+    }
+    CudaUnit::written_for_all();
+    __syncthreads();
+  }
+
   // ---------------------------------------------------------------------------- results
 
   /// Adds a warp's sums to the block's, and what it knows of its rows.
@@ -1054,6 +1231,7 @@ struct SliceGemm {
     for (int i = at.thread; i < x_tile * sums_pitch / 4; i += threads()) {
       reinterpret_cast<int4*>(scratch.sums)[i] = make_int4(0, 0, 0, 0);
     }
+    if (MakesX && at.thread < x_tile) scratch.x_below[at.thread] = 0;
     for (int i = at.thread; i < y_tile; i += threads()) {
       scratch.base[i] = most_base;
       scratch.lo[i] = no_lo;
@@ -1070,6 +1248,10 @@ struct SliceGemm {
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
     CudaUnit::dependents_may_begin();
     const Place at = place_of(thread, item);
+    if constexpr (MakesX) {
+      if (run_plain(at, scratch, item)) return;
+      align_x(thread, &scratch, p.x_batch == 1 ? 0 : at.batch, at.x_tile);
+    }
     const QuadQuantizer quantizer(p.rule);
     Rows rows{0, 0xFFFFFFFFu, 0};
     Pipeline pipeline{{}, {}, stages};
