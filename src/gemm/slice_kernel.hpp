@@ -684,21 +684,16 @@ struct SliceGemm {
       }
     }
   }
-  /// Codes as int8, times 2^shift, which is 1 to 8: by tables of both signs.
+  /// Codes as int8, times 2^shift, which is 1 to 8.
   __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
-    constexpr std::uint32_t minus_low = 0xFDFEFF00u, minus_high = 0xF4F8FAFCu;
-    const std::uint32_t from_below = (0x01010101u << shift) - 0x01010101u;
-    const std::uint32_t selector = codes & 0x77777777u;
+    // As expand_codes does it. Products with powers of two leave the other unit of integers free.
+    const std::uint32_t power = 1u << shift, negative = codes ^ 0x88888888u;
     Atom::Part part;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::uint32_t four = h == 0 ? selector : selector >> 16;
-      const std::uint32_t plus = __byte_perm(halves_low << shift, halves_high << shift, four);
-      const std::uint32_t minus =
-          __byte_perm(minus_low << shift & ~from_below, minus_high << shift & ~from_below, four);
-      // The highest bits of bytes, eight times each: of the first of two codes, of the second one.
-      const std::uint32_t signs = CudaUnit::permute(codes << 4, codes, h == 0 ? 0xD9C8u : 0xFBEAu);
-      part.word[h] = (plus & ~signs) | (minus & signs);
+      const std::uint32_t plus = CudaUnit::permute(halves_low, halves_high, codes >> (16 * h));
+      const std::uint32_t minus = CudaUnit::permute(halves_low, halves_high, negative >> (16 * h));
+      part.word[h] = (plus * power + 0x80808080u + minus * (0u - power)) ^ 0x80808080u;
     }
     return part;
   }
