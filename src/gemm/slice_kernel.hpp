@@ -35,6 +35,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
@@ -239,7 +240,7 @@ struct AlignRows {
 };
 
 /// ColumnTiles: tiles of 8 rows of x. MakesX: no kernel comes before; x is bf16, a warp has one
-/// group and makes its part of x as it makes y's.
+/// group, or two have it where x has several tiles, and makes its part of x as it makes y's.
 template <int ColumnTiles, SliceForm Form, bool MakesX>
 struct SliceGemm {
   SliceProblem p;
@@ -253,8 +254,9 @@ struct SliceGemm {
   /// multiply by them; of others a warp loads what it needs.
   static constexpr bool is_wide = ColumnTiles >= 8;
   using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
-  static constexpr int together = is_wide ? Wide::warps : 1;  ///< warps of the same part of K
-  static constexpr int most_warps = MakesX ? 8 : ColumnTiles > 8 ? 12 : 16;
+  /// Warps of the same part of K.
+  static constexpr int together = is_wide ? Wide::warps : MakesX && ColumnTiles > 1 ? 2 : 1;
+  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16;
   static constexpr int most_threads = 32 * most_warps;
   static constexpr int groups_together = 1;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
@@ -295,7 +297,10 @@ struct SliceGemm {
     const int all = stages * first_stages();
     const int with_rest = first_stages() + static_cast<int>(sizeof(Rest)) * x_tile;
     const int more = all > with_rest ? all : with_rest;
-    constexpr int least = MakesX ? static_cast<int>(sizeof(Aligner::Scratch)) : 0;
+    if constexpr (!MakesX) return more;
+    const int made = is_passed ? warps * group_bytes_x : 0;
+    constexpr int aligned = sizeof(Aligner::Scratch);
+    const int least = made > aligned ? made : aligned;
     return more > least ? more : least;
   }
   /// Then what warps have of y ahead of the groups that they are at: see load_ahead.
@@ -370,6 +375,11 @@ struct SliceGemm {
   struct alignas(16) TwoSteps {
     std::uint32_t w[4];
   };
+  /// Adds the product of a step with a tile of x, whose first or second one of two it is.
+  __device__ static void multiply_step(std::int32_t (&sums)[Atom::values],
+                                       const Atom::Part (&parts)[2], const TwoSteps& x, int h) {
+    Atom::multiply_add(sums, parts[0], parts[1], {{x.w[2 * h], x.w[2 * h + 1]}});
+  }
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
@@ -777,10 +787,7 @@ struct SliceGemm {
             }
 #pragma unroll
             for (int j = 0; j < ColumnTiles; ++j) {
-              const TwoSteps& columns = b[i / 2][j];
-              const int h = i % 2;
-              Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
-                                 {{columns.w[2 * h], columns.w[2 * h + 1]}});
+              multiply_step(sums[j], parts[i], b[i / 2][j], i % 2);
             }
           }
         }
@@ -922,114 +929,176 @@ struct SliceGemm {
 
   // ---------------------------------------------------------------------------- x, made here
 
-  /// Where a lane's part of its row of x begins: what belongs to its parts of y.
-  __device__ const unsigned char* source_x(const Place& at) const {
-    // A row that is not there is the last one: nobody looks at what comes of it.
-    const int row = min(x_tile * at.x_tile + (at.lane >> 2), p.x_rows - 1);
-    const int part = (Form == SliceForm::blocks ? 2 * block_size : 16) * at.part;
-    return opaque(p.x.dense.at(p.x_batch == 1 ? 0 : at.batch, row,
-                               2 * block_size * group_blocks_k * at.warp + part));
+  /// Tiles of 8 rows of x of which a lane makes a row: the group's two warps share them, if there
+  /// is more than one.
+  static constexpr int x_each = ColumnTiles > 1 ? ColumnTiles / 2 : 1;
+  /// The first of them.
+  __device__ static int own_tile(const Place& at) {
+    return ColumnTiles > 1 ? at.below / Atom::rows * x_each : 0;
   }
+  __device__ static int own_row(const Place& at, int r) {
+    return Atom::cols * (own_tile(at) + r) + (at.lane >> 2);
+  }
+  /// A lane's part of a group of such rows: an eighth number of each block.
   struct RawX {
-    Words of[1][group_blocks_k];
+    Words of[x_each][group_blocks_k];
   };
-  /// Scales of the row's blocks, plus dense_bias, twice; zeros of blocks that are zeros.
+  struct SourceX {
+    const unsigned char* of[x_each];
+  };
+  __device__ SourceX source_x(const Place& at) const {
+    SourceX from;
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+      // Rows that are not there are the last one: nobody looks at what comes of them.
+      const int row = min(x_tile * at.x_tile + own_row(at, r), p.x_rows - 1);
+      from.of[r] = opaque(p.x.dense.at(p.x_batch == 1 ? 0 : at.batch, row,
+                                       2 * block_size * group_blocks_k * at.warp + 16 * at.part));
+    }
+    return from;
+  }
+  __device__ static void load_x(RawX& raw, const SourceX& from) {
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        raw.of[r][i] = CudaUnit::load_past_first_cache<Words>(from.of[r] + 2 * block_size * i);
+      }
+    }
+  }
+  /// Its scales in halves, plus dense_bias: zeros of blocks that are zeros.
   struct ScalesX {
     std::uint32_t of[group_blocks_k];
     std::uint32_t below, hi;  ///< below: how far the least of others is below no_scale
     bool are_known;           ///< as far as the lane sees: no number is next to zero
   };
-  static constexpr std::uint32_t twice = 0x10001u, no_scale = 512;
+  static constexpr std::uint32_t no_scale = 512;
   __device__ static ScalesX find_scales_x(const QuadQuantizer& quantizer, const RawX& raw) {
     ScalesX scales;
-    std::uint32_t most[group_blocks_k], low_bits = 0;
-#pragma unroll
-    for (int i = 0; i < group_blocks_k; ++i) {
-      most[i] = Bf16Pairs::largest_two(raw.of[0][i], raw.of[0][i]);
-    }
-    if constexpr (Form == SliceForm::blocks) {
-      most[0] = __vmaxu2(__vmaxu2(most[0], most[1]), __vmaxu2(most[2], most[3]));
-    }
+    std::uint32_t low_bits = 0;
     scales.below = scales.hi = 0;
 #pragma unroll
     for (int i = 0; i < group_blocks_k; ++i) {
-      if (Form == SliceForm::blocks && i > 0) {
-        scales.of[i] = scales.of[0];
-        continue;
-      }
-      if constexpr (Form != SliceForm::blocks) {
-        most[i] = __vmaxu2(most[i], CudaUnit::from_lane_xor(most[i], 1));
-        most[i] = __vmaxu2(most[i], CudaUnit::from_lane_xor(most[i], 2));
-      }
-      scales.of[i] = quantizer.pairs().biased_scales(most[i]);
-      scales.below = __vmaxu2(scales.below, (no_scale * twice - scales.of[i]) & 0x01FF01FFu);
+      std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[x_each - 1][i]);
+      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
+      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
+      scales.of[i] = quantizer.pairs().biased_scales(most);
+      scales.below = __vmaxu2(scales.below, (no_scale * 0x10001u - scales.of[i]) & 0x01FF01FFu);
       scales.hi = __vmaxu2(scales.hi, scales.of[i]);
-      low_bits |= __vminu2(most[i], 0x00800080u);
+      low_bits |= __vminu2(most, 0x00800080u);
     }
     scales.are_known = (low_bits & 0x007F007Fu) == 0;
     return scales;
   }
+  __device__ static void tell_x(const Place& at, Scratch& scratch, const ScalesX& seen) {
+    if (at.part != 0) return;
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+      max_shared(&scratch.x_below[own_row(at, r)],
+                 static_cast<int>(seen.below >> (16 * r) & 0xFFFFu));
+    }
+  }
   __device__ static int base_of_x(const Scratch& scratch, int row) {
     return min(static_cast<int>(no_scale) - scratch.x_below[row], most_dense_base);
+  }
+  /// Whether x's elements pass through shared memory: to other warps, or to the lanes that have the
+  /// same blocks of y.
+  static constexpr bool is_passed = ColumnTiles > 1 || Form == SliceForm::blocks;
+  /// What a group's warps make of x.
+  using Made = TwoSteps[group_blocks_k / 2][ColumnTiles][Atom::lanes];
+  __device__ Made& made_of_group(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<Made*>(stages_after(scratch))[at.warp];
   }
 
   /// All of the block's work where both operands' scales are few and near each other; false, and
   /// nothing is stored, where they are not.
   __device__ bool run_plain(const Place& at, Scratch& scratch, const GridItem& item) const {
-    static_assert(ColumnTiles == 1);
     const QuadQuantizer quantizer(p.rule);
     const Source from = source(at);
-    const unsigned char* from_x = source_x(at);
+    const SourceX from_x = source_x(at);
     clear(at, scratch);
     CudaUnit::wait_for_earlier();
     Raw raw;
     RawX raw_x;
+    load_x(raw_x, from_x);
     load(raw, from, at.warp);
-#pragma unroll
-    for (int i = 0; i < group_blocks_k; ++i) {
-      constexpr int step = Form == SliceForm::blocks ? 16 : 2 * block_size;
-      raw_x.of[0][i] = CudaUnit::load_past_first_cache<Words>(from_x + step * i);
-    }
+    ScalesX x = find_scales_x(quantizer, raw_x);
+    tell_x(at, scratch, x);
     const Scales scales = find_scales(at, quantizer, raw);
     tell(at, scratch, scales);
-    ScalesX x = find_scales_x(quantizer, raw_x);
-    const int row_x = at.lane >> 2;
-    if (Form == SliceForm::blocks || at.part == 0) {
-      max_shared(&scratch.x_below[row_x], static_cast<int>(x.below & 0xFFFFu));
-    }
     __syncthreads();
-    const Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
+    Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
     const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
-    const int least_x = base_of_x(scratch, row_x);
-    const std::uint32_t base_x = twice * static_cast<std::uint32_t>(least_x);
-    const std::uint32_t above_x = above_base(__vmaxu2(x.hi, base_x), base_x);
-    const bool fits = scales.are_known && x.are_known && least_x >= least_dense_base &&
-                      are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
-                      are_within(no_scale * twice - x.below, x.hi, base_x, base_x + above_x);
+    std::uint32_t base_x = 0;
 #pragma unroll
-    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = __vmaxu2(x.of[i], base_x + above_x);
+    for (int r = 0; r < 2; ++r) {
+      const auto base =
+          static_cast<std::uint32_t>(base_of_x(scratch, own_row(at, r < x_each ? r : x_each - 1)));
+      base_x |= base << (16 * r);
+    }
+    const std::uint32_t above_x = above_base(__vmaxu2(x.hi, base_x), base_x);
+    const std::uint32_t least_x = base_x + above_x;
+    const bool fits = scales.are_known &&
+                      are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
+                      x.are_known && __vmaxu2(base_x, least_dense_base * 0x10001u) == base_x &&
+                      are_within(no_scale * 0x10001u - x.below, x.hi, base_x, least_x);
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = __vmaxu2(x.of[i], least_x);
     if (at.thread < x_tile) {
       SliceRow state{};
       state.images = 1;
       state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - dense_bias);
       scratch.x[at.thread] = state;
     }
-    Atom::Part parts[group_blocks_k][2], parts_x[group_blocks_k][1];
+    Made& made = made_of_group(at, scratch);
+    TwoSteps b[group_blocks_k / 2][ColumnTiles];
+    Atom::Part parts[group_blocks_k][2];
+    const auto make_both = [&](auto saturates) {
+      Atom::Part parts_x[group_blocks_k][x_each];
+      make_dense<saturates>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        [[maybe_unused]] const int step = Form == SliceForm::blocks ? at.part : i;
+        [[maybe_unused]] const int lane = Form == SliceForm::blocks ? (at.lane & 28) + i : at.lane;
+#pragma unroll
+        for (int r = 0; r < x_each; ++r) {
+          const Atom::Part& part = parts_x[i][r];
+          if constexpr (is_passed) {
+            *reinterpret_cast<uint2*>(&made[step >> 1][own_tile(at) + r][lane].w[2 * (step & 1)]) =
+                make_uint2(part.word[0], part.word[1]);
+          } else {
+            b[i / 2][r].w[2 * (i % 2)] = part.word[0];
+            b[i / 2][r].w[2 * (i % 2) + 1] = part.word[1];
+          }
+        }
+      }
+      make<is_dense && saturates>(quantizer, raw, scales, rows, above, parts);
+    };
     if (quantizer.pairs().saturates()) {
-      make<is_dense>(quantizer, raw, scales, rows, above, parts);
-      make_dense<true>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+      make_both(std::true_type{});
     } else {
-      make<false>(quantizer, raw, scales, rows, above, parts);
-      make_dense<false>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+      make_both(std::false_type{});
+    }
+    if constexpr (is_passed) {
+      if constexpr (ColumnTiles > 1) {
+        __syncthreads();
+      } else {
+        CudaUnit::warp_barrier();
+      }
+#pragma unroll
+      for (int i = 0; i < group_blocks_k / 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < ColumnTiles; ++j) b[i][j] = made[i][j][at.lane];
+      }
     }
     std::int32_t sums[ColumnTiles][Atom::values] = {};
 #pragma unroll
     for (int i = 0; i < group_blocks_k; ++i) {
-      Atom::multiply_add(sums[0], parts[i][0], parts[i][1], parts_x[i][0]);
+#pragma unroll
+      for (int j = 0; j < ColumnTiles; ++j) multiply_step(sums[j], parts[i], b[i / 2][j], i % 2);
     }
     leave(at, scratch, rows, sums);
-    const bool is_special = sees_special(at, scratch) || !fits;
-    if (CudaUnit::barrier_any(is_special)) return false;
+    if (CudaUnit::barrier_any(!fits || sees_special(at, scratch))) return false;
     store_plain(at.thread, item, scratch);
     return true;
   }

@@ -35,16 +35,16 @@ constexpr int bytes_for(int in_unit) {
 }
 
 /// Whether a kernel is launched that makes x, too.
-template <SliceForm Form>
+template <int ColumnTiles, SliceForm Form>
 bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  using Kernel = SliceGemm<1, Form, true>;
+  using Kernel = SliceGemm<ColumnTiles, Form, true>;
   const bool can = p.x.is_dense && p.x.is_aligned && p.y.is_aligned &&
                    p.blocks % Kernel::group_blocks_k == 0 &&
-                   p.elements.groups <= Kernel::most_warps && p.is_plain_bf16 &&
+                   p.elements.groups <= Kernel::most_warps / Kernel::together && p.is_plain_bf16 &&
                    p.counts == nullptr && p.minimum_tier <= Tier::aligned;
   const std::int64_t blocks = std::int64_t{p.batch} * y_tiles_of<Kernel>(p);
   const std::int64_t units = exec.cuda_device_prop().multiProcessorCount;
-  if (!can || !prefers_making_x(blocks, p.elements.groups, units)) return false;
+  if (!can || !prefers_making_x(blocks, p.elements.groups * Kernel::together, units)) return false;
   // Blocks come while those of the call before still run: no unit shall take more than its part.
   const auto in_unit = static_cast<int>((blocks + units - 1) / units);
   launch_kernel_of(exec, p, Kernel{p, p.elements.groups, 0, bytes_for<Kernel>(in_unit)});
@@ -53,8 +53,8 @@ bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
 
 template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  if constexpr (ColumnTiles == 1) {
-    if (launch_alone<Form>(exec, p)) return;
+  if constexpr (ColumnTiles <= 4) {
+    if (launch_alone<ColumnTiles, Form>(exec, p)) return;
   }
   if (p.x.is_dense) {
     launch_align<true>(exec, p);
