@@ -10,7 +10,9 @@
 /// it. A block has a tile of 16 rows of y and a tile of x, and warps that share K: a warp has every
 /// so many groups of 128 of K, whose part of y it makes in registers, as int8 that count units of a
 /// scale that the warps have agreed upon for each row. int32 sums over K are exact. Where x has
-/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y.
+/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x is
+/// small and bf16 there is only one kernel: each block makes x's elements as it makes y's, and
+/// images of x only where what comes next does.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
