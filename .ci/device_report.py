@@ -36,10 +36,11 @@ def kernel_name(text):
     formats = re.search(r"(BF16|F16|F32)Format", rest)
     if formats and name in ("QuantizeRow", "DequantizeRow"):
         name += f"<{formats.group(1)}>"
-    numbers = re.match(r"(\d+), \(KokkosMX::Impl::SliceForm\)(\d+)>", rest)
+    numbers = re.match(r"(\d+), \(KokkosMX::Impl::SliceForm\)(\d+), (\w+)>", rest)
     if numbers:
-        name += "<{}x{}>".format(8 * int(numbers.group(1)),
-                                 ("dense", "interleaved", "blocks")[int(numbers.group(2))])
+        name += "<{}x{}{}>".format(8 * int(numbers.group(1)),
+                                   ("dense", "interleaved", "blocks")[int(numbers.group(2))],
+                                   ",alone" if numbers.group(3) in ("true", "1") else "")
     flags = re.match(r"(true|false)(, (true|false))?>", rest)
     if flags:
         name += f"<{flags.group(0)}".replace(" ", "")

@@ -80,6 +80,8 @@ __device__ inline void wait_for_earlier() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+/// What the thread wrote is seen by all that a barrier lets on.
+__device__ inline void written_for_all() { __threadfence(); }
 /// The least value of the lanes of a warp.
 __device__ inline int least_of_warp(int value) {
 #if __CUDA_ARCH__ >= 800

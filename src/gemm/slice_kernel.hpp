@@ -10,7 +10,9 @@
 /// it. A block has a tile of 16 rows of y and a tile of x, and warps that share K: a warp has every
 /// so many groups of 128 of K, whose part of y it makes in registers, as int8 that count units of a
 /// scale that the warps have agreed upon for each row. int32 sums over K are exact. Where x has
-/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y.
+/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x is
+/// small and bf16 there is only one kernel: each block makes x's elements as it makes y's, and
+/// images of x only where what comes next does.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -35,6 +37,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace KokkosMX::Impl {
 
@@ -74,18 +77,18 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: a group takes a row, four lanes a block. Where they lie: see SliceElements.
+/// Makes x's elements: a block takes a row, four lanes a block of it. Where they lie: see
+/// SliceElements.
 template <bool IsDense>
-struct AlignRows {
-  SliceProblem p;
+struct RowAligner {
+  const SliceProblem& p;
 
-  static constexpr int most_threads = 1024, groups_together = 1;
+  static constexpr int most_threads = 1024;
   struct Scratch {
     std::int32_t lo[most_threads / 32], hi[most_threads / 32];  ///< of what a warp has seen
     std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
     std::int16_t scale[slice_most_blocks];
   };
-  static constexpr int most_shared_bytes = sizeof(Scratch);
 
   /// A block's eights, each by a thread.
   KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
@@ -93,47 +96,9 @@ struct AlignRows {
     const int most = (eights() + 31) / 32 * 32;
     return most < most_threads ? most : most_threads;
   }
-  int shared_bytes() const { return most_shared_bytes; }
 
-  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
-                                  [[maybe_unused]] unsigned char* memory,
-                                  [[maybe_unused]] const GridItem& item) const {
-    KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item.z, item.x);))
-  }
-
- private:
-  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
-  __device__ Words load(int batch, int row, int block, int part) const {
-    if (row >= p.x_rows || block >= p.blocks) return {};
-    if constexpr (IsDense) {
-      const unsigned char* from =
-          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
-      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
-    } else {
-      const CodesMap& codes = p.x.matrix.codes;
-      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
-      if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
-      return load_bytes(from, codes.byte, 4);
-    }
-  }
-  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
-                          int block) const {
-    if constexpr (IsDense) {
-      return quantizer.scale(words);
-    } else {
-      std::uint32_t any = words.w[3] & 0x77777777u;
-      any |= CudaUnit::from_lane_xor(any, 1);
-      any |= CudaUnit::from_lane_xor(any, 2);
-      return row < p.x_rows && block < p.blocks
-                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
-                 : QuadQuantizer::empty;
-    }
-  }
-
-  __device__ void run(int thread, Scratch& scratch, int batch, int row) const {
-    // What the next kernel reads before it waits for this one is there, too.
-    CudaUnit::wait_for_earlier();
-    CudaUnit::dependents_may_begin();
+  /// Makes a row by the first threads() of a block, all of whose threads call this.
+  __device__ void make_row(int thread, Scratch& scratch, int batch, int row) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
@@ -194,6 +159,36 @@ struct AlignRows {
       }
     }
   }
+
+ private:
+  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
+  __device__ Words load(int batch, int row, int block, int part) const {
+    if (row >= p.x_rows || block >= p.blocks) return {};
+    if constexpr (IsDense) {
+      const unsigned char* from =
+          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
+      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+    } else {
+      const CodesMap& codes = p.x.matrix.codes;
+      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+      if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
+      return load_bytes(from, codes.byte, 4);
+    }
+  }
+  __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
+                          int block) const {
+    if constexpr (IsDense) {
+      return quantizer.scale(words);
+    } else {
+      std::uint32_t any = words.w[3] & 0x77777777u;
+      any |= CudaUnit::from_lane_xor(any, 1);
+      any |= CudaUnit::from_lane_xor(any, 2);
+      return row < p.x_rows && block < p.blocks
+                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+                 : QuadQuantizer::empty;
+    }
+  }
+
   /// The row's images where it needs more than one; none where it needs too many.
   __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state) const {
     for (int block = thread; block < p.blocks; block += threads()) {
@@ -219,20 +214,52 @@ struct AlignRows {
   }
 };
 
-/// ColumnTiles: tiles of 8 rows of x.
-template <int ColumnTiles, SliceForm Form>
+/// A kernel that does no more than that.
+template <bool IsDense>
+struct AlignRows {
+  SliceProblem p;
+
+  using Aligner = RowAligner<IsDense>;
+  static constexpr int most_threads = Aligner::most_threads, groups_together = 1;
+  static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
+  KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
+  int shared_bytes() const { return most_shared_bytes; }
+
+  KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
+                                  [[maybe_unused]] unsigned char* memory,
+                                  [[maybe_unused]] const GridItem& item) const {
+    KOKKOS_IF_ON_DEVICE((run(group.rank(), memory, item);))
+  }
+
+ private:
+  __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
+    // What the next kernel reads before it waits for this one is there, too.
+    CudaUnit::wait_for_earlier();
+    CudaUnit::dependents_may_begin();
+    auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
+    Aligner{p}.make_row(thread, scratch, item.z, item.x);
+  }
+};
+
+/// ColumnTiles: tiles of 8 rows of x. MakesX: no kernel comes before; x is bf16, a warp has one
+/// group, or two have it where x has several tiles, and makes its part of x as it makes y's.
+template <int ColumnTiles, SliceForm Form, bool MakesX>
 struct SliceGemm {
   SliceProblem p;
-  int warps;   ///< that share K: warpgroups where x's tiles are wide
-  int stages;  ///< groups of x that shared memory holds for each of them
+  int warps;            ///< that share K: warpgroups where x's tiles are wide
+  int stages;           ///< groups of x that shared memory holds for each of them
+  int least_bytes = 0;  ///< of shared memory
 
   using Atom = MmaInt8Atom;
+  using Aligner = RowAligner<true>;
   /// Wide tiles of x come to shared memory, some groups ahead, from where all warps of a warpgroup
   /// multiply by them; of others a warp loads what it needs.
   static constexpr bool is_wide = ColumnTiles >= 8;
   using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
-  static constexpr int together = is_wide ? Wide::warps : 1;  ///< warps of the same part of K
-  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16, most_threads = 32 * most_warps;
+  /// Warps of the same part of K.
+  static constexpr int together = is_wide ? Wide::warps : MakesX && ColumnTiles > 1 ? 2 : 1;
+  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16;
+  static constexpr int most_threads = 32 * most_warps;
   static constexpr int groups_together = 1;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
   static constexpr int group_blocks_k = 4;
@@ -242,10 +269,11 @@ struct SliceGemm {
   /// Scales of y that groups may have to be multiplied at once, and what is added to them in
   /// registers.
   static constexpr bool is_dense = Form == SliceForm::dense;
-  static constexpr int bias = is_dense ? 2 : 0;
-  static constexpr int least_base = bias + (is_dense ? Bf16Pairs::least_scale : 0);
-  static constexpr int most_base =
-      bias + (is_dense ? Bf16Pairs::most_scale : 254) - Atom::max_shift;
+  static constexpr int dense_bias = 2, bias = is_dense ? dense_bias : 0;
+  static constexpr int least_dense_base = dense_bias + Bf16Pairs::least_scale;
+  static constexpr int most_dense_base = dense_bias + Bf16Pairs::most_scale - Atom::max_shift;
+  static constexpr int least_base = is_dense ? least_dense_base : 0;
+  static constexpr int most_base = is_dense ? most_dense_base : 254 - Atom::max_shift;
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
   static constexpr int least_unit = 68, largest_unit = 176;
   /// Of sums, from one row of x to the next.
@@ -255,10 +283,11 @@ struct SliceGemm {
 
   struct alignas(1024) Scratch {
     SliceRow x[x_tile];
-    std::int32_t images;
+    std::int32_t images;  ///< the most that a row has
     /// Of y's rows: what the sums count, and the scales of the blocks that are not zeros, no_lo and
     /// 0 where there is none, nan_hi where one is 255.
     std::int32_t base[y_tile], lo[y_tile], hi[y_tile];
+    std::int32_t x_below[MakesX ? x_tile : 1];  ///< how far a row's least scale is below no_scale
     std::uint64_t full[is_wide ? most_stages : 1], empty[is_wide ? most_stages : 1];
     alignas(16) std::int32_t sums[x_tile][sums_pitch];
   };
@@ -269,15 +298,21 @@ struct SliceGemm {
   KOKKOS_INLINE_FUNCTION int stages_bytes() const {
     const int all = stages * first_stages();
     const int with_rest = first_stages() + static_cast<int>(sizeof(Rest)) * x_tile;
-    return all > with_rest ? all : with_rest;
+    const int more = all > with_rest ? all : with_rest;
+    if constexpr (!MakesX) return more;
+    const int made = is_passed ? warps * group_bytes_x : 0;
+    constexpr int aligned = sizeof(Aligner::Scratch);
+    const int least = made > aligned ? made : aligned;
+    return more > least ? more : least;
   }
   /// Then what warps have of y ahead of the groups that they are at: see load_ahead.
   static constexpr int ahead_bytes = is_dense ? 32 * 2 * group_blocks_k * 16 : 0;
 
   KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
   int shared_bytes() const {
-    return static_cast<int>(sizeof(Scratch)) + stages_bytes() +
-           (p.elements.groups > warps ? warps * together * ahead_bytes : 0);
+    return std::max(least_bytes,
+                    static_cast<int>(sizeof(Scratch)) + stages_bytes() +
+                        (p.elements.groups > warps ? warps * together * ahead_bytes : 0));
   }
   static constexpr int most_shared_bytes = 227 * 1024;
   /// Stages for so many warps, where that much of shared memory is theirs.
@@ -342,6 +377,11 @@ struct SliceGemm {
   struct alignas(16) TwoSteps {
     std::uint32_t w[4];
   };
+  /// Adds the product of a step with a tile of x, whose first or second one of two it is.
+  __device__ static void multiply_step(std::int32_t (&sums)[Atom::values],
+                                       const Atom::Part (&parts)[2], const TwoSteps& x, int h) {
+    Atom::multiply_add(sums, parts[0], parts[1], {{x.w[2 * h], x.w[2 * h + 1]}});
+  }
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
@@ -419,19 +459,26 @@ struct SliceGemm {
     const std::uint8_t* scales[2];
   };
   __device__ Source source(const Place& at) const {
-    Source from;
+    Source from{};
+    // Both lie in the same 16 rows.
+    const int row = y_row(at, 0), below = y_row(at, 1) - row;
+    if constexpr (is_dense) {
+      from.data[0] = p.y.dense.at(at.batch, row, 16 * at.part);
+      from.data[1] = from.data[0] + below * p.y.dense.row;
+    } else {
+      const CodesMap& codes = p.y.matrix.codes;
+      const ScalesMap& scales = p.y.matrix.scales;
+      from.data[0] =
+          codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
+      from.data[1] = from.data[0] + below * codes.row;
+      from.scales[0] = scales.at(at.batch, row, 0) + at.part * scales.col_1;
+      from.scales[1] = from.scales[0] + below * scales.row_1;
+    }
+    // Found once, not for every load.
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int row = y_row(at, second);
-      if constexpr (is_dense) {
-        from.data[second] = p.y.dense.at(at.batch, row, 16 * at.part);
-        from.scales[second] = nullptr;
-      } else {
-        const CodesMap& codes = p.y.matrix.codes;
-        from.data[second] =
-            codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
-        from.scales[second] = p.y.matrix.scales.at(at.batch, row, at.part);
-      }
+      from.data[second] = opaque(from.data[second]);
+      if constexpr (!is_dense) from.scales[second] = opaque(from.scales[second]);
     }
     return from;
   }
@@ -573,8 +620,9 @@ struct SliceGemm {
   struct Rows {
     std::uint32_t base, lo, hi;
   };
-  /// The bases of the block's rows, from what each warp has seen first. A barrier.
-  __device__ std::uint32_t agree(const Place& at, Scratch& scratch, const Scales& seen) const {
+  /// The bases of the block's rows: from what each warp has seen first, and told the others before
+  /// a barrier.
+  __device__ void tell(const Place& at, Scratch& scratch, const Scales& seen) const {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
@@ -582,7 +630,8 @@ struct SliceGemm {
         atomicMin(&scratch.base[row_of_block(at, second)], lo);
       }
     }
-    __syncthreads();
+  }
+  __device__ std::uint32_t agreed(const Place& at, const Scratch& scratch) const {
     // Groups that nobody has seen yet may have less.
     const int below = at.groups > warps ? 1 : 0;
     std::uint32_t base = 0;
@@ -596,29 +645,48 @@ struct SliceGemm {
 
   /// Of rows that are in order: bit 0 and bit 16 say that a row's scales begin one above its base.
   /// Three scales are in reach from there, the last of four only so.
-  __device__ static std::uint32_t above_base(const Scales& scales, const Rows& rows) {
-    return is_dense ? (scales.hi - rows.base + 0x00010001u) >> 2 & 0x00010001u : 0u;
+  __device__ static std::uint32_t above_base(std::uint32_t hi, std::uint32_t base) {
+    return (hi - base + 0x00010001u) >> 2 & 0x00010001u;
   }
-  /// A lane's elements.
+  /// Whether scales from lo to hi begin at `from` or above it, and are in reach of the base.
+  __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
+                                    std::uint32_t from) {
+    constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
+    return __vmaxu2(lo, from) == lo && __vminu2(hi, base + width) == hi;
+  }
+  /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
+  template <bool Saturates, int Count>
+  __device__ static void make_dense(const QuadQuantizer& quantizer,
+                                    const Words (&of)[Count][group_blocks_k],
+                                    const std::uint32_t (&scales)[group_blocks_k],
+                                    std::uint32_t bases, std::uint32_t above,
+                                    Atom::Part (&parts)[group_blocks_k][Count]) {
+#pragma unroll
+    for (int second = 0; second < Count; ++second) {
+      const int base = static_cast<int>(bases >> (16 * second) & 0xFFFFu) - dense_bias;
+      const Bf16Pairs::Unit unit =
+          Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        const std::uint32_t least =
+            __byte_perm(((scales[i] - 0x10001u * dense_bias) << 7) + Bf16Pairs::above_one, 0,
+                        second == 0 ? 0x1010 : 0x3232);
+        quantizer.pairs().template shifted_elements<Saturates>(of[second][i], least, unit,
+                                                               parts[i][second].word);
+      }
+    }
+  }
+  /// A lane's elements of y.
   template <bool Saturates>
   __device__ void make(const QuadQuantizer& quantizer, const Raw& raw, const Scales& scales,
                        const Rows& rows, std::uint32_t above,
                        Atom::Part (&parts)[group_blocks_k][2]) const {
+    if constexpr (is_dense) {
+      make_dense<Saturates>(quantizer, raw.of, scales.of, rows.base, above, parts);
+    } else {
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu) - bias;
-      if constexpr (is_dense) {
-        const Bf16Pairs::Unit unit =
-            Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
-#pragma unroll
-        for (int i = 0; i < group_blocks_k; ++i) {
-          const std::uint32_t least =
-              __byte_perm(((scales.of[i] - 0x10001u * bias) << 7) + Bf16Pairs::above_one, 0,
-                          second == 0 ? 0x1010 : 0x3232);
-          quantizer.pairs().template shifted_elements<Saturates>(raw.of[second][i], least, unit,
-                                                                 parts[i][second].word);
-        }
-      } else {
+      for (int second = 0; second < 2; ++second) {
+        const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu);
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
           const int scale =
@@ -628,21 +696,16 @@ struct SliceGemm {
       }
     }
   }
-  /// Codes as int8, times 2^shift, which is 1 to 8: by tables of both signs.
+  /// Codes as int8, times 2^shift, which is 1 to 8.
   __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
-    constexpr std::uint32_t minus_low = 0xFDFEFF00u, minus_high = 0xF4F8FAFCu;
-    const std::uint32_t from_below = (0x01010101u << shift) - 0x01010101u;
-    const std::uint32_t selector = codes & 0x77777777u;
+    // As expand_codes does it. Products with powers of two leave the other unit of integers free.
+    const std::uint32_t power = 1u << shift, negative = codes ^ 0x88888888u;
     Atom::Part part;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::uint32_t four = h == 0 ? selector : selector >> 16;
-      const std::uint32_t plus = __byte_perm(halves_low << shift, halves_high << shift, four);
-      const std::uint32_t minus =
-          __byte_perm(minus_low << shift & ~from_below, minus_high << shift & ~from_below, four);
-      // The highest bits of bytes, eight times each: of the first of two codes, of the second one.
-      const std::uint32_t signs = CudaUnit::permute(codes << 4, codes, h == 0 ? 0xD9C8u : 0xFBEAu);
-      part.word[h] = (plus & ~signs) | (minus & signs);
+      const std::uint32_t plus = CudaUnit::permute(halves_low, halves_high, codes >> (16 * h));
+      const std::uint32_t minus = CudaUnit::permute(halves_low, halves_high, negative >> (16 * h));
+      part.word[h] = (plus * power + 0x80808080u + minus * (0u - power)) ^ 0x80808080u;
     }
     return part;
   }
@@ -665,9 +728,11 @@ struct SliceGemm {
     for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
-        rows.base = agree(at, scratch, scales);
+        tell(at, scratch, scales);
+        __syncthreads();
+        rows.base = agreed(at, scratch);
         CudaUnit::wait_for_earlier();
-        load_states(at, scratch);
+        begin_states(at, scratch);
       }
       if constexpr (is_wide) {
         if (group == at.warp) {
@@ -682,10 +747,9 @@ struct SliceGemm {
       for (int i = 0; i < pairs_ahead; ++i) {
         load_steps(b[i], at, scratch, image_number, group, i);
       }
-      constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
-      const std::uint32_t above = above_base(scales, rows);
-      const bool fits = scales.are_known && __vmaxu2(scales.lo, rows.base + above) == scales.lo &&
-                        __vminu2(scales.hi, rows.base + width) == scales.hi;
+      const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
+      const bool fits =
+          scales.are_known && are_within(scales.lo, scales.hi, rows.base, rows.base + above);
       const bool all_fit = !CudaUnit::any_lane(!fits);
       Atom::Part parts[group_blocks_k][2];
       if (all_fit) {
@@ -725,10 +789,7 @@ struct SliceGemm {
             }
 #pragma unroll
             for (int j = 0; j < ColumnTiles; ++j) {
-              const TwoSteps& columns = b[i / 2][j];
-              const int h = i % 2;
-              Atom::multiply_add(sums[j], parts[i][0], parts[i][1],
-                                 {{columns.w[2 * h], columns.w[2 * h + 1]}});
+              multiply_step(sums[j], parts[i], b[i / 2][j], i % 2);
             }
           }
         }
@@ -737,16 +798,14 @@ struct SliceGemm {
     return left;
   }
 
-  /// What the first kernel has found of the rows of x.
-  __device__ void load_states(const Place& at, Scratch& scratch) const {
-    const SliceRow* states = p.elements.states +
-                             (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() +
-                             x_tile * at.x_tile;
-    for (int i = at.thread; i < x_tile; i += threads()) {
-      const SliceRow state = states[i];
-      scratch.x[i] = state;
-      if (state.images > 1) atomicMax(&scratch.images, static_cast<int>(state.images));
-    }
+  /// Begins to copy what the first kernel has found of the rows of x: a thread has one at most.
+  static_assert(x_tile <= 32 * together);
+  __device__ void begin_states(const Place& at, Scratch& scratch) const {
+    if (at.thread >= x_tile) return;
+    CudaUnit::begin_copy<0, 0>(&scratch.x[at.thread],
+                               p.elements.states +
+                                   (p.x_batch == 1 ? 0 : at.batch) * p.elements.rows() +
+                                   x_tile * at.x_tile + at.thread);
   }
   /// 2^(scale - 128).
   __device__ static double power_of_two(int scale) {
@@ -870,6 +929,195 @@ struct SliceGemm {
     }
   }
 
+  // ---------------------------------------------------------------------------- x, made here
+
+  /// Tiles of 8 rows of x of which a lane makes a row: the group's two warps share them, if there
+  /// is more than one.
+  static constexpr int x_each = ColumnTiles > 1 ? ColumnTiles / 2 : 1;
+  /// The first of them.
+  __device__ static int own_tile(const Place& at) {
+    return ColumnTiles > 1 ? at.below / Atom::rows * x_each : 0;
+  }
+  __device__ static int own_row(const Place& at, int r) {
+    return Atom::cols * (own_tile(at) + r) + (at.lane >> 2);
+  }
+  /// A lane's part of a group of such rows: an eighth number of each block.
+  struct RawX {
+    Words of[x_each][group_blocks_k];
+  };
+  struct SourceX {
+    const unsigned char* of[x_each];
+  };
+  __device__ SourceX source_x(const Place& at) const {
+    SourceX from;
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+      // Rows that are not there are the last one: nobody looks at what comes of them.
+      const int row = min(x_tile * at.x_tile + own_row(at, r), p.x_rows - 1);
+      from.of[r] = opaque(p.x.dense.at(p.x_batch == 1 ? 0 : at.batch, row,
+                                       2 * block_size * group_blocks_k * at.warp + 16 * at.part));
+    }
+    return from;
+  }
+  __device__ static void load_x(RawX& raw, const SourceX& from) {
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        raw.of[r][i] = CudaUnit::load_past_first_cache<Words>(from.of[r] + 2 * block_size * i);
+      }
+    }
+  }
+  /// Its scales in halves, plus dense_bias: zeros of blocks that are zeros.
+  struct ScalesX {
+    std::uint32_t of[group_blocks_k];
+    std::uint32_t below, hi;  ///< below: how far the least of others is below no_scale
+    bool are_known;           ///< as far as the lane sees: no number is next to zero
+  };
+  static constexpr std::uint32_t no_scale = 512;
+  __device__ static ScalesX find_scales_x(const QuadQuantizer& quantizer, const RawX& raw) {
+    ScalesX scales;
+    std::uint32_t low_bits = 0;
+    scales.below = scales.hi = 0;
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+      std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[x_each - 1][i]);
+      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
+      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
+      scales.of[i] = quantizer.pairs().biased_scales(most);
+      scales.below = __vmaxu2(scales.below, (no_scale * 0x10001u - scales.of[i]) & 0x01FF01FFu);
+      scales.hi = __vmaxu2(scales.hi, scales.of[i]);
+      low_bits |= __vminu2(most, 0x00800080u);
+    }
+    scales.are_known = (low_bits & 0x007F007Fu) == 0;
+    return scales;
+  }
+  __device__ static void tell_x(const Place& at, Scratch& scratch, const ScalesX& seen) {
+    if (at.part != 0) return;
+#pragma unroll
+    for (int r = 0; r < x_each; ++r) {
+      max_shared(&scratch.x_below[own_row(at, r)],
+                 static_cast<int>(seen.below >> (16 * r) & 0xFFFFu));
+    }
+  }
+  __device__ static int base_of_x(const Scratch& scratch, int row) {
+    return min(static_cast<int>(no_scale) - scratch.x_below[row], most_dense_base);
+  }
+  /// Whether x's elements pass through shared memory: to other warps, or to the lanes that have the
+  /// same blocks of y.
+  static constexpr bool is_passed = ColumnTiles > 1 || Form == SliceForm::blocks;
+  /// What a group's warps make of x.
+  using Made = TwoSteps[group_blocks_k / 2][ColumnTiles][Atom::lanes];
+  __device__ Made& made_of_group(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<Made*>(stages_after(scratch))[at.warp];
+  }
+
+  /// All of the block's work where both operands' scales are few and near each other; false, and
+  /// nothing is stored, where they are not.
+  __device__ bool run_plain(const Place& at, Scratch& scratch, const GridItem& item) const {
+    const QuadQuantizer quantizer(p.rule);
+    const Source from = source(at);
+    const SourceX from_x = source_x(at);
+    clear(at, scratch);
+    CudaUnit::wait_for_earlier();
+    Raw raw;
+    RawX raw_x;
+    load_x(raw_x, from_x);
+    load(raw, from, at.warp);
+    ScalesX x = find_scales_x(quantizer, raw_x);
+    tell_x(at, scratch, x);
+    const Scales scales = find_scales(at, quantizer, raw);
+    tell(at, scratch, scales);
+    __syncthreads();
+    Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
+    const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
+    std::uint32_t base_x = 0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const auto base =
+          static_cast<std::uint32_t>(base_of_x(scratch, own_row(at, r < x_each ? r : x_each - 1)));
+      base_x |= base << (16 * r);
+    }
+    const std::uint32_t above_x = above_base(__vmaxu2(x.hi, base_x), base_x);
+    const std::uint32_t least_x = base_x + above_x;
+    const bool fits = scales.are_known &&
+                      are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
+                      x.are_known && __vmaxu2(base_x, least_dense_base * 0x10001u) == base_x &&
+                      are_within(no_scale * 0x10001u - x.below, x.hi, base_x, least_x);
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = __vmaxu2(x.of[i], least_x);
+    if (at.thread < x_tile) {
+      SliceRow state{};
+      state.images = 1;
+      state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - dense_bias);
+      scratch.x[at.thread] = state;
+    }
+    Made& made = made_of_group(at, scratch);
+    TwoSteps b[group_blocks_k / 2][ColumnTiles];
+    Atom::Part parts[group_blocks_k][2];
+    const auto make_both = [&](auto saturates) {
+      Atom::Part parts_x[group_blocks_k][x_each];
+      make_dense<saturates>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+#pragma unroll
+      for (int i = 0; i < group_blocks_k; ++i) {
+        [[maybe_unused]] const int step = Form == SliceForm::blocks ? at.part : i;
+        [[maybe_unused]] const int lane = Form == SliceForm::blocks ? (at.lane & 28) + i : at.lane;
+#pragma unroll
+        for (int r = 0; r < x_each; ++r) {
+          const Atom::Part& part = parts_x[i][r];
+          if constexpr (is_passed) {
+            *reinterpret_cast<uint2*>(&made[step >> 1][own_tile(at) + r][lane].w[2 * (step & 1)]) =
+                make_uint2(part.word[0], part.word[1]);
+          } else {
+            b[i / 2][r].w[2 * (i % 2)] = part.word[0];
+            b[i / 2][r].w[2 * (i % 2) + 1] = part.word[1];
+          }
+        }
+      }
+      make<is_dense && saturates>(quantizer, raw, scales, rows, above, parts);
+    };
+    if (quantizer.pairs().saturates()) {
+      make_both(std::true_type{});
+    } else {
+      make_both(std::false_type{});
+    }
+    if constexpr (is_passed) {
+      if constexpr (ColumnTiles > 1) {
+        __syncthreads();
+      } else {
+        CudaUnit::warp_barrier();
+      }
+#pragma unroll
+      for (int i = 0; i < group_blocks_k / 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < ColumnTiles; ++j) b[i][j] = made[i][j][at.lane];
+      }
+    }
+    std::int32_t sums[ColumnTiles][Atom::values] = {};
+#pragma unroll
+    for (int i = 0; i < group_blocks_k; ++i) {
+#pragma unroll
+      for (int j = 0; j < ColumnTiles; ++j) multiply_step(sums[j], parts[i], b[i / 2][j], i % 2);
+    }
+    leave(at, scratch, rows, sums);
+    if (CudaUnit::barrier_any(!fits || sees_special(at, scratch))) return false;
+    store_plain(at.thread, item, scratch);
+    return true;
+  }
+  /// What the first kernel does where there is one: for each block anew, which all find the same.
+  __device__ __noinline__ void align_x(int thread, Scratch* shared, int batch,
+                                       int x_tile_at) const {
+    auto& scratch = *reinterpret_cast<Aligner::Scratch*>(stages_after(*in_shared(shared)));
+    const Aligner align{p};
+#pragma unroll 1
+    for (int row = 0; row < x_tile; ++row) {
+      __syncthreads();
+      align.make_row(thread, scratch, batch, x_tile * x_tile_at + row);
+    }
+    CudaUnit::written_for_all();
+    __syncthreads();
+  }
+
   // ---------------------------------------------------------------------------- results
 
   /// Adds a warp's sums to the block's, and what it knows of its rows.
@@ -900,16 +1148,15 @@ struct SliceGemm {
     const int below = p.elements.groups > warps ? 1 : 0;
     return min(max(scratch.base[row] - below, least_base), most_base) - bias;
   }
-  /// Whether the thread sees a row that is not plain.
+  /// Whether the thread's row of x, whose state it has copied, or of y is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
     bool is_special = false;
-    for (int i = at.thread; i < x_tile; i += threads()) {
-      const SliceRow& x = scratch.x[i];
-      is_special = is_special || x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
+    if (at.thread < x_tile) {
+      CudaUnit::wait_for_copies();
+      const SliceRow& x = scratch.x[at.thread];
+      is_special = x.spread < 0 || x.images != 1 || !is_common(x.unit[0]);
     }
-    for (int i = at.thread; i < y_tile; i += threads()) {
-      is_special = is_special || !is_common(y_unit(scratch, i));
-    }
+    if (at.thread < y_tile) is_special = is_special || !is_common(y_unit(scratch, at.thread));
     return is_special;
   }
 
@@ -1050,6 +1297,7 @@ struct SliceGemm {
     for (int i = at.thread; i < x_tile * sums_pitch / 4; i += threads()) {
       reinterpret_cast<int4*>(scratch.sums)[i] = make_int4(0, 0, 0, 0);
     }
+    if (MakesX && at.thread < x_tile) scratch.x_below[at.thread] = 0;
     for (int i = at.thread; i < y_tile; i += threads()) {
       scratch.base[i] = most_base;
       scratch.lo[i] = no_lo;
@@ -1066,6 +1314,10 @@ struct SliceGemm {
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
     CudaUnit::dependents_may_begin();
     const Place at = place_of(thread, item);
+    if constexpr (MakesX) {
+      if (run_plain(at, scratch, item)) return;
+      align_x(thread, &scratch, p.x_batch == 1 ? 0 : at.batch, at.x_tile);
+    }
     const QuadQuantizer quantizer(p.rule);
     Rows rows{0, 0xFFFFFFFFu, 0};
     Pipeline pipeline{{}, {}, stages};
@@ -1074,15 +1326,17 @@ struct SliceGemm {
       std::int32_t sums[ColumnTiles][Atom::values] = {};
       std::uint64_t left = multiply(at, scratch, quantizer, image_number, rows, pipeline, sums);
       leave(at, scratch, rows, sums);
-      __syncthreads();  // states of x are there
       if (image_number == 0) {
-        const bool is_special = !p.is_plain_bf16 || p.counts != nullptr ||
-                                p.minimum_tier > Tier::aligned || left != 0 ||
-                                sees_special(at, scratch);
+        bool is_special = sees_special(at, scratch);
+        is_special = is_special || !p.is_plain_bf16 || p.counts != nullptr ||
+                     p.minimum_tier > Tier::aligned || left != 0;
         if (!CudaUnit::barrier_any(is_special)) {
           store_plain(thread, item, scratch);
           return;
         }
+        if (thread < x_tile) atomicMax(&scratch.images, static_cast<int>(scratch.x[thread].images));
+      } else {
+        __syncthreads();
       }
       if (is_wide && image_number == 0) {  // one stage is left
         const int uses = (at.groups - at.warp + warps - 1) / warps;

@@ -12,19 +12,63 @@ namespace KokkosMX::Impl {
 
 namespace {
 
+template <bool IsDense>
+void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
+  static const std::string label = "KokkosMX::gemm: images";
+  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, AlignRows<IsDense>{p});
+}
+
+template <class Kernel>
+std::int64_t y_tiles_of(const SliceProblem& p) {
+  return (p.y_rows + Kernel::y_tile - 1) / Kernel::y_tile;
+}
+template <class Kernel>
+void launch_kernel_of(const Kokkos::Cuda& exec, const SliceProblem& p, const Kernel& kernel) {
+  static const std::string label = "KokkosMX::gemm";
+  launch_grid(label, exec, y_tiles_of<Kernel>(p), p.elements.tiles, p.batch, true, kernel);
+}
+
+/// Shared memory of a block, where a unit has so many: the device takes a KiB of each block's.
+template <class Kernel>
+constexpr int bytes_for(int in_unit) {
+  return (Kernel::most_shared_bytes + 1024) / in_unit - 1024;
+}
+
+/// Whether a kernel is launched that makes x, too.
+template <int ColumnTiles, SliceForm Form>
+bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
+  using Kernel = SliceGemm<ColumnTiles, Form, true>;
+  const bool can = p.x.is_dense && p.x.is_aligned && p.y.is_aligned &&
+                   p.blocks % Kernel::group_blocks_k == 0 &&
+                   p.elements.groups <= Kernel::most_warps / Kernel::together && p.is_plain_bf16 &&
+                   p.counts == nullptr && p.minimum_tier <= Tier::aligned;
+  const std::int64_t blocks = std::int64_t{p.batch} * y_tiles_of<Kernel>(p);
+  const std::int64_t units = exec.cuda_device_prop().multiProcessorCount;
+  if (!can || !prefers_making_x(blocks, p.elements.groups * Kernel::together, units)) return false;
+  // Blocks come while those of the call before still run: no unit shall take more than its part.
+  const auto in_unit = static_cast<int>((blocks + units - 1) / units);
+  launch_kernel_of(exec, p, Kernel{p, p.elements.groups, 0, bytes_for<Kernel>(in_unit)});
+  return true;
+}
+
 template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  using Kernel = SliceGemm<ColumnTiles, Form>;
-  const std::int64_t y_tiles = (p.y_rows + Kernel::y_tile - 1) / Kernel::y_tile;
+  if constexpr (ColumnTiles <= 4) {
+    if (launch_alone<ColumnTiles, Form>(exec, p)) return;
+  }
+  if (p.x.is_dense) {
+    launch_align<true>(exec, p);
+  } else {
+    launch_align<false>(exec, p);
+  }
+  using Kernel = SliceGemm<ColumnTiles, Form, false>;
   const int groups = p.elements.groups;
-  const SliceConfig config = slice_config(std::int64_t{p.batch} * p.elements.tiles * y_tiles,
-                                          groups, Kernel::most_warps / Kernel::together,
-                                          exec.cuda_device_prop().multiProcessorCount);
-  // The device takes a KiB of each block's.
-  const int bytes = (Kernel::most_shared_bytes + 1024) / config.in_unit - 1024;
-  const Kernel kernel{p, config.warps, Kernel::stages_for(config.warps, groups, bytes)};
-  static const std::string label = "KokkosMX::gemm";
-  launch_grid(label, exec, y_tiles, p.elements.tiles, p.batch, true, kernel);
+  const SliceConfig config = slice_config(
+      std::int64_t{p.batch} * p.elements.tiles * y_tiles_of<Kernel>(p), groups,
+      Kernel::most_warps / Kernel::together, exec.cuda_device_prop().multiProcessorCount);
+  const int bytes = bytes_for<Kernel>(config.in_unit);
+  launch_kernel_of(exec, p,
+                   Kernel{p, config.warps, Kernel::stages_for(config.warps, groups, bytes)});
 }
 
 template <int ColumnTiles>
@@ -34,20 +78,9 @@ void launch_tile(const Kokkos::Cuda& exec, const SliceProblem& p) {
   launch_form<ColumnTiles, SliceForm::interleaved>(exec, p);
 }
 
-template <bool IsDense>
-void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  static const std::string label = "KokkosMX::gemm: images";
-  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, AlignRows<IsDense>{p});
-}
-
 }  // namespace
 
 void launch_slices(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  if (p.x.is_dense) {
-    launch_align<true>(exec, p);
-  } else {
-    launch_align<false>(exec, p);
-  }
   switch (p.elements.log_tile) {
     case 3:
       return launch_tile<1>(exec, p);

@@ -75,10 +75,17 @@ KOKKOS_INLINE_FUNCTION T* in_shared(T* p) {
 #endif
 }
 
-/// x, of which compilers know nothing: what follows from it they find each time anew.
+/// x, of which compilers know nothing: what follows from it they find each time anew, itself not.
 KOKKOS_INLINE_FUNCTION int opaque(int x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+template <class T>
+KOKKOS_INLINE_FUNCTION T* opaque(T* x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
 #endif
   return x;
 }
