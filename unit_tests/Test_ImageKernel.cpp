@@ -19,6 +19,7 @@
 #include "atoms/gemm/wgmma.hpp"
 #include "atoms/quantize/portable.hpp"
 #include "gemm/image_kernel.hpp"
+#include "gemm/make_images.hpp"
 
 namespace {
 

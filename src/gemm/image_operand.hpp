@@ -5,6 +5,8 @@
 /// \file image_operand.hpp
 /// Operands of the image kernel, with what is made of them.
 
+#include "../atoms/cuda.hpp"
+#include "../atoms/gemm/int8_codes.hpp"
 #include "../operand.hpp"
 #include "row_split.hpp"
 
@@ -86,6 +88,59 @@ struct ImageOperand {
 /// Images of a row's 16 elements.
 struct alignas(16) ImageChunk {
   std::uint32_t word[4];
+};
+
+/// A block's chunks to the image of a step. Warps call it together: a row's blocks are in lanes one
+/// after the other.
+template <class Atom>
+KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
+                                         const ImageChunk (&chunks)[2]) {
+  const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
+    *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
+  };
+#ifdef __CUDA_ARCH__
+  // A block's chunks make a sector of memory, which two lanes write at once: their own block's
+  // first or second chunk and the other's. Word by word, or chunks would not be in registers.
+  const int h = block & 1;
+  ImageChunk even, odd;  // of the blocks of these numbers
+  KOKKOSMX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
+    const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
+    even.word[i] = h == 0 ? first : other;
+    odd.word[i] = h == 0 ? other : second;
+  }
+  put(block & ~1, h, even);
+  put(block | 1, h, odd);
+#else
+  put(block, 0, chunks[0]);
+  put(block, 1, chunks[1]);
+#endif
+}
+
+/// What became of the columns of K in which some row of either operand has outliers: there are
+/// none, they are gathered, or they are too many, and outliers have images of their own.
+enum class Gathering : std::uint32_t { none, done, imaged };
+struct Outliers {
+  Gathering how;
+  int parts;               ///< of 32 gathered columns each: those after them are none
+  bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
+  std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
+  int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
+};
+
+/// Of the groups that gather outliers together: they take one piece of work after the other, first
+/// columns, then octets, and wait only for pieces that a running group has taken.
+struct GatherState {
+  std::uint32_t taken[2], done[2];
+  Gathering gathering;
+  std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
+  /// Of all rows with outliers: whether those of any are not near; most_shift less the least shift
+  /// from the main part to outliers, the largest shift; the largest weight << shift of an operand.
+  std::int32_t reach[5];
+  std::int32_t shift;  ///< see Outliers
+  static constexpr int far = 0, lowest = 1, highest = 2, weight = 3, reaches = 5;
+  static constexpr int most_shift = 16;
 };
 
 }  // namespace KokkosMX::Impl
