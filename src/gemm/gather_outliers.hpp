@@ -18,11 +18,17 @@
 
 namespace KokkosMX::Impl {
 
-/// Makes the images of columns with outliers: of `a` the high digits of its outliers in its own
-/// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
-/// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
-/// both operands have are the first common_columns of either's, in the same order. Where there are
-/// more, makes images of all outliers, and cuts tiles.
+/// Makes the images of columns with outliers. `a` and `b` each have columns of their own, those
+/// that both have first. Where there are too many, makes images of all outliers, and cuts tiles.
+///
+/// Of a the high digits of its outliers in its own columns, their low digits, and the main part in
+/// b's columns; of b the main part in a's columns, the high and the low digits in its own: a step
+/// each, of so many columns as it has bytes. Common columns have the same places in either's.
+///
+/// Outliers near the main part have digits in its units, and their products follow one another in
+/// the same accumulators. Joint steps have a's columns, then b's: some with low digits, as many
+/// with high ones, then one with the common columns' high digits. Of the other operand they have
+/// the main part and low digits, so that the common columns' are there once.
 template <class Atom>
 struct GatherOutliers {
   ImageOperand operands[2];
@@ -34,9 +40,9 @@ struct GatherOutliers {
   static constexpr int common = Atom::common_columns, most = Atom::step_bytes;
   struct Scratch {
     std::uint64_t found[threads];
-    std::int32_t columns[2][most];  ///< -1: none
+    std::int32_t columns[2 * most];  ///< -1: none
+    std::int32_t reach[GatherState::reaches];
     std::uint32_t item;
-    int shift;
   };
 
   KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
@@ -73,11 +79,7 @@ struct GatherOutliers {
       }
     });
     Outliers outliers = list_columns(group, scratch);
-    if (group.rank() == 0) {
-      scratch.shift = outliers.how == Gathering::imaged ? near_shift() : 0;
-    }
-    group.barrier();
-    outliers.shift = scratch.shift;
+    if (outliers.how == Gathering::imaged) outliers.shift = near_shift(scratch.reach);
     outliers.high_a = (found & 2) != 0;
     outliers.high_b = (found & 8) != 0;
     if (group.rank() == 0) {
@@ -164,7 +166,7 @@ struct GatherOutliers {
   template <class Group>
   KOKKOS_INLINE_FUNCTION void merge_reaches(const Group& group, Scratch& scratch,
                                             std::int64_t item) const {
-    std::int32_t* most_of = scratch.columns[0];
+    std::int32_t* most_of = scratch.reach;
     if (group.rank() < GatherState::reaches) most_of[group.rank()] = 0;
     group.barrier();
     std::int64_t row = item * threads + group.rank();
@@ -174,12 +176,13 @@ struct GatherOutliers {
     if (row < octets(operand) * rows && operand.has_outliers[row / rows] != 0) {
       const RowSplit split = operand.splits[row];
       const int lowest = split.out - split.base;
-      const bool is_near = split.near != 0 && lowest <= GatherState::most_shift;
-      if (split.has_outliers() && !is_near) max_shared(most_of + GatherState::far, 1);
-      if (split.has_outliers() && is_near) {
+      const bool is_known = split.weight != 0 && lowest >= 0 && lowest <= GatherState::most_shift;
+      if (split.has_outliers()) {
+        max_shared(most_of + GatherState::below, lowest < 0 ? 1 : 0);
+        max_shared(most_of + GatherState::unknown, is_known ? 0 : 1);
         max_shared(most_of + GatherState::lowest, GatherState::most_shift - lowest);
-        max_shared(most_of + GatherState::highest, split.highest() - split.base);
-        max_shared(most_of + GatherState::weight + side, split.weight() << lowest);
+        max_shared(most_of + GatherState::highest, lowest + split.range);
+        if (is_known) max_shared(most_of + GatherState::weight + side, split.weight << lowest);
       }
     }
     group.barrier();
@@ -188,18 +191,31 @@ struct GatherOutliers {
     }
     group.barrier();
   }
-  /// See Outliers::shift.
-  KOKKOS_INLINE_FUNCTION int near_shift() const {
-    const auto reach = [&](int i) { return Kokkos::atomic_fetch_add(&state->reach[i], 0); };
-    if (reach(GatherState::far) != 0) return 0;
-    const int lowest = GatherState::most_shift - reach(GatherState::lowest);
-    if (reach(GatherState::highest) >= lowest + RowSplit::part_bits) return 0;
-    // What the accumulators may have to hold: elements are at most 96.
-    constexpr std::int64_t most_element = 96, of_weight = 12;
+  static constexpr std::int64_t most_element = 96, most_halves = 12;
+  /// What main parts add to a sum, at most.
+  KOKKOS_INLINE_FUNCTION std::int64_t most_main() const {
+    return operands[0].matrix.blocks * block_size * most_element * most_element;
+  }
+  /// See Outliers::shift. Accumulators have to hold all but what outliers make with outliers, and
+  /// this once in units of the outliers of one operand, which are at most 96, too.
+  KOKKOS_INLINE_FUNCTION int near_shift(const std::int32_t* reach) const {
+    if ((reach[GatherState::below] | reach[GatherState::unknown]) != 0) return 0;
+    const int lowest = GatherState::most_shift - reach[GatherState::lowest];
+    if (reach[GatherState::highest] >= lowest + RowSplit::part_bits) return 0;
     const std::int64_t outliers =
-        of_weight * (std::int64_t{reach(GatherState::weight)} + reach(GatherState::weight + 1));
-    const std::int64_t main = operands[0].matrix.blocks * block_size * most_element;
-    return (main + outliers) * most_element < std::int64_t{1} << 31 ? lowest : 0;
+        most_halves * (std::int64_t{reach[GatherState::weight]} + reach[GatherState::weight + 1]);
+    return most_main() + outliers * most_element < std::int64_t{1} << 31 ? lowest : 0;
+  }
+  /// Whether outliers of so many columns have two digits in units of the main part, and
+  /// accumulators hold all sums.
+  KOKKOS_INLINE_FUNCTION bool are_near(const std::int32_t* reach, std::int64_t columns,
+                                       std::int64_t common_columns) const {
+    const int highest = reach[GatherState::highest];
+    if (reach[GatherState::below] != 0 || highest > RowSplit::most_shift) return false;
+    const std::int64_t most_outlier = most_halves << highest;
+    return most_main() + columns * most_element * most_outlier +
+               common_columns * most_outlier * most_outlier <
+           std::int64_t{1} << 31;
   }
 
   template <class Group>
@@ -214,90 +230,116 @@ struct GatherOutliers {
       make_images(group, operand, batch, static_cast<int>(tile.remainder) * rows, outliers.shift);
       return;
     }
-    std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
-                          operand.steps * operand.tile_rows * Atom::step_bytes;
+    const bool is_near = outliers.how == Gathering::near;
+    const int joint = outliers.columns[0] + outliers.columns[1];
+    const int steps = outliers.joint_steps(most);
+    const int lists = is_near ? steps + (outliers.common > 0 ? 1 : 0) : 2;
+    KOKKOSMX_NO_UNROLL
+    for (int i = 0; i < lists; ++i) {
+      List list;
+      if (!is_near) {
+        list = {i == 0 ? side * most : (1 - side) * most, 2 * most, 0, 2 * most, side, side + 1};
+        if (i == 1) list = {list.first, 2 * most, 0, 0, List::no_step, side == 0 ? 2 : 0};
+      } else if (i < steps) {
+        list = {i * most,
+                joint,
+                side == 0 ? 0 : outliers.columns[0],
+                side == 0 ? outliers.columns[0] : joint,
+                steps + i,
+                i};
+      } else {
+        list = {0, outliers.common, 0, outliers.common, 2 * steps, List::no_step};
+      }
+      gather(group, scratch, operand, batch, static_cast<int>(tile.remainder) * rows, list,
+             is_near ? (side == 0 ? Others::split : Others::whole) : Others::main);
+    }
+  }
+
+  /// Columns of a step, [first, end) of those listed: the operand's own are [own_first, own_end).
+  struct List {
+    int first, end, own_first, own_end;
+    int high_step, low_step;  ///< where the digits go
+    static constexpr int no_step = -1;
+  };
+  /// Of columns that are not the operand's own: the main part; or, as high digits, this and low
+  /// digits together, and as low digits either the main part or the same.
+  enum class Others { main, split, whole };
+  /// Of some rows of a tile. A warp has a step's columns of a row.
+  template <class Group>
+  KOKKOS_INLINE_FUNCTION void gather(const Group& group, const Scratch& scratch,
+                                     const ImageOperand& operand, const Divided& batch,
+                                     int first_row, const List& list, Others others) const {
+    const MatrixMap& q = operand.matrix;
+    std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes);
     const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
-    // A thread has one row and every so many words of its: outliers, then the main part.
-    constexpr int words = Atom::step_bytes / 4, lanes = together * rows;
-    static_assert(threads % lanes == 0);
-    constexpr int apart = threads / lanes, at_once = 3;
-    const int in_tile = static_cast<int>(tile.remainder) * rows + group.rank() % lanes;
-    const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-    const RowSplit split = splits[in_tile];
-    const bool is_split = row < operand.matrix.rows && split.out != RowSplit::is_rest;
-    for (int first_word = group.rank() / lanes; first_word < 2 * words;
-         first_word += apart * at_once) {
-      Four fours[at_once];
+    // A thread has four columns of every so many rows.
+    constexpr int words = Atom::step_bytes / 4, apart = threads / words, at_once = 3;
+    static_assert(threads % words == 0);
+    const int word = group.rank() % words;
+    std::int64_t code_at[4], scale_at[4];
+    int code_shift[4];
+    bool is_there[4], is_own[4];
+    KOKKOSMX_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int at = list.first + 4 * word + j;
+      const int column = at < list.end ? scratch.columns[at] : -1;
+      const int block = column / block_size, in_block = column % block_size;
+      is_there[j] = column >= 0;
+      is_own[j] = at >= list.own_first && at < list.own_end;
+      code_at[j] = is_there[j] ? q.codes.block_offset(block) + in_block / 2 * q.codes.byte : 0;
+      scale_at[j] = is_there[j] ? q.scales.col_offset(block) : 0;
+      code_shift[j] = 4 * (in_block & 1);
+    }
+    const auto put = [&](int in_tile, int step, std::uint32_t value) {
+      if (step == List::no_step) return;
+      *reinterpret_cast<std::uint32_t*>(
+          image + (operand.steps + step) * operand.tile_rows * Atom::step_bytes +
+          Atom::offset(in_tile, word / 4) + 4 * (word % 4)) = value;
+    };
+    for (int first = group.rank() / words; first < together * rows; first += apart * at_once) {
+      RowSplit split[at_once];
+      int codes[at_once][4], scales[at_once][4];
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {  // all loads at once
-        const int word = first_word + i * apart;
-        const bool is_main = word >= words;
-        const bool is_there = is_split && word < 2 * words;
-        const std::int32_t* columns =
-            scratch.columns[is_main ? 1 - side : side] + (is_there ? 4 * (word % words) : 0);
-        fours[i] = load(operand.matrix, batch.quotient, row, columns, is_there);
+        const int in_piece = first + i * apart;
+        const int in_tile = first_row + (in_piece < together * rows ? in_piece : 0);
+        const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
+        split[i] = splits[in_tile];
+        const bool is_row = row < q.rows;
+        const std::uint8_t* of_codes = q.codes.at(batch.quotient, is_row ? row : 0, 0);
+        const std::uint8_t* of_scales = q.scales.at(batch.quotient, is_row ? row : 0, 0);
+        KOKKOSMX_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          codes[i][j] = scales[i][j] = 0;
+          if (!is_row || !is_there[j]) continue;
+          codes[i][j] = of_codes[code_at[j]] >> code_shift[j] & 15;
+          scales[i][j] = of_scales[scale_at[j]];
+        }
       }
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {
-        const int word = first_word + i * apart;
-        if (word >= 2 * words) break;
-        const bool is_main = word >= words;
+        const int in_piece = first + i * apart;
+        if (in_piece >= together * rows) break;
+        if (others != Others::main && split[i].has_outliers()) split[i].out = split[i].base;
         std::uint32_t high = 0, low = 0;
-        expand(fours[i], split, is_main, high, low);
-        // Of a the steps are the high and the low digits and the main part, of b this comes first.
-        const auto put = [&](int step, std::uint32_t value) {
-          *reinterpret_cast<std::uint32_t*>(image + step * operand.tile_rows * Atom::step_bytes +
-                                            Atom::offset(in_tile, word % words / 4) +
-                                            4 * (word % 4)) = value;
-        };
-        if (is_main) {
-          put(side == 0 ? 2 : 0, low);
-        } else {
-          put(side, high);
-          put(side + 1, low);
+        KOKKOSMX_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          if (split[i].out == RowSplit::is_rest) break;
+          const int main = main_part(codes[i][j], scales[i][j], split[i]);
+          const int value = outlier_part(codes[i][j], scales[i][j], split[i]);
+          const int both = main + low_digit(value);
+          const int as_high = is_own[j] ? high_digit(value) : both;
+          const int as_low = is_own[j] ? low_digit(value) : others == Others::whole ? both : main;
+          high |= (static_cast<std::uint32_t>(as_high) & 0xFFu) << (8 * j);
+          low |= (static_cast<std::uint32_t>(as_low) & 0xFFu) << (8 * j);
         }
+        put(first_row + in_piece, list.high_step, high);
+        put(first_row + in_piece, list.low_step, low);
       }
     }
   }
 
-  /// Four gathered elements of a row; scales are negative where there is none.
-  struct Four {
-    int codes[4], scales[4];
-  };
-  KOKKOS_INLINE_FUNCTION static Four load(const MatrixMap& q, std::int64_t batch, std::int64_t row,
-                                          const std::int32_t* columns, bool is_there) {
-    Four four;
-    KOKKOSMX_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const int column = columns[j];
-      four.codes[j] = 0;
-      four.scales[j] = -1;
-      if (!is_there || column < 0) continue;
-      const int block = column / block_size, in_block = column % block_size;
-      four.codes[j] =
-          q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
-      four.scales[j] = *q.scales.at(batch, row, block);
-    }
-    return four;
-  }
-  /// Their digits as outliers, or (in low) their main part.
-  KOKKOS_INLINE_FUNCTION static void expand(const Four& four, const RowSplit& split, bool is_main,
-                                            std::uint32_t& high, std::uint32_t& low) {
-    KOKKOSMX_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const int code = four.codes[j], scale = four.scales[j];
-      if (scale < 0) continue;
-      if (is_main) {
-        low |= (static_cast<std::uint32_t>(main_part(code, scale, split)) & 0xFFu) << (8 * j);
-      } else {
-        const int value = outlier_part(code, scale, split);
-        high |= (static_cast<std::uint32_t>(high_digit(value)) & 0xFFu) << (8 * j);
-        low |= (static_cast<std::uint32_t>(value) & 0xFFu) << (8 * j);
-      }
-    }
-  }
-
-  /// Images of the outliers of some rows.
+  /// Images of the outliers of some rows; where these are near the main part, with it.
   template <class Group>
   KOKKOS_INLINE_FUNCTION static void make_images(const Group& group, const ImageOperand& operand,
                                                  const Divided& batch, int first_row, int shift) {
@@ -305,9 +347,10 @@ struct GatherOutliers {
     const int pieces = operand.parts_of(batch.remainder);
     const int parts = pieces > 2 ? 2 : pieces - 1;
     if (parts == 0) return;
+    const bool is_near = shift > 0;
     std::uint32_t* found = operand.rows_with_outliers(batch.quotient, batch.remainder, first_row);
     static_assert(together * rows == 32);
-    if (shift > 0) {
+    if (is_near) {
       for_each(group, q.blocks, [&](std::int64_t block) { found[block] = 0; });
       group.barrier();
     }
@@ -323,46 +366,47 @@ struct GatherOutliers {
     const int in_tile = first_row + slot / Atom::step_blocks;
     const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
     const RowSplit split = split_at(splits[in_tile], shift);
-    const bool is_split = has_images(split);
+    const bool is_there = row < q.rows && (is_near ? split.out >= 0 : has_images(split));
     const auto steps = static_cast<std::int32_t>(operand.steps);
     for (std::int32_t first = group.rank() / slots; first < steps; first += apart * at_once) {
+      BlockCodes codes[at_once];
       int scales[at_once];
       const auto block_of = [&](int i) {
         return std::int64_t{first + i * apart} * Atom::step_blocks + block_in_step;
       };
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {  // all loads at once
-        scales[i] = -1;
-        if (is_split && block_of(i) < q.blocks) {
-          scales[i] = *q.scales.at(batch.quotient, row, block_of(i));
-        }
+        codes[i] = {};
+        scales[i] = 0;
+        if (!is_there || block_of(i) >= q.blocks) continue;
+        codes[i] = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
+        scales[i] = *q.scales.at(batch.quotient, row, block_of(i));
       }
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {
         const std::int32_t step = first + i * apart;
         if (step >= steps) break;
-        const int scale = scales[i];
-        const int least = scale < 0 ? 8 : least_outlier(scale - split.base);
-        int part = 0;
-        BlockCodes codes{};
-        Magnitudes outliers{};
-        if (least < 8) {
-          codes = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
-          if (shift > 0 && codes_from(codes, least) != 0) {
+        const int least = least_outlier(scales[i] - split.base);
+        Magnitudes elements = outlier_magnitudes(scales[i] - split.base);
+        // Blocks of zeros may have any scale.
+        elements.low <<= RowSplit::in_part(scales[i] - split.out);
+        elements.high <<= RowSplit::in_part(scales[i] - split.out);
+        int part = (scales[i] - split.out) >> 2;
+        if (is_near) {
+          if (least < 8 && codes_from(codes[i], least) != 0) {
             Kokkos::atomic_or(&found[block_of(i)], 1u << (in_tile - first_row));
           }
-          outliers = outlier_magnitudes(scale - split.base);
-          // Blocks of zeros may have any scale.
-          part = (scale - split.out) >> 2;
-          outliers.low <<= RowSplit::in_part(scale - split.out);
-          outliers.high <<= RowSplit::in_part(scale - split.out);
+          const Magnitudes main = main_magnitudes(scales[i] - split.base);
+          elements.low |= main.low;
+          elements.high |= main.high;
+          part = 0;
         }
         for (int p = 0; p < parts; ++p) {
           ImageChunk chunks[2] = {};
-          if (least < 8 && part == p) {
+          if (part == p && (elements.low | elements.high) != 0) {
             for (int w = 0; w < 8; ++w) {
               chunks[w / 4].word[w % 4] =
-                  expand_codes(codes.word[w / 2] >> (16 * (w % 2)), outliers.low, outliers.high);
+                  expand_codes(codes[i].word[w / 2] >> (16 * (w % 2)), elements.low, elements.high);
             }
           }
           store_chunks<Atom>(image + p * operand.part_bytes +
@@ -384,7 +428,7 @@ struct GatherOutliers {
  public:
   /// Whether the images of outliers hold those of the row.
   KOKKOS_INLINE_FUNCTION static bool has_images(const RowSplit& split) {
-    return split.has_outliers() && split.parts <= RowSplit::most_parts;
+    return split.has_outliers() && split.parts() <= RowSplit::most_parts;
   }
 
  private:
@@ -440,36 +484,48 @@ struct GatherOutliers {
               static_cast<std::uint64_t>(bits_in(a & ~b)) << 21 |
               static_cast<std::uint64_t>(bits_in(b & ~a)) << 42;
     }
+    if (group.rank() < GatherState::reaches) {
+      scratch.reach[group.rank()] = state->reach[group.rank()];
+    }
     const std::uint64_t before = sum_before(group, scratch, mine);
     const std::uint64_t all = scratch.found[threads - 1];
     const auto number = [](std::uint64_t counts, int which) {
       return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
     };
     if (all == 0) return {};
-    const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
-                     number(all, 2) <= most - common;
-    if (!fit) return {Gathering::imaged, 0, false, false, {}};
-    for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
+    const int both = number(all, 0);
+    const int own[2] = {both + number(all, 1), both + number(all, 2)};
+    const bool is_near = own[0] + own[1] <= Atom::joint_steps * most &&
+                         are_near(scratch.reach, own[0] + own[1], both);
+    const bool fit =
+        both <= common && own[0] - both <= most - common && own[1] - both <= most - common;
+    if (!is_near && !fit) return {Gathering::imaged, 0, false, false, {}};
+    for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i] = -1; });
     group.barrier();
+    // Near columns follow one another, others have places.
+    static_assert(Atom::joint_steps <= 2 && common <= most);
+    std::int32_t* const lists[2] = {scratch.columns, scratch.columns + (is_near ? own[0] : most)};
+    const int places = is_near ? both : common;
     int at_common = number(before, 0);
-    int at[2] = {common + number(before, 1), common + number(before, 2)};
+    int at[2] = {places + number(before, 1), places + number(before, 2)};
     for (std::int64_t block = first; block < end; ++block) {
       const std::uint32_t a = columns[0][block], b = columns[1][block];
       for (std::uint32_t left = a | b; left != 0; left &= left - 1) {
         const int bit = first_bit(left);
         const auto column = static_cast<std::int32_t>(block * block_size + bit);
         if ((a & b) >> bit & 1u) {
-          scratch.columns[0][at_common] = scratch.columns[1][at_common] = column;
+          lists[0][at_common] = lists[1][at_common] = column;
           ++at_common;
         } else if (a >> bit & 1u) {
-          scratch.columns[0][at[0]++] = column;
+          lists[0][at[0]++] = column;
         } else {
-          scratch.columns[1][at[1]++] = column;
+          lists[1][at[1]++] = column;
         }
       }
     }
     group.barrier();
-    const int alone = number(all, 1) > number(all, 2) ? number(all, 1) : number(all, 2);
+    if (is_near) return {Gathering::near, 0, false, false, {}, 0, {own[0], own[1]}, both};
+    const int alone = (own[0] > own[1] ? own[0] : own[1]) - both;
     return {Gathering::done, 1 + (alone + 31) / 32, false, false, {}};
   }
 };

@@ -9,15 +9,20 @@
 ///
 /// Rows whose scales spread too far for that are split (row_split.hpp), where the atom has room for
 /// it: their images hold the main part. Outliers that lie in few columns of K, whatever the rows,
-/// are gathered: three more steps of images hold these columns alone, and tiles with outliers
+/// are gathered: some more steps of images hold these columns alone, and tiles with outliers
 /// multiply these too. Outliers anywhere have images of their own: tiles with outliers are cut into
 /// pieces, whose rows' main parts and outliers are multiplied like so many more rows. All other
 /// rows are zeros in the images: their outputs are summed one by one.
 ///
-/// Where those are all near the main part, they are four scales the same distance above it, and the
-/// accumulators of tiles that are not cut hold what they add: their products by main parts come
-/// first, then the sum is shifted by that distance, then those of main parts follow. What outliers
-/// make with outliers is little, and is added at last.
+/// Where they are all near the main part, accumulators hold what they add, and tiles are not cut.
+/// Gathered ones have two digits in its units: products of these by main parts come first, the sum
+/// is multiplied by 256 for the high ones, then those of main parts follow. Outliers anywhere are
+/// four scales the same distance s above the main part. Their images are added to its, element by
+/// element, as no element has both; with S the sum of products of these images, T that of the main
+/// part's, O what outliers make with outliers,
+///     T + 2^s (S - T - O) + 2^2s O = 2^s S + (1 - 2^s) T + (2^2s - 2^s) O.
+/// O is little, and is added at last. The accumulators take S, times 2^s / (1 - 2^s), plus T, times
+/// 1 - 2^s: all modulo 2^32, where an odd number has an inverse and what they end with is exact.
 
 #include <KokkosMX/Types.hpp>
 
@@ -83,10 +88,11 @@ struct ImageGemm {
     }
   };
   static constexpr int own_step = 32;  ///< from one word of a thread to its next
-  /// What load_states may say of a tile. special: some output is not Tier::aligned, or its product
-  /// may leave float32's normal numbers before it is rounded; with_outliers: gathered, or with
-  /// images; with_rest: rows or columns that the images do not hold, or with NaN; beyond_int64: 64
-  /// bits may not hold the sum of main part and outliers, or what is rounded may leave the range.
+  /// What load_states may say of a tile. special: accumulators do not hold some output, or its
+  /// product may leave float32's normal numbers before it is rounded; with_outliers: gathered, or
+  /// with images, and not near; with_rest: rows or columns that the images do not hold, or with
+  /// NaN; beyond_int64: 64 bits may not hold the sum of main part and outliers, or what is rounded
+  /// may leave the range.
   static constexpr std::uint32_t special = 1, with_outliers = 2, with_rest = 4, beyond_int64 = 8;
 
   /// A tile of C, or a part of one.
@@ -119,22 +125,52 @@ struct ImageGemm {
   /// What follows a tile's steps.
   KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place,
                                                 const Outliers& outliers) const {
-    if (outliers.how == Gathering::none) return StepsAfter::none;
     const bool imaged = outliers.how == Gathering::imaged;
+    if (!imaged && outliers.how != Gathering::done) return StepsAfter::none;
     if (imaged && outliers.shift == 0) return place.is_cut() ? StepsAfter::room : StepsAfter::none;
     const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
     const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
     if (imaged) return of_a && of_b ? StepsAfter::room : StepsAfter::none;
     return of_a || of_b ? StepsAfter::gathered : StepsAfter::none;
   }
-  /// The products before a tile's: those of outliers near the main part by main parts.
-  KOKKOS_INLINE_FUNCTION void before(const Place& place, const Outliers& outliers,
-                                     typename Atom::Images& images) const {
-    if (outliers.shift == 0) return;
-    images.before_steps[0] = a.outliers_of(place.batch, place.a.tile) != 0 ? a.steps : 0;
-    images.before_steps[1] = b.outliers_of(place.batch, place.b.tile) != 0 ? b.steps : 0;
-    images.a_before[0] = a.part_bytes;
-    images.b_before[1] = b.part_bytes;
+  /// Product i of a tile: main parts by main parts are the last.
+  KOKKOS_INLINE_FUNCTION typename Atom::Product product_of(std::int32_t tile, int i,
+                                                           const Outliers& outliers) const {
+    const bool is_last = i == Atom::most_products - 1;
+    typename Atom::Product product{0, 0, is_last ? static_cast<std::int32_t>(a.steps) : 0, 1};
+    if constexpr (Atom::gathered_steps > 0) {
+      if (!outliers.are_near()) return product;
+      const Place place = place_of(tile, outliers);
+      const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
+      const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
+      if (!of_a && !of_b) return product;
+      if (outliers.how == Gathering::near) {
+        // Low digits follow the main part. High ones by high ones come first, high ones then.
+        const int joint = outliers.joint_steps(Atom::step_bytes);
+        const int first[] = {2 * joint, joint, 0};
+        const int steps[] = {outliers.common > 0 ? 1 : 0, joint, product.steps + joint};
+        if (!is_last) {
+          product.a = (a.steps + first[i]) * Atom::tile_m * Atom::step_bytes;
+          product.b = (b.steps + first[i]) * Atom::tile_n * Atom::step_bytes;
+          product.factor = 1 << RowSplit::digit_bits;
+        }
+        product.steps = steps[i];
+      } else if (i > 0) {
+        product.factor = 1u - (1u << outliers.shift);
+        if (!is_last) {
+          product = {of_a ? a.part_bytes : 0, of_b ? b.part_bytes : 0,
+                     static_cast<std::int32_t>(a.steps),
+                     (1u << outliers.shift) * inverse(product.factor)};
+        }
+      }
+    }
+    return product;
+  }
+  /// Modulo 2^32, of an odd number.
+  KOKKOS_INLINE_FUNCTION static std::uint32_t inverse(std::uint32_t x) {
+    std::uint32_t found = x;  // right in 3 bits, then in twice as many
+    for (int bits = 3; bits < 32; bits *= 2) found *= 2 - x * found;
+    return found;
   }
 
   /// What becomes of the outliers, if there are any.
@@ -170,28 +206,17 @@ struct ImageGemm {
         Atom::uniform(static_cast<std::uint32_t>(batch) * outliers.tiles[0] * outliers.tiles[1]);
     Atom::run(
         scratch.pipeline, static_cast<std::int32_t>(item), static_cast<std::int32_t>(tiles),
-        static_cast<std::int32_t>(groups), a.steps,
+        static_cast<std::int32_t>(groups),
         [&](std::int32_t tile) {
           const Place place = place_of(tile, outliers);
-          typename Atom::Images images{image_of(a, place.batch, place.a),
+          return typename Atom::Images{image_of(a, place.batch, place.a),
                                        image_of(b, place.batch, place.b),
                                        place.a.parts,
                                        place.b.parts,
                                        a.part_bytes,
-                                       b.part_bytes,
-                                       {},
-                                       {},
-                                       {}};
-          before(place, outliers, images);
-          return images;
+                                       b.part_bytes};
         },
-        [&](std::int32_t tile) {
-          if (outliers.shift == 0) return std::int64_t{0};
-          typename Atom::Images images{};
-          before(place_of(tile, outliers), outliers, images);
-          return images.before_steps[0] + images.before_steps[1];
-        },
-        [&] { return outliers.shift; },
+        [&](std::int32_t tile, int i) { return product_of(tile, i, outliers); },
         [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers); },
         [&](std::int32_t tile, int slot, int rank, int ranks) {
           return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks, outliers);
@@ -215,8 +240,8 @@ struct ImageGemm {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
               add_common(scratch, place, thread, steps);
-              const int shift = 2 * outliers.shift;
-              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread, shift};
+              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread,
+                                                                          outliers.shift};
               if (is_plain) {
                 round_all(d, more);
                 store_whole(scratch, place, states, thread, d);
@@ -231,7 +256,7 @@ struct ImageGemm {
               steps.keep(d);
               store_cut(scratch, stored, states, thread, steps);
             }
-          } else if (may_have_outliers && outliers.shift == 0 && (said & with_outliers) != 0) {
+          } else if (may_have_outliers && (said & with_outliers) != 0) {
             if constexpr (may_have_outliers) {
               store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
             }
@@ -295,7 +320,6 @@ struct ImageGemm {
                                           [[maybe_unused]] const RowSplit* split_of_row,
                                           std::int64_t batch_of_tile, std::int64_t row,
                                           const Outliers& outliers) const {
-    const Gathering how = outliers.how;
     State state{127, 0, {127, 127, 0}, 0};
     if (row >= matrix.rows) return state;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
@@ -309,15 +333,15 @@ struct ImageGemm {
     if (minimum_tier > Tier::aligned || !is_narrow) state.split.out = RowSplit::is_rest;
     bool is_near = false;
     if constexpr (Atom::gathered_steps > 0) {
-      if (!is_narrow && (how == Gathering::done ? split_of_row->has_outliers()
-                                                : how == Gathering::imaged &&
-                                                      gather_outliers.has_images(*split_of_row))) {
+      const Gathering how = outliers.how;
+      if (!is_narrow && how != Gathering::none &&
+          (how == Gathering::imaged ? gather_outliers.has_images(*split_of_row)
+                                    : split_of_row->has_outliers())) {
         state.split = *split_of_row;
-        state.says |= with_outliers;
+        is_near = outliers.are_near();  // base is lo
         const bool is_far = state.split.out < state.split.base || state.split.base > largest_lo ||
                             2 * state.spread + sum_bits > 63;
-        if (is_far) state.says |= beyond_int64;
-        is_near = outliers.shift > 0;  // base is lo
+        if (!is_near) state.says |= is_far ? with_outliers | beyond_int64 : with_outliers;
       }
     }
     if (!fits(state.split)) state.says |= with_rest;
@@ -414,8 +438,9 @@ struct ImageGemm {
     using Sum = std::int64_t;
     KOKKOS_INLINE_FUNCTION void operator()(int i, Sum (&sums)[8]) const {
       const std::int32_t* kept = steps.kept(i) + thread;
+      const std::int32_t less = (1 << shift) - 1;
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) sums[v] += Sum{kept[v * Atom::multiplying]} << shift;
+      for (int v = 0; v < 8; ++v) sums[v] += Sum{kept[v * Atom::multiplying]} * less << shift;
     }
   };
 
@@ -640,12 +665,16 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION static BlockImage outliers_at(const ImageOperand& operand,
                                                        std::int64_t batch, std::int64_t tile,
                                                        int row, std::int64_t k) {
-    const std::uint8_t* image = operand.tile(batch, tile, Atom::step_bytes) + operand.part_bytes +
+    const std::uint8_t* image = operand.tile(batch, tile, Atom::step_bytes) +
                                 k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
     const int chunk = 2 * static_cast<int>(k % Atom::step_blocks);
     BlockImage block;
     for (int h = 0; h < 2; ++h) {
-      block.chunks[h] = *reinterpret_cast<const ImageChunk*>(image + Atom::offset(row, chunk + h));
+      const std::uint8_t* at = image + Atom::offset(row, chunk + h);
+      const ImageChunk main = *reinterpret_cast<const ImageChunk*>(at);
+      block.chunks[h] = *reinterpret_cast<const ImageChunk*>(at + operand.part_bytes);
+      // Together they have the main part where it has no zero.
+      for (int i = 0; i < 4; ++i) block.chunks[h].word[i] ^= main.word[i];
     }
     return block;
   }

@@ -119,14 +119,24 @@ KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block
 }
 
 /// What became of the columns of K in which some row of either operand has outliers: there are
-/// none, they are gathered, or they are too many, and outliers have images of their own.
-enum class Gathering : std::uint32_t { none, done, imaged };
+/// none, they are gathered, they are gathered and near the main part, or they are too many, and
+/// outliers have images of their own.
+enum class Gathering : std::uint32_t { none, done, near, imaged };
 struct Outliers {
   Gathering how;
   int parts;               ///< of 32 gathered columns each: those after them are none
   bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
   std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
   int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
+  int columns[2] = {};     ///< with outliers near the main part, of each operand
+  int common = 0;          ///< of them, those of both
+
+  /// Of these columns, the first operand's, then the second's, with so many in a step.
+  KOKKOS_INLINE_FUNCTION int joint_steps(int most) const {
+    return (columns[0] + columns[1] + most - 1) / most;
+  }
+  /// Outliers are near: accumulators hold what they add.
+  KOKKOS_INLINE_FUNCTION bool are_near() const { return how == Gathering::near || shift > 0; }
 };
 
 /// Of the groups that gather outliers together: they take one piece of work after the other, first
@@ -135,11 +145,12 @@ struct GatherState {
   std::uint32_t taken[2], done[2];
   Gathering gathering;
   std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
-  /// Of all rows with outliers: whether those of any are not near; most_shift less the least shift
-  /// from the main part to outliers, the largest shift; the largest weight << shift of an operand.
-  std::int32_t reach[5];
+  /// Of all rows with outliers: whether any has some below its main part, or of unknown weight;
+  /// most_shift less the least shift from the main part to outliers, the largest shift; the largest
+  /// weight << shift of an operand.
+  std::int32_t reach[6];
   std::int32_t shift;  ///< see Outliers
-  static constexpr int far = 0, lowest = 1, highest = 2, weight = 3, reaches = 5;
+  static constexpr int below = 0, unknown = 1, lowest = 2, highest = 3, weight = 4, reaches = 6;
   static constexpr int most_shift = 16;
 };
 

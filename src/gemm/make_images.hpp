@@ -323,7 +323,7 @@ struct MakeImages {
     const RowSplit result =
         is_wide ? choice.split(lo) : RowSplit{static_cast<std::int16_t>(lo), out, 0};
     if (is_wide && result.has_outliers()) {
-      if (rank == 0) add_shared(&scratch.outliers, result.parts > 1 ? 1 << 8 : 1);
+      if (rank == 0) add_shared(&scratch.outliers, result.parts() > 1 ? 1 << 8 : 1);
       each_block([&](std::int64_t block, const BlockCodes& codes, int scale) {
         const std::uint32_t found = codes_from(codes, least_outlier(scale - result.base));
         if (found != 0) Kokkos::atomic_or(&columns[block], found);

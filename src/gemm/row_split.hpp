@@ -25,11 +25,10 @@ namespace KokkosMX::Impl {
 struct alignas(8) RowSplit {
   std::int16_t base;
   std::int16_t out;    ///< base where there are no outliers; is_rest where the row cannot be split
-  std::int16_t parts;  ///< of the outliers: part p has those of scales out + 4 p to out + 4 p + 3
-  /// 0, or, where no scale is below base and the outliers' lie between out and out + 3: that of the
-  /// largest, less out (the lowest two bits), and the number of outliers of each scale times
-  /// 2^(scale - out), together.
-  std::uint16_t near = 0;
+  std::int16_t range;  ///< the outliers' largest scale, less out
+  /// Where outliers have one part, the number of these of each scale times 2^(scale - out), added
+  /// up: over 12, a bound to the sum of their magnitudes in halves << out. 0: not known.
+  std::uint16_t weight = 0;
 
   static constexpr std::int16_t is_rest = -1;
   static constexpr int main_shift = 3;  ///< all codes of such blocks are the main part's
@@ -41,11 +40,11 @@ struct alignas(8) RowSplit {
   /// hi - lo of a row that is split: sums of two rows stay within 126 bits.
   static constexpr int most_spread = 47;
 
+  static constexpr int most_weight = (1 << 14) - 1;
+
   KOKKOS_INLINE_FUNCTION bool has_outliers() const { return out >= 0 && out != base; }
-  /// A bound to the sum of near outliers' magnitudes in halves << out, over 12.
-  static constexpr int most_weight = (1 << 14) - 1, range_bits = 2;
-  KOKKOS_INLINE_FUNCTION int weight() const { return near >> range_bits; }
-  KOKKOS_INLINE_FUNCTION int highest() const { return out + (near & ((1 << range_bits) - 1)); }
+  /// Of the outliers: part p has those of scales out + 4 p to out + 4 p + 3.
+  KOKKOS_INLINE_FUNCTION int parts() const { return range / part_bits + 1; }
   /// Those of shifts from out of a block, where it is in some part, in the part's units.
   KOKKOS_INLINE_FUNCTION static int in_part(int shift) { return shift & (part_bits - 1); }
 };
@@ -155,14 +154,12 @@ struct SplitChoice {
     RowSplit split{static_cast<std::int16_t>(lo + base()), RowSplit::is_rest, 0};
     if (range <= RowSplit::most_shift) {
       split.out = static_cast<std::int16_t>(lo + first);
-      split.parts = static_cast<std::int16_t>(range / RowSplit::part_bits + 1);
+      split.range = static_cast<std::int16_t>(range);
     }
-    if (range < RowSplit::part_bits && first > base()) {
+    if (range < RowSplit::part_bits) {
       int weight = 0;
       for (int i = 0; i <= range; ++i) weight += elements_of[first + i] << i;
-      if (weight <= RowSplit::most_weight) {
-        split.near = static_cast<std::uint16_t>(weight << RowSplit::range_bits | range);
-      }
+      if (weight <= RowSplit::most_weight) split.weight = static_cast<std::uint16_t>(weight);
     }
     return split;
   }
