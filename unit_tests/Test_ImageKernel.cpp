@@ -131,10 +131,10 @@ struct ModelAtom : Impl::Int8Images {
     Calls& calls_;
   };
 
-  template <class ImagesOf, class ProductOf, class After, class Prepare, class Store>
+  template <class ImagesOf, class MarksOf, class ProductOf, class After, class Prepare, class Store>
   static void run(Pipeline& pipeline, std::int32_t first, std::int32_t end, std::int32_t stride,
-                  const ImagesOf& images, const ProductOf& product, const After& steps_after,
-                  const Prepare& prepare, const Store& store) {
+                  const ImagesOf& images, const MarksOf& marks_of, const ProductOf& product,
+                  const After& steps_after, const Prepare& prepare, const Store& store) {
     const auto& group = *ThreadGroup<threads>::current();
     int slot = 0;
     for (std::int32_t tile = first; tile < end; tile += stride, slot ^= 1) {
@@ -149,7 +149,7 @@ struct ModelAtom : Impl::Int8Images {
       std::uint32_t sums[values] = {};
       std::int64_t steps = 0;
       for (int i = 0; i < most_products; ++i) {
-        const Product now = product(tile, i);
+        const Product now = product(marks_of(tile), i);
         steps = now.steps;
         for (int v = 0; v < values; ++v) {
           int row = row_of(group.rank(), v), col = col_of(group.rank(), v);
@@ -463,7 +463,7 @@ TEST(RowSplit, Parts) {
         const int least = Impl::least_outlier(scale - base);
         for (int code = 0; code < 16; ++code) {
           const int halves = code_in_halves(code);
-          const int part = Impl::main_part(code, scale, split);
+          const auto [part, outlier] = Impl::parts_of(code, scale, split);
           const std::uint32_t table = (code & 4) != 0 ? main.high : main.low;
           EXPECT_EQ(static_cast<int>(table >> (8 * (code & 3)) & 255u), part < 0 ? -part : part);
           EXPECT_LE(part * part, 96 * 96);
@@ -471,9 +471,9 @@ TEST(RowSplit, Parts) {
             if (halves != 0) {
               ASSERT_EQ(part, halves * (1 << (scale - base)));
             }
-            ASSERT_EQ(Impl::outlier_part(code, scale, split), 0);
+            ASSERT_EQ(outlier, 0);
           } else if (scale >= out && scale <= out + RowSplit::most_shift) {
-            const int value = Impl::outlier_part(code, scale, split);
+            const int value = outlier;
             ASSERT_EQ(value, halves * (1 << (scale - out)));
             const int high = Impl::high_digit(value), low = Impl::low_digit(value);
             ASSERT_EQ(256 * high + low, value);
@@ -499,7 +499,9 @@ TEST(RowSplit, Parts) {
   for (int least = 1; least <= 8; ++least) {
     for (int i = 0; i < 32; ++i) {
       const bool expected = ((5 * i + i / 16) % 16 & 7) >= least;
-      EXPECT_EQ(Impl::codes_from(block, least) >> i & 1u, expected ? 1u : 0u);
+      const int at = 4 * (i % 8) + i / 8;
+      ASSERT_EQ(Impl::code_of_bit(at), i);
+      EXPECT_EQ(Impl::codes_from(block, least) >> at & 1u, expected ? 1u : 0u);
     }
   }
 }

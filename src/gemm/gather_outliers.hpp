@@ -25,14 +25,15 @@ namespace KokkosMX::Impl {
 /// b's columns; of b the main part in a's columns, the high and the low digits in its own: a step
 /// each, of so many columns as it has bytes. Common columns have the same places in either's.
 ///
-/// Outliers near the main part have digits in its units, and their products follow one another in
-/// the same accumulators. Joint steps have a's columns, then b's: some with low digits, as many
-/// with high ones, then one with the common columns' high digits. Of the other operand they have
-/// the main part and low digits, so that the common columns' are there once.
+/// Outliers near the main part have digits in its units, or larger ones where there are no common
+/// columns, and their products follow one another in the same accumulators. Joint steps have a's
+/// columns, then b's: some with low digits, as many with high ones, then one with the common
+/// columns' high digits. Of the other operand they have the main part and low digits, so that the
+/// common columns' are there once.
 template <class Atom>
 struct GatherOutliers {
   ImageOperand operands[2];
-  std::uint32_t* columns[2];  ///< [block]: bit i says that column i of it has outliers in some row
+  std::uint32_t* columns[2];  ///< [block]: bits say which columns have outliers in some row
   GatherState* state;
 
   static constexpr int threads = Atom::threads, rows = 8;
@@ -68,12 +69,12 @@ struct GatherOutliers {
   template <class Group>
   __attribute__((noinline)) KOKKOS_FUNCTION Outliers operator()(const Group& group,
                                                                 Scratch& scratch, int found) const {
-    constexpr int words = 2;  // of a piece of work
+    constexpr int words = 4;  // of a piece of work
     const std::int64_t blocks = operands[0].matrix.blocks;
     const std::int64_t merges = (2 * blocks + words - 1) / words;
     share(group, scratch, 0, merges + rows_of_work(), [&](std::int64_t item) {
       if (item < merges) {
-        merge_columns(group, scratch, words, item);
+        merge_columns<words>(group, scratch, item);
       } else {
         merge_reaches(group, scratch, item - merges);
       }
@@ -131,8 +132,8 @@ struct GatherOutliers {
   }
 
   /// What any octet has in some of the words of both operands.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION void merge_columns(const Group& group, Scratch& scratch, int words,
+  template <int words, class Group>
+  KOKKOS_INLINE_FUNCTION void merge_columns(const Group& group, Scratch& scratch,
                                             std::int64_t item) const {
     const std::int64_t blocks = operands[0].matrix.blocks;
     auto* merged = reinterpret_cast<std::uint32_t*>(scratch.columns);
@@ -145,9 +146,18 @@ struct GatherOutliers {
       const std::int64_t block = at - side * blocks;
       const ImageOperand& operand = operands[side];
       std::uint32_t found = 0;
-      for (std::int64_t octet = group.rank() / words; octet < octets(operand);
-           octet += threads / words) {
-        if (operand.has_outliers[octet] != 0) found |= operand.columns[octet * blocks + block];
+      constexpr int at_once = 6, apart = threads / words;
+      const std::int64_t all = octets(operand);
+      for (std::int64_t first = group.rank() / words; first < all; first += at_once * apart) {
+        std::uint32_t has[at_once], of_octet[at_once];
+        KOKKOSMX_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          const std::int64_t octet = first + i * apart < all ? first + i * apart : first;
+          has[i] = operand.has_outliers[octet];
+          of_octet[i] = operand.columns[octet * blocks + block];  // noise where it has none
+        }
+        KOKKOSMX_UNROLL
+        for (int i = 0; i < at_once; ++i) found |= has[i] != 0 ? of_octet[i] : 0u;
       }
       if (found != 0) Kokkos::atomic_or(&merged[word], found);
     }
@@ -206,12 +216,18 @@ struct GatherOutliers {
         most_halves * (std::int64_t{reach[GatherState::weight]} + reach[GatherState::weight + 1]);
     return most_main() + outliers * most_element < std::int64_t{1} << 31 ? lowest : 0;
   }
-  /// Whether outliers of so many columns have two digits in units of the main part, and
-  /// accumulators hold all sums.
+  /// See Outliers::unit: those in which outliers have two digits.
+  KOKKOS_INLINE_FUNCTION static int unit_of(const std::int32_t* reach) {
+    const int highest = reach[GatherState::highest];
+    return highest > RowSplit::most_shift ? highest - RowSplit::most_shift : 0;
+  }
+  /// Whether accumulators hold the sums of outliers of so many columns, and their units are no
+  /// larger than the least of them, or than the main part's where columns are common.
   KOKKOS_INLINE_FUNCTION bool are_near(const std::int32_t* reach, std::int64_t columns,
                                        std::int64_t common_columns) const {
     const int highest = reach[GatherState::highest];
-    if (reach[GatherState::below] != 0 || highest > RowSplit::most_shift) return false;
+    const int most_unit = common_columns > 0 ? 0 : RowSplit::main_shift + 1;
+    if (reach[GatherState::below] != 0 || unit_of(reach) > most_unit) return false;
     const std::int64_t most_outlier = most_halves << highest;
     return most_main() + columns * most_element * most_outlier +
                common_columns * most_outlier * most_outlier <
@@ -222,7 +238,7 @@ struct GatherOutliers {
   KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, const Outliers& outliers,
                                      std::int64_t item) const {
     const int side = item < octets(operands[0]) ? 0 : 1;
-    const ImageOperand& operand = operands[side];
+    const ImageOperand operand = operands[side];  // in registers, whatever is stored
     const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
     const Divided tile = divided(group, first, operand.tile_rows / rows);
     const Divided batch = divided(group, tile.quotient, operand.tiles);
@@ -231,7 +247,7 @@ struct GatherOutliers {
       return;
     }
     const bool is_near = outliers.how == Gathering::near;
-    const int joint = outliers.columns[0] + outliers.columns[1];
+    const int of_first = outliers.columns[0], of_both = of_first + outliers.columns[1];
     const int steps = outliers.joint_steps(most);
     const int lists = is_near ? steps + (outliers.common > 0 ? 1 : 0) : 2;
     KOKKOSMX_NO_UNROLL
@@ -241,17 +257,16 @@ struct GatherOutliers {
         list = {i == 0 ? side * most : (1 - side) * most, 2 * most, 0, 2 * most, side, side + 1};
         if (i == 1) list = {list.first, 2 * most, 0, 0, List::no_step, side == 0 ? 2 : 0};
       } else if (i < steps) {
-        list = {i * most,
-                joint,
-                side == 0 ? 0 : outliers.columns[0],
-                side == 0 ? outliers.columns[0] : joint,
-                steps + i,
-                i};
+        list = {i * most, of_both, 0, of_first, steps + i, i};
+        if (side == 1) {
+          list.own_first = of_first;
+          list.own_end = of_both;
+        }
       } else {
         list = {0, outliers.common, 0, outliers.common, 2 * steps, List::no_step};
       }
       gather(group, scratch, operand, batch, static_cast<int>(tile.remainder) * rows, list,
-             is_near ? (side == 0 ? Others::split : Others::whole) : Others::main);
+             is_near ? (side == 0 ? Others::split : Others::whole) : Others::main, outliers.unit);
     }
   }
 
@@ -268,7 +283,8 @@ struct GatherOutliers {
   template <class Group>
   KOKKOS_INLINE_FUNCTION void gather(const Group& group, const Scratch& scratch,
                                      const ImageOperand& operand, const Divided& batch,
-                                     int first_row, const List& list, Others others) const {
+                                     int first_row, const List& list, Others others,
+                                     int unit) const {
     const MatrixMap& q = operand.matrix;
     std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes);
     const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
@@ -283,12 +299,12 @@ struct GatherOutliers {
     for (int j = 0; j < 4; ++j) {
       const int at = list.first + 4 * word + j;
       const int column = at < list.end ? scratch.columns[at] : -1;
-      const int block = column / block_size, in_block = column % block_size;
       is_there[j] = column >= 0;
       is_own[j] = at >= list.own_first && at < list.own_end;
-      code_at[j] = is_there[j] ? q.codes.block_offset(block) + in_block / 2 * q.codes.byte : 0;
-      scale_at[j] = is_there[j] ? q.scales.col_offset(block) : 0;
-      code_shift[j] = 4 * (in_block & 1);
+      const auto known = static_cast<std::uint32_t>(is_there[j] ? column : 0);
+      code_at[j] = q.codes.block_offset(known / block_size) + known % block_size / 2 * q.codes.byte;
+      scale_at[j] = q.scales.col_offset(known / block_size);
+      code_shift[j] = static_cast<int>(4 * (known & 1u));
     }
     const auto put = [&](int in_tile, int step, std::uint32_t value) {
       if (step == List::no_step) return;
@@ -298,6 +314,7 @@ struct GatherOutliers {
     };
     for (int first = group.rank() / words; first < together * rows; first += apart * at_once) {
       RowSplit split[at_once];
+      bool is_row[at_once];
       int codes[at_once][4], scales[at_once][4];
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {  // all loads at once
@@ -305,14 +322,12 @@ struct GatherOutliers {
         const int in_tile = first_row + (in_piece < together * rows ? in_piece : 0);
         const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
         split[i] = splits[in_tile];
-        const bool is_row = row < q.rows;
-        const std::uint8_t* of_codes = q.codes.at(batch.quotient, is_row ? row : 0, 0);
-        const std::uint8_t* of_scales = q.scales.at(batch.quotient, is_row ? row : 0, 0);
+        is_row[i] = row < q.rows && split[i].out != RowSplit::is_rest;
+        const std::uint8_t* of_codes = q.codes.at(batch.quotient, row < q.rows ? row : 0, 0);
+        const std::uint8_t* of_scales = q.scales.at(batch.quotient, row < q.rows ? row : 0, 0);
         KOKKOSMX_UNROLL
         for (int j = 0; j < 4; ++j) {
-          codes[i][j] = scales[i][j] = 0;
-          if (!is_row || !is_there[j]) continue;
-          codes[i][j] = of_codes[code_at[j]] >> code_shift[j] & 15;
+          codes[i][j] = of_codes[code_at[j]];
           scales[i][j] = of_scales[scale_at[j]];
         }
       }
@@ -320,16 +335,17 @@ struct GatherOutliers {
       for (int i = 0; i < at_once; ++i) {
         const int in_piece = first + i * apart;
         if (in_piece >= together * rows) break;
-        if (others != Others::main && split[i].has_outliers()) split[i].out = split[i].base;
+        if (others != Others::main && is_row[i]) {
+          split[i].out = static_cast<std::int16_t>(split[i].base + unit);
+        }
         std::uint32_t high = 0, low = 0;
         KOKKOSMX_UNROLL
         for (int j = 0; j < 4; ++j) {
-          if (split[i].out == RowSplit::is_rest) break;
-          const int main = main_part(codes[i][j], scales[i][j], split[i]);
-          const int value = outlier_part(codes[i][j], scales[i][j], split[i]);
-          const int both = main + low_digit(value);
-          const int as_high = is_own[j] ? high_digit(value) : both;
-          const int as_low = is_own[j] ? low_digit(value) : others == Others::whole ? both : main;
+          const int code = is_row[i] && is_there[j] ? codes[i][j] >> code_shift[j] & 15 : 0;
+          const auto [main, outlier] = parts_of(code, scales[i][j], split[i]);
+          const int both = main | outlier;
+          const int as_high = is_own[j] ? high_digit(outlier) : both;
+          const int as_low = is_own[j] ? outlier : others == Others::whole ? both : main;
           high |= (static_cast<std::uint32_t>(as_high) & 0xFFu) << (8 * j);
           low |= (static_cast<std::uint32_t>(as_low) & 0xFFu) << (8 * j);
         }
@@ -360,7 +376,7 @@ struct GatherOutliers {
     // A thread has one row and a block of every so many steps.
     constexpr int slots = together * rows * Atom::step_blocks;
     static_assert(threads % slots == 0);
-    constexpr int apart = threads / slots, at_once = 4;
+    constexpr int apart = threads / slots, at_once = 6;
     const int slot = group.rank() % slots;
     const int block_in_step = slot % Atom::step_blocks;
     const int in_tile = first_row + slot / Atom::step_blocks;
@@ -368,19 +384,30 @@ struct GatherOutliers {
     const RowSplit split = split_at(splits[in_tile], shift);
     const bool is_there = row < q.rows && (is_near ? split.out >= 0 : has_images(split));
     const auto steps = static_cast<std::int32_t>(operand.steps);
+    const std::uint8_t* of_codes = q.codes.at(batch.quotient, is_there ? row : 0, block_in_step);
+    const std::uint8_t* of_scales = q.scales.at(batch.quotient, is_there ? row : 0, block_in_step);
+    const bool is_whole =
+        q.codes.byte == 1 && CodesMap::is_aligned(of_codes) && q.codes.block_4 % block_bytes == 0;
     for (std::int32_t first = group.rank() / slots; first < steps; first += apart * at_once) {
       BlockCodes codes[at_once];
       int scales[at_once];
-      const auto block_of = [&](int i) {
-        return std::int64_t{first + i * apart} * Atom::step_blocks + block_in_step;
+      const auto step_of = [&](int i) { return std::int64_t{first + i * apart}; };
+      const auto block_of = [&](int i) { return step_of(i) * Atom::step_blocks + block_in_step; };
+      const auto load = [&](const auto& load_codes) {  // all at once
+        KOKKOSMX_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          codes[i] = {};
+          scales[i] = 0;
+          if (!is_there || block_of(i) >= q.blocks) continue;
+          codes[i] = load_codes(of_codes + step_of(i) * q.codes.block_4);
+          static_assert(Atom::step_blocks == 4);
+          scales[i] = of_scales[step_of(i) / 2 * q.scales.col_8 + step_of(i) % 2 * q.scales.col_4];
+        }
       };
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {  // all loads at once
-        codes[i] = {};
-        scales[i] = 0;
-        if (!is_there || block_of(i) >= q.blocks) continue;
-        codes[i] = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
-        scales[i] = *q.scales.at(batch.quotient, row, block_of(i));
+      if (is_whole) {
+        load([](const std::uint8_t* from) { return load_whole_block(from); });
+      } else {
+        load([&](const std::uint8_t* from) { return load_block(q.codes, from); });
       }
       KOKKOSMX_UNROLL
       for (int i = 0; i < at_once; ++i) {
@@ -512,7 +539,7 @@ struct GatherOutliers {
       const std::uint32_t a = columns[0][block], b = columns[1][block];
       for (std::uint32_t left = a | b; left != 0; left &= left - 1) {
         const int bit = first_bit(left);
-        const auto column = static_cast<std::int32_t>(block * block_size + bit);
+        const auto column = static_cast<std::int32_t>(block * block_size + code_of_bit(bit));
         if ((a & b) >> bit & 1u) {
           lists[0][at_common] = lists[1][at_common] = column;
           ++at_common;
@@ -524,7 +551,10 @@ struct GatherOutliers {
       }
     }
     group.barrier();
-    if (is_near) return {Gathering::near, 0, false, false, {}, 0, {own[0], own[1]}, both};
+    if (is_near) {
+      return {Gathering::near,       0, false, false, {}, 0, {own[0], own[1]}, both,
+              unit_of(scratch.reach)};
+    }
     const int alone = (own[0] > own[1] ? own[0] : own[1]) - both;
     return {Gathering::done, 1 + (alone + 31) / 32, false, false, {}};
   }

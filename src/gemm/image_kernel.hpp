@@ -128,43 +128,46 @@ struct ImageGemm {
     const bool imaged = outliers.how == Gathering::imaged;
     if (!imaged && outliers.how != Gathering::done) return StepsAfter::none;
     if (imaged && outliers.shift == 0) return place.is_cut() ? StepsAfter::room : StepsAfter::none;
-    const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
-    const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
-    if (imaged) return of_a && of_b ? StepsAfter::room : StepsAfter::none;
-    return of_a || of_b ? StepsAfter::gathered : StepsAfter::none;
+    const std::uint32_t sides = sides_with_outliers(place);
+    if (imaged) return sides == 3 ? StepsAfter::room : StepsAfter::none;
+    return sides != 0 ? StepsAfter::gathered : StepsAfter::none;
+  }
+  /// Which operands have rows with outliers in a tile: bits 0 and 1.
+  KOKKOS_INLINE_FUNCTION std::uint32_t sides_with_outliers(const Place& place) const {
+    return (a.outliers_of(place.batch, place.a.tile, Atom::tile_m) != 0 ? 1u : 0u) |
+           (b.outliers_of(place.batch, place.b.tile, Atom::tile_n) != 0 ? 2u : 0u);
+  }
+  /// The same where accumulators hold what these outliers add.
+  KOKKOS_INLINE_FUNCTION std::uint32_t near_sides(std::int32_t tile,
+                                                  const Outliers& outliers) const {
+    if (Atom::gathered_steps == 0 || !outliers.are_near()) return 0;
+    return sides_with_outliers(place_of(tile, outliers));
   }
   /// Product i of a tile: main parts by main parts are the last.
-  KOKKOS_INLINE_FUNCTION typename Atom::Product product_of(std::int32_t tile, int i,
+  KOKKOS_INLINE_FUNCTION typename Atom::Product product_of(std::uint32_t sides, int i,
                                                            const Outliers& outliers) const {
+    const auto main = static_cast<std::int32_t>(a.steps);
     const bool is_last = i == Atom::most_products - 1;
-    typename Atom::Product product{0, 0, is_last ? static_cast<std::int32_t>(a.steps) : 0, 1};
+    if (sides == 0) return {0, 0, is_last ? main : 0, 1};
     if constexpr (Atom::gathered_steps > 0) {
-      if (!outliers.are_near()) return product;
-      const Place place = place_of(tile, outliers);
-      const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
-      const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
-      if (!of_a && !of_b) return product;
       if (outliers.how == Gathering::near) {
-        // Low digits follow the main part. High ones by high ones come first, high ones then.
+        // High digits by high ones, if there are any, come first, then high ones, then low ones.
         const int joint = outliers.joint_steps(Atom::step_bytes);
-        const int first[] = {2 * joint, joint, 0};
-        const int steps[] = {outliers.common > 0 ? 1 : 0, joint, product.steps + joint};
-        if (!is_last) {
-          product.a = (a.steps + first[i]) * Atom::tile_m * Atom::step_bytes;
-          product.b = (b.steps + first[i]) * Atom::tile_n * Atom::step_bytes;
-          product.factor = 1 << RowSplit::digit_bits;
-        }
-        product.steps = steps[i];
-      } else if (i > 0) {
-        product.factor = 1u - (1u << outliers.shift);
-        if (!is_last) {
-          product = {of_a ? a.part_bytes : 0, of_b ? b.part_bytes : 0,
-                     static_cast<std::int32_t>(a.steps),
-                     (1u << outliers.shift) * inverse(product.factor)};
-        }
+        const bool has_common = outliers.common > 0;
+        if (is_last) return {0, 0, main + (has_common ? joint : 0), 1};
+        const std::int64_t first = main + ((has_common ? 2 : 1) - i) * joint;
+        const bool is_low = i > 0 && !has_common;
+        return {first * Atom::tile_m * Atom::step_bytes, first * Atom::tile_n * Atom::step_bytes,
+                i == 0 && has_common ? 1 : joint,
+                1u << (is_low ? outliers.unit : RowSplit::digit_bits)};
       }
+      const std::uint32_t distance = 1u << outliers.shift;
+      if (is_last) return {0, 0, main, 1 - distance};
+      if (i == 0) return {0, 0, 0, 1};
+      return {(sides & 1u) != 0 ? a.part_bytes : 0, (sides & 2u) != 0 ? b.part_bytes : 0, main,
+              distance * inverse(1 - distance)};
     }
-    return product;
+    return {};
   }
   /// Modulo 2^32, of an odd number.
   KOKKOS_INLINE_FUNCTION static std::uint32_t inverse(std::uint32_t x) {
@@ -216,7 +219,8 @@ struct ImageGemm {
                                        a.part_bytes,
                                        b.part_bytes};
         },
-        [&](std::int32_t tile, int i) { return product_of(tile, i, outliers); },
+        [&](std::int32_t tile) { return near_sides(tile, outliers); },
+        [&](std::uint32_t sides, int i) { return product_of(sides, i, outliers); },
         [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers); },
         [&](std::int32_t tile, int slot, int rank, int ranks) {
           return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks, outliers);
@@ -239,7 +243,8 @@ struct ImageGemm {
           if (after != StepsAfter::none) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
-              add_common(scratch, place, thread, steps);
+              add_common(scratch, place, thread, steps,
+                         outliers.shift > RowSplit::most_partly_main);
               const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread,
                                                                           outliers.shift};
               if (is_plain) {
@@ -580,7 +585,8 @@ struct ImageGemm {
   template <class MoreSteps>
   __attribute__((noinline)) KOKKOS_FUNCTION void add_common(Scratch& scratch_of_group,
                                                             const Place place, int thread,
-                                                            const MoreSteps steps) const {
+                                                            const MoreSteps steps,
+                                                            bool is_pure) const {
     Scratch& scratch = *in_shared(&scratch_of_group);
     auto* list = reinterpret_cast<std::uint32_t*>(scratch.own);
     constexpr int most = 16 * Atom::multiplying;
@@ -607,6 +613,15 @@ struct ImageGemm {
           of_a[n][w] = a.rows_with_outliers(place.batch, place.a.tile, 32 * w)[k];
         }
       }
+      int mine = 0;
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < at_once; ++n) {
+        int rows = 0;
+        for (int w = 0; w < a_words; ++w) rows += bits_in(of_a[n][w]);
+        mine += rows * bits_in(of_b[n]);
+      }
+      if (mine == 0) continue;
+      int at = Kokkos::atomic_fetch_add(&scratch.pairs, mine);
       KOKKOSMX_UNROLL
       for (int n = 0; n < at_once; ++n) {
         const std::uint32_t i = first + n * Atom::multiplying;
@@ -616,14 +631,14 @@ struct ImageGemm {
           for (std::uint32_t rows = of_b[n] == 0 ? 0 : of_a[n][w]; rows != 0; rows &= rows - 1) {
             const std::uint32_t at_row = at_k | static_cast<std::uint32_t>(32 * w + first_bit(rows))
                                                     << 8;
-            for (std::uint32_t cols = of_b[n]; cols != 0; cols &= cols - 1) {
+            for (std::uint32_t cols = of_b[n]; cols != 0; cols &= cols - 1, ++at) {
               const std::uint32_t pair =
                   at_row | (first_col + static_cast<std::uint32_t>(first_bit(cols)));
-              const int at = Kokkos::atomic_fetch_add(&scratch.pairs, 1);
               if (at < most) {
                 list[at] = pair;
               } else {
-                add_pair(steps, pair, load_pair(place, pair));
+                for (int h = 0; h < 2; ++h)
+                  add_pair(steps, pair, load_pair(place, pair, h), place, h, is_pure);
               }
             }
           }
@@ -633,58 +648,64 @@ struct ImageGemm {
     static_assert(Atom::tile_m <= 256 && Atom::tile_n <= 256 && Atom::most_blocks < 1 << 16);
     Atom::synchronize();
     const int pairs = scratch.pairs < most ? scratch.pairs : most;
-    for (int i = thread; i < pairs; i += 2 * Atom::multiplying) {
-      const bool two = i + Atom::multiplying < pairs;
-      const std::uint32_t first = list[i], second = list[two ? i + Atom::multiplying : i];
-      const BlockPair of_first = load_pair(place, first), of_second = load_pair(place, second);
-      add_pair(steps, first, of_first);
-      if (two) add_pair(steps, second, of_second);
+    // A thread has half a pair of blocks at a time.
+    constexpr int loads_at_once = 4;
+    for (int first = thread; first < 2 * pairs; first += loads_at_once * Atom::multiplying) {
+      std::uint32_t pair[loads_at_once];
+      ChunkPair images[loads_at_once];
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < loads_at_once; ++n) {
+        const int i = first + n * Atom::multiplying;
+        pair[n] = list[(i < 2 * pairs ? i : first) / 2];
+        images[n] = load_pair(place, pair[n], first % 2);
+      }
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < loads_at_once; ++n) {
+        if (first + n * Atom::multiplying >= 2 * pairs) break;
+        add_pair(steps, pair[n], images[n], place, first % 2, is_pure);
+      }
     }
+    static_assert(Atom::multiplying % 2 == 0);
     Atom::synchronize();
   }
-  struct BlockImage {
-    ImageChunk chunks[2];
+  struct ChunkPair {
+    ImageChunk a, b;
   };
-  struct BlockPair {
-    BlockImage a, b;
-  };
-  KOKKOS_INLINE_FUNCTION BlockPair load_pair(const Place& place, std::uint32_t pair) const {
+  /// Chunk h of either block of a pair, of the images that hold main part and outliers, or of the
+  /// main part's.
+  KOKKOS_INLINE_FUNCTION ChunkPair load_pair(const Place& place, std::uint32_t pair, int h,
+                                             bool is_main = false) const {
     const std::int64_t k = pair >> 16;
-    const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
-    return {outliers_at(a, place.batch, place.a.tile, row, k),
-            outliers_at(b, place.batch, place.b.tile, col, k)};
+    const int chunk = 2 * static_cast<int>(k % Atom::step_blocks) + h;
+    const auto load = [&](const ImageOperand& operand, std::int64_t tile, int row) {
+      const std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes) +
+                                  (is_main ? 0 : operand.part_bytes) +
+                                  k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
+      return *reinterpret_cast<const ImageChunk*>(image + Atom::offset(row, chunk));
+    };
+    return {load(a, place.a.tile, static_cast<int>(pair >> 8 & 255u)),
+            load(b, place.b.tile, static_cast<int>(pair & 255u))};
   }
+  /// is_pure: no block has some outliers alone.
   template <class MoreSteps>
-  KOKKOS_INLINE_FUNCTION static void add_pair(const MoreSteps& steps, std::uint32_t pair,
-                                              const BlockPair& images) {
+  KOKKOS_INLINE_FUNCTION void add_pair(const MoreSteps& steps, std::uint32_t pair, ChunkPair images,
+                                       const Place& place, int h, bool is_pure) const {
+    if (!is_pure) {
+      // Together they have the main part where it has no zero.
+      const ChunkPair main = load_pair(place, pair, h, true);
+      for (int i = 0; i < 4; ++i) {
+        images.a.word[i] ^= main.a.word[i];
+        images.b.word[i] ^= main.b.word[i];
+      }
+    }
     const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
     const int v = Atom::value_of(row, col);
     add_shared(steps.kept(v / 8) + v % 8 * Atom::multiplying + Atom::thread_of(row, col),
                dot_images(images.a, images.b));
   }
-  KOKKOS_INLINE_FUNCTION static BlockImage outliers_at(const ImageOperand& operand,
-                                                       std::int64_t batch, std::int64_t tile,
-                                                       int row, std::int64_t k) {
-    const std::uint8_t* image = operand.tile(batch, tile, Atom::step_bytes) +
-                                k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
-    const int chunk = 2 * static_cast<int>(k % Atom::step_blocks);
-    BlockImage block;
-    for (int h = 0; h < 2; ++h) {
-      const std::uint8_t* at = image + Atom::offset(row, chunk + h);
-      const ImageChunk main = *reinterpret_cast<const ImageChunk*>(at);
-      block.chunks[h] = *reinterpret_cast<const ImageChunk*>(at + operand.part_bytes);
-      // Together they have the main part where it has no zero.
-      for (int i = 0; i < 4; ++i) block.chunks[h].word[i] ^= main.word[i];
-    }
-    return block;
-  }
-  KOKKOS_INLINE_FUNCTION static std::int32_t dot_images(const BlockImage& x, const BlockImage& y) {
+  KOKKOS_INLINE_FUNCTION static std::int32_t dot_images(const ImageChunk& x, const ImageChunk& y) {
     std::int32_t sum = 0;
-    for (int h = 0; h < 2; ++h) {
-      for (int i = 0; i < 4; ++i) {
-        sum = dot_int8(x.chunks[h].word[i], y.chunks[h].word[i], sum);
-      }
-    }
+    for (int i = 0; i < 4; ++i) sum = dot_int8(x.word[i], y.word[i], sum);
     return sum;
   }
 

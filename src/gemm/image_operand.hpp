@@ -37,8 +37,8 @@ struct ImageOperand {
   /// [batch][octet]: 0 if no row of it has outliers; bit 1 is set if those of a row take more than
   /// one part.
   std::uint8_t* has_outliers;
-  /// [batch][octet][block], where the octet has outliers: bit i says that column i of the block
-  /// has.
+  /// [batch][octet][block], where the octet has outliers: bits say which columns of the block have,
+  /// see codes_from().
   std::uint32_t* columns;
   std::uint32_t* cuts;  ///< of tiles, in order, where outliers have images: see cut()
 
@@ -76,10 +76,15 @@ struct ImageOperand {
   }
   /// Whether any row of the tile has outliers: what its octets have, together.
   KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t) const {
-    const std::int64_t octets = tile_rows / 8;
+    return outliers_of(batch, t, tile_rows);
+  }
+  KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t,
+                                                   std::int64_t known_tile_rows) const {
+    const std::int64_t octets = known_tile_rows / 8;
     const auto* eight =
         reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
     std::uint64_t any = 0;
+    KOKKOSMX_UNROLL
     for (std::int64_t i = 0; i < octets / 8; ++i) any |= eight[i];
     return any;
   }
@@ -130,6 +135,7 @@ struct Outliers {
   int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
   int columns[2] = {};     ///< with outliers near the main part, of each operand
   int common = 0;          ///< of them, those of both
+  int unit = 0;            ///< these outliers count 2^unit units of the main part
 
   /// Of these columns, the first operand's, then the second's, with so many in a step.
   KOKKOS_INLINE_FUNCTION int joint_steps(int most) const {

@@ -31,7 +31,8 @@ struct alignas(8) RowSplit {
   std::uint16_t weight = 0;
 
   static constexpr std::int16_t is_rest = -1;
-  static constexpr int main_shift = 3;  ///< all codes of such blocks are the main part's
+  static constexpr int main_shift = 3;        ///< all codes of such blocks are the main part's
+  static constexpr int most_partly_main = 6;  ///< some codes of such blocks are
   static constexpr int most_shift = 11;
   static constexpr int part_bits = main_shift + 1;
   static constexpr int most_parts = 2;  ///< that have images
@@ -56,19 +57,17 @@ KOKKOS_INLINE_FUNCTION int least_outlier(int shift) {
   return shift <= RowSplit::main_shift ? 8 : shift == 4 ? 6 : shift == 5 ? 4 : 2;
 }
 
-/// Bit i: code i of the block, without its sign, is at least `least` (1..8).
+/// Bit 4 i + w: code 8 w + i of the block, without its sign, is at least `least` (1..8).
 KOKKOS_INLINE_FUNCTION std::uint32_t codes_from(const BlockCodes& block, int least) {
+  const std::uint32_t more = 0x11111111u * (8u - static_cast<unsigned>(least));
   std::uint32_t found = 0;
-  for (int i = 0; i < 4; ++i) {
-    std::uint32_t bits =
-        (block.word[i] & 0x77777777u) + 0x11111111u * (8u - static_cast<unsigned>(least));
-    bits = bits >> 3 & 0x11111111u;
-    bits = (bits | bits >> 3) & 0x03030303u;
-    bits = (bits | bits >> 6) & 0x000F000Fu;
-    found |= ((bits | bits >> 12) & 0xFFu) << (8 * i);
+  for (int w = 0; w < 4; ++w) {
+    found |= ((block.word[w] & 0x77777777u) + more) >> (3 - w) & 0x11111111u << w;
   }
   return found;
 }
+/// Which code a bit stands for.
+KOKKOS_INLINE_FUNCTION int code_of_bit(int bit) { return 8 * (bit & 3) + (bit >> 2); }
 
 KOKKOS_INLINE_FUNCTION int bits_in(std::uint32_t x) {
   return Kokkos::Experimental::popcount_builtin(x);
@@ -97,15 +96,21 @@ KOKKOS_INLINE_FUNCTION Magnitudes main_magnitudes(int shift) {
   return {shift <= 5 ? halves_low << shift : 0x00004000u, shift == 4 ? 0x00006040u : 0u};
 }
 
-/// One element's parts.
-KOKKOS_INLINE_FUNCTION int main_part(int code, int scale, const RowSplit& split) {
+/// One element's parts, of which one is zero.
+struct ElementParts {
+  int main, outlier;
+};
+KOKKOS_INLINE_FUNCTION ElementParts parts_of(int code, int scale, const RowSplit& split) {
+  // Without branches: least_outlier() says the same. Blocks of zeros may have any scale.
+  constexpr int most = 96;
+  const int halves = signed_halves_of(code);
   const int shift = scale - split.base;
-  if ((code & 7) >= least_outlier(shift)) return 0;
-  return (code & 7) == 0 ? 0 : signed_halves_of(code) * (1 << shift);
-}
-KOKKOS_INLINE_FUNCTION int outlier_part(int code, int scale, const RowSplit& split) {
-  if ((code & 7) < least_outlier(scale - split.base)) return 0;
-  return signed_halves_of(code) * (1 << (scale - split.out));
+  const int main = halves * (1 << (shift & 7));
+  const bool is_main =
+      static_cast<unsigned>(shift) <= RowSplit::most_partly_main && main <= most && main >= -most;
+  const int outlier = static_cast<int>(static_cast<unsigned>(halves)
+                                       << (static_cast<unsigned>(scale - split.out) & 31u));
+  return {is_main ? main : 0, is_main ? 0 : outlier};
 }
 /// Digits of an outlier: value = 256 * high + low, both in int8.
 KOKKOS_INLINE_FUNCTION int low_digit(int value) { return static_cast<std::int8_t>(value & 0xFF); }

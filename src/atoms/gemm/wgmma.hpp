@@ -291,19 +291,20 @@ struct WgmmaInt8Atom : Int8Images {
     }
   };
 
-  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside product(tile, i),
-  /// i < most_products, by others, then store(tile, slot, bits, accumulators, gathered) by these,
-  /// of the bits that any thread's prepare returned; it waits for the steps after the last product
-  /// exactly where steps_after(tile) says that there are any. What is prepared in a slot (0 or 1)
-  /// is kept until all have stored that tile. images(tile) tells where the operands are. prepare
-  /// must not wait for other threads. Tiles: first, first + stride, ... below end.
-  template <class ImagesOf, class ProductOf, class After, class Prepare, class Store>
+  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside product(marks, i),
+  /// i < most_products, with marks = marks_of(tile), by others, then store(tile, slot, bits,
+  /// accumulators, gathered) by these, of the bits that any thread's prepare returned; it waits for
+  /// the steps after the last product exactly where steps_after(tile) says that there are any. What
+  /// is prepared in a slot (0 or 1) is kept until all have stored that tile. images(tile) tells
+  /// where the operands are. prepare must not wait for other threads. Tiles: first, first + stride,
+  /// ... below end.
+  template <class ImagesOf, class MarksOf, class ProductOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
       [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int32_t first,
       [[maybe_unused]] std::int32_t end, [[maybe_unused]] std::int32_t stride,
-      [[maybe_unused]] const ImagesOf& images, [[maybe_unused]] const ProductOf& product,
-      [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
-      [[maybe_unused]] const Store& store) {
+      [[maybe_unused]] const ImagesOf& images, [[maybe_unused]] const MarksOf& marks_of,
+      [[maybe_unused]] const ProductOf& product, [[maybe_unused]] const After& steps_after,
+      [[maybe_unused]] const Prepare& prepare, [[maybe_unused]] const Store& store) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using namespace CudaUnit;
     if (threadIdx.x == 0) {
@@ -338,9 +339,10 @@ struct WgmmaInt8Atom : Int8Images {
         const Images from = images(tile);
         const StepsAfter after = steps_after(tile);
         const int a_each = a_bytes / from.a_pieces, b_each = b_bytes / from.b_pieces;
+        const std::uint32_t marks = marks_of(tile);
 #pragma unroll 1
         for (int i = 0; i < most_products; ++i) {
-          const Product now = product(tile, i);
+          const Product now = product(marks, i);
           const std::uint8_t* a = from.a + now.a;
           const std::uint8_t* b = from.b + now.b;
           const bool has_more = i == most_products - 1 && after == StepsAfter::gathered;
@@ -376,9 +378,10 @@ struct WgmmaInt8Atom : Int8Images {
         if (thread % 128 == 0) barrier_arrive(&pipeline.empty[s]);
       };
       int last = 0;
+      const std::uint32_t marks = uniform(marks_of(tile));
 #pragma unroll 1
       for (int i = 0; i < most_products; ++i) {
-        const Product now = product(tile, i);
+        const Product now = product(marks, i);
         const auto count =
             static_cast<std::int32_t>(uniform(static_cast<std::uint32_t>(now.steps)));
         const std::uint32_t factor = uniform(now.factor);
