@@ -325,6 +325,27 @@ TEST(ImageKernel, JointColumns) {
   }
 }
 
+// Columns that only one operand has, with outliers farther above the main part than two digits of
+// its units reach.
+TEST(ImageKernel, ColumnsInLargerUnits) {
+  for (const int up : {10, 13}) {
+    HostMatrix x[2] = {random_matrix(67, 1024, up, 100, 102), random_matrix(65, 1024, 1, 90, 91)};
+    for (HostMatrix& m : x) {
+      const std::int64_t first = &m == x ? 0 : 768;
+      for (std::int64_t row = 0; row < m.rows; ++row) {
+        for (std::int64_t k = first; k < first + 256; ++k) {
+          if (k % 32 == 0) m.scale(row, k / 32) = static_cast<std::uint8_t>(m.scale(row, 16) + up);
+          if (k % 16 != 5) m.set_code(row, k, 0);
+        }
+      }
+    }
+    const std::string name = "larger units " + std::to_string(up);
+    EXPECT_EQ(check(x[0], x[1], name), Gathering::near);
+    EXPECT_EQ(check<KokkosMX::BFloat16>(x[0], random_matrix(66, 1024, up, 90, 93), name),
+              Gathering::near);
+  }
+}
+
 // A bell, quantized, whose columns are those of golden's data.
 TEST(ImageKernel, Bell) {
   for (const int up : {9, 30}) {
@@ -562,6 +583,9 @@ TEST(RowSplit, Choice) {
   EXPECT_EQ(choose({{100, 1}, {107, 5}, {110, 5}}), (Choice{107, 100, 1}));
   EXPECT_EQ(choose({{100, 1}, {107, 5}, {114, 1}}), (Choice{104, RowSplit::is_rest, 0}));
   EXPECT_EQ(choose({{0, 1}, {2, 5}, {6, 1}, {11, 1}}), (Choice{0, 6, 2}));
+  // The lowest band where it has nearly as many.
+  EXPECT_EQ(choose({{100, 1}, {101, 20}, {104, 2}}), (Choice{100, 104, 1}));
+  EXPECT_EQ(choose({{100, 1}, {101, 20}, {104, 3}}), (Choice{101, 100, 1}));
   EXPECT_EQ(choose({{200, 3}, {243, 1}, {254, 1}}), (Choice{200, 243, 3}));
   EXPECT_EQ(choose({{200, 3}, {242, 1}, {254, 1}}), (Choice{200, RowSplit::is_rest, 0}));
 }
