@@ -10,6 +10,7 @@
 #include "gemm_kernel.hpp"
 #include "gemm_select.hpp"
 #include "image_kernel.hpp"
+#include "make_images.hpp"
 #include "slices.hpp"
 
 #include <Kokkos_Core.hpp>

@@ -9,26 +9,30 @@
 ///
 /// Rows whose scales spread too far for that are split (row_split.hpp), where the atom has room for
 /// it: their images hold the main part. Outliers that lie in few columns of K, whatever the rows,
-/// are gathered: three more steps of images hold these columns alone, and tiles with outliers
+/// are gathered: some more steps of images hold these columns alone, and tiles with outliers
 /// multiply these too. Outliers anywhere have images of their own: tiles with outliers are cut into
 /// pieces, whose rows' main parts and outliers are multiplied like so many more rows. All other
 /// rows are zeros in the images: their outputs are summed one by one.
 ///
-/// Where those are all near the main part, they are four scales the same distance above it, and the
-/// accumulators of tiles that are not cut hold what they add: their products by main parts come
-/// first, then the sum is shifted by that distance, then those of main parts follow. What outliers
-/// make with outliers is little, and is added at last.
+/// Where they are all near the main part, accumulators hold what they add, and tiles are not cut.
+/// Gathered ones have two digits in its units: products of these by main parts come first, the sum
+/// is multiplied by 256 for the high ones, then those of main parts follow. Outliers anywhere are
+/// four scales the same distance s above the main part. Their images are added to its, element by
+/// element, as no element has both; with S the sum of products of these images, T that of the main
+/// part's, O what outliers make with outliers,
+///     T + 2^s (S - T - O) + 2^2s O = 2^s S + (1 - 2^s) T + (2^2s - 2^s) O.
+/// O is little, and is added at last. The accumulators take S, times 2^s / (1 - 2^s), plus T, times
+/// 1 - 2^s: all modulo 2^32, where an odd number has an inverse and what they end with is exact.
 
 #include <KokkosMX/Types.hpp>
 
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/wgmma.hpp"
-#include "../atoms/quantize/loops.hpp"
-#include "../atoms/words.hpp"
 #include "../launch.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
 #include "exact_sum.hpp"
+#include "gather_outliers.hpp"
 #include "image_operand.hpp"
 #include "row_split.hpp"
 
@@ -37,861 +41,6 @@
 #include <cstdint>
 
 namespace KokkosMX::Impl {
-
-/// What is left to do for an operand before its images can be made.
-enum class ImageSource { matrix, matrix_without_summaries, dense };
-
-/// What became of the columns of K in which some row of either operand has outliers: there are
-/// none, they are gathered, or they are too many, and outliers have images of their own.
-enum class Gathering : std::uint32_t { none, done, imaged };
-struct Outliers {
-  Gathering how;
-  int parts;               ///< of 32 gathered columns each: those after them are none
-  bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
-  std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
-  int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
-};
-
-/// Of the groups that gather outliers together: they take one piece of work after the other, first
-/// columns, then octets, and wait only for pieces that a running group has taken.
-struct GatherState {
-  std::uint32_t taken[2], done[2];
-  Gathering gathering;
-  std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
-  /// Of all rows with outliers: whether those of any are not near; most_shift less the least shift
-  /// from the main part to outliers, the largest shift; the largest weight << shift of an operand.
-  std::int32_t reach[5];
-  std::int32_t shift;  ///< see Outliers
-  static constexpr int far = 0, lowest = 1, highest = 2, weight = 3, reaches = 5;
-  static constexpr int most_shift = 16;
-};
-
-/// A block's chunks to the image of a step. Warps call it together: a row's blocks are in lanes one
-/// after the other.
-template <class Atom>
-KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
-                                         const ImageChunk (&chunks)[2]) {
-  const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
-    *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
-  };
-#ifdef __CUDA_ARCH__
-  // A block's chunks make a sector of memory, which two lanes write at once: their own block's
-  // first or second chunk and the other's. Word by word, or chunks would not be in registers.
-  const int h = block & 1;
-  ImageChunk even, odd;  // of the blocks of these numbers
-  KOKKOSMX_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
-    const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
-    even.word[i] = h == 0 ? first : other;
-    odd.word[i] = h == 0 ? other : second;
-  }
-  put(block & ~1, h, even);
-  put(block | 1, h, odd);
-#else
-  put(block, 0, chunks[0]);
-  put(block, 1, chunks[1]);
-#endif
-}
-
-/// Makes the images of both operands. A group makes those of 8 rows: it quantizes them where they
-/// are dense, finds their summaries where there are none, and expands their codes. 32 threads share
-/// a step, whose blocks they keep.
-template <class Atom, class QuantizeAtom>
-struct MakeImages {
-  struct Part {
-    ImageOperand operand;
-    ImageSource source;
-    DenseMap dense;
-    Element element;
-
-    /// Groups of 8 rows, those that only fill the last tile included.
-    KOKKOS_INLINE_FUNCTION std::int64_t octets() const {
-      return operand.tiles * operand.tile_rows / 8;
-    }
-    KOKKOS_INLINE_FUNCTION std::int64_t items() const { return operand.matrix.batch * octets(); }
-  };
-  Part parts[2];
-  QuantizeRule rule;
-  GatherState* gathering;  ///< null where the atom has no room for gathered columns
-
-  static constexpr int threads = 256, groups_together = 3;
-  static constexpr int rows = 8;
-  static constexpr int step_threads = rows * Atom::step_blocks;
-  static constexpr int row_threads = threads / rows;
-  static constexpr bool splits = Atom::gathered_steps > 0;
-  struct Splitting {
-    SplitChoice row[rows];
-  };
-  struct Scratch {
-    union {
-      std::uint32_t reach[rows][row_threads];
-      Splitting splitting;
-    };
-    int any_is_wide, outliers;
-  };
-
-  std::int64_t items() const { return parts[0].items() + parts[1].items(); }
-
-  template <class Group>
-  KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-#if defined(__CUDA_ARCH__)
-    CudaUnit::dependents_may_begin();
-#endif
-    const bool first = item < parts[0].items();
-    const Part& part = parts[first ? 0 : 1];
-    const MatrixMap& q = part.operand.matrix;
-    if constexpr (splits) {
-      if (item == 0 && group.rank() == 0) *gathering = {};
-    }
-    if (!first) item -= parts[0].items();
-    Place place;
-    const auto octets = static_cast<std::uint32_t>(part.octets());
-    place.batch = q.batch == 1 ? 0 : static_cast<std::uint32_t>(item) / octets;
-    place.octet = item - place.batch * octets;
-    const int slot = group.rank() % step_threads;
-    place.row_in_octet = slot / Atom::step_blocks;
-    place.row = place.octet * rows + place.row_in_octet;
-    place.block_in_step = slot % Atom::step_blocks;
-    place.first_step = group.rank() / step_threads;
-    place.is_row = place.row < q.rows;
-
-    RowSummary summary{};
-    Blocks held;  // the first of the thread's
-    if (part.source == ImageSource::matrix) {
-      held = load(part, place, 0);
-      if (place.is_row) summary = *q.summaries.at(place.batch, place.row);
-    } else {
-      std::uint32_t reach = 0;
-      if (part.source == ImageSource::matrix_without_summaries) {
-        held = load(part, place, 0);
-        merge_reach(reach, held);
-        for (std::int64_t first = at_once; first * row_threads < q.blocks; first += at_once) {
-          merge_reach(reach, load(part, place, first));
-        }
-      } else {
-        if (part.element == Element::bf16) {
-          quantize<BF16Format>(part, place, reach);
-        } else if (part.element == Element::f16) {
-          quantize<F16Format>(part, place, reach);
-        } else {
-          quantize<F32Format>(part, place, reach);
-        }
-        held = load(part, place, 0);
-      }
-      summary = summary_of_reach(of_row(group, scratch, place, reach));
-      if (place.leads_row() && place.is_row) *q.summaries.at(place.batch, place.row) = summary;
-    }
-    const RowSplit chosen = split(group, scratch, part, place, summary);
-    expand(part, place, chosen, held);
-  }
-
- private:
-  struct Place {
-    std::int64_t batch, octet, row;
-    int row_in_octet, block_in_step, first_step;
-    bool is_row;
-    KOKKOS_INLINE_FUNCTION bool leads_row() const { return first_step == 0 && block_in_step == 0; }
-    /// Of the row's threads: its blocks are those from this one on, row_threads apart.
-    KOKKOS_INLINE_FUNCTION int rank() const {
-      return first_step * Atom::step_blocks + block_in_step;
-    }
-  };
-  static constexpr int at_once = 4;  ///< blocks whose loads are under way together
-  struct Blocks {
-    BlockCodes codes[at_once];
-    int scales[at_once];
-  };
-
-  /// The thread's blocks from its `first`th on; zeros past the row's end.
-  KOKKOS_INLINE_FUNCTION static Blocks load(const Part& part, const Place& place,
-                                            std::int64_t first) {
-    const MatrixMap& q = part.operand.matrix;
-    Blocks blocks{};
-    const std::int64_t block = first * row_threads + place.rank();
-    if (!place.is_row || block >= q.blocks) return blocks;
-    // They differ in the layouts' highest digits alone.
-    static_assert(row_threads % 8 == 0);
-    const std::uint8_t* codes = q.codes.at(place.batch, place.row, block);
-    const std::uint8_t* scales = q.scales.at(place.batch, place.row, block);
-    const std::int64_t codes_step = row_threads / 4 * q.codes.block_4;
-    const std::int64_t scales_step = row_threads / 8 * q.scales.col_8;
-    const auto is_there = [&](int i) { return block + i * row_threads < q.blocks; };
-    // Without a branch for each, so that devices have all loads under way at once.
-    if (q.codes.byte == 1 && CodesMap::is_aligned(codes) && codes_step % block_bytes == 0) {
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        if (is_there(i)) blocks.codes[i] = load_whole_block(codes + i * codes_step);
-      }
-    } else {
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        if (is_there(i)) blocks.codes[i] = load_block(q.codes, codes + i * codes_step);
-      }
-    }
-    KOKKOSMX_UNROLL
-    for (int i = 0; i < at_once; ++i) {
-      if (is_there(i)) blocks.scales[i] = scales[i * scales_step];
-    }
-    return blocks;
-  }
-
-  /// Of what RowSummary tells the split needs lo, hi and has_nan alone: 255 - lo and (above) hi +
-  /// 1, or reach_nan, of which those of several blocks are the larger; 0 where there are none.
-  static constexpr std::uint32_t reach_nan = 512;
-  KOKKOS_INLINE_FUNCTION static std::uint32_t reach_of(int scale, bool is_zero) {
-    if (scale == 255) return reach_nan << 16;
-    return is_zero ? 0u : static_cast<std::uint32_t>((255 - scale) | (scale + 1) << 16);
-  }
-  KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, std::uint32_t other) {
-    into = larger_halves(into, other);
-  }
-  KOKKOS_INLINE_FUNCTION static void merge_reach(std::uint32_t& into, const Blocks& blocks) {
-    KOKKOSMX_UNROLL
-    for (int i = 0; i < at_once; ++i) {
-      const std::uint32_t* word = blocks.codes[i].word;
-      const bool is_zero = ((word[0] | word[1] | word[2] | word[3]) & 0x77777777u) == 0;
-      merge_reach(into, reach_of(blocks.scales[i], is_zero));
-    }
-  }
-  /// The same of all threads of the row.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION static std::uint32_t of_row(const Group& group, Scratch& scratch,
-                                                     const Place& place, std::uint32_t reach) {
-    std::uint32_t* all = scratch.reach[place.row_in_octet];
-    int threads_left = row_threads, at = place.rank();
-#ifdef __CUDA_ARCH__
-    merge_reach(reach, CudaUnit::from_lane_xor(reach, 1));
-    merge_reach(reach, CudaUnit::from_lane_xor(reach, 2));
-    static_assert(Atom::step_blocks == 4);
-    threads_left /= Atom::step_blocks;
-    at /= Atom::step_blocks;
-#endif
-    all[at] = reach;
-    group.barrier();
-    KOKKOSMX_UNROLL
-    for (int i = 0; i < threads_left; ++i) merge_reach(reach, all[i]);
-    return reach;
-  }
-  /// Its n is the bound that every row has.
-  KOKKOS_INLINE_FUNCTION static RowSummary summary_of_reach(std::uint32_t reach) {
-    RowSummary summary{};
-    const std::uint32_t low = reach & 0xFFFFu, high = reach >> 16;
-    summary.has_nan = high == reach_nan ? 1 : 0;
-    if (low == 0) return summary;
-    summary.n = ~std::uint64_t{0};
-    summary.lo = static_cast<std::uint8_t>(255 - low);
-    summary.hi = summary.has_nan != 0 ? summary.lo : static_cast<std::uint8_t>(high - 1);
-    return summary;
-  }
-
-  /// f(block) for each of the thread's blocks of its row.
-  template <class F>
-  KOKKOS_INLINE_FUNCTION static void over_blocks(const Part& part, const Place& place, const F& f) {
-    const std::int64_t blocks = place.is_row ? part.operand.matrix.blocks : 0;
-    for (std::int64_t block = place.first_step * Atom::step_blocks + place.block_in_step;
-         block < blocks; block += threads / rows) {
-      f(block);
-    }
-  }
-
-  template <class Format>
-  KOKKOS_INLINE_FUNCTION void quantize(const Part& part, const Place& place,
-                                       std::uint32_t& reach) const {
-    const MatrixMap& q = part.operand.matrix;
-    constexpr int bytes = block_size * static_cast<int>(sizeof(typename Format::bits));
-    over_blocks(part, place, [&](std::int64_t block) {
-      const BlockResult result =
-          q.codes.store(q.codes.at(place.batch, place.row, block), [&](std::uint8_t* codes) {
-            return QuantizeAtom::template quantize<Format>(
-                part.dense.at(place.batch, place.row, block * bytes), codes, rule);
-          });
-      *q.scales.at(place.batch, place.row, block) = result.scale;
-      merge_reach(reach, reach_of(result.scale, result.sum_of_squares == 0));
-    });
-  }
-
-  /// Whether any row of the octet is: a warp has threads of all of them.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION static bool any_row([[maybe_unused]] const Group& group,
-                                             [[maybe_unused]] Scratch& scratch, bool is) {
-#ifdef __CUDA_ARCH__
-    static_assert(step_threads == 32);
-    return CudaUnit::any_lane(is);
-#else
-    if (group.rank() == 0) scratch.any_is_wide = 0;
-    group.barrier();
-    if (is) Kokkos::atomic_store(&scratch.any_is_wide, 1);
-    group.barrier();
-    return scratch.any_is_wide != 0;
-#endif
-  }
-
-  /// How the thread's row is split; tells the others who need it.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION RowSplit split(const Group& group, Scratch& scratch, const Part& part,
-                                        const Place& place, const RowSummary& summary) const {
-    const int spread = summary.hi - summary.lo;
-    const bool is_narrow = summary.has_nan == 0 && spread <= Atom::max_shift;
-    RowSplit result{summary.lo, is_narrow ? std::int16_t{summary.lo} : RowSplit::is_rest, 0};
-    if constexpr (splits) {
-      const std::int64_t octet =
-          (part.operand.matrix.batch == 1 ? 0 : place.batch) * part.octets() + place.octet;
-      const bool is_wide =
-          place.is_row && !is_narrow && summary.has_nan == 0 && spread <= RowSplit::most_spread;
-      int outliers = 0;
-      if (any_row(group, scratch, is_wide)) {
-        result = split_wide(group, scratch, part, place, octet, is_wide, summary.lo, summary.hi,
-                            result.out);
-        outliers = scratch.outliers >> 8 != 0 ? 3 : scratch.outliers != 0 ? 1 : 0;
-      }
-      if (place.leads_row()) part.operand.splits[octet * rows + place.row_in_octet] = result;
-      if (group.rank() == 0) {
-        part.operand.has_outliers[octet] = static_cast<std::uint8_t>(outliers);
-      }
-    }
-    return result;
-  }
-  /// The same for octets with rows that are wide. Not a part of what most octets run.
-  template <class Group>
-  __attribute__((noinline)) KOKKOS_FUNCTION static RowSplit split_wide(
-      const Group& group, Scratch& scratch, const Part& part, const Place place, std::int64_t octet,
-      bool is_wide, int lo, int hi, std::int16_t out) {
-    const ImageOperand& operand = part.operand;
-    const MatrixMap& q = operand.matrix;
-    group.barrier();  // summaries are read
-    for_each(group, rows * SplitChoice::words, [&](std::int64_t i) {
-      scratch.splitting.row[i / SplitChoice::words].clear(static_cast<int>(i % SplitChoice::words));
-    });
-    if (group.rank() == 0) scratch.outliers = 0;
-    std::uint32_t* columns = operand.columns + octet * q.blocks;
-    for_each(group, q.blocks, [&](std::int64_t block) { columns[block] = 0; });
-    group.barrier();
-    SplitChoice& choice = scratch.splitting.row[place.row_in_octet];
-    const int rank = place.first_step * Atom::step_blocks + place.block_in_step;
-    // f(block, codes, scale), of blocks that differ in the layouts' highest digits alone.
-    const auto each_block = [&](const auto& f) {
-      const std::uint8_t* codes = q.codes.at(place.batch, place.row, rank);
-      const std::uint8_t* scales = q.scales.at(place.batch, place.row, rank);
-      static_assert(row_threads % 8 == 0);
-      KOKKOSMX_NO_UNROLL
-      for (std::int64_t block = rank; is_wide && block < q.blocks; block += row_threads) {
-        f(block, load_block(q.codes, codes), int{*scales});
-        codes += row_threads / 4 * q.codes.block_4;
-        scales += row_threads / 8 * q.scales.col_8;
-      }
-    };
-    each_block([&](std::int64_t, const BlockCodes& codes, int scale) {
-      const int found = bits_in(codes_from(codes, 1));
-      if (found != 0) add_shared(&choice.elements_of[scale - lo], found);
-    });
-    group.barrier();
-    if (is_wide) choice.rate(rank, row_threads, hi - lo);
-    group.barrier();
-    if (is_wide) choice.reach(rank, row_threads, hi - lo);
-    group.barrier();
-    const RowSplit result =
-        is_wide ? choice.split(lo) : RowSplit{static_cast<std::int16_t>(lo), out, 0};
-    if (is_wide && result.has_outliers()) {
-      if (rank == 0) add_shared(&scratch.outliers, result.parts > 1 ? 1 << 8 : 1);
-      each_block([&](std::int64_t block, const BlockCodes& codes, int scale) {
-        const std::uint32_t found = codes_from(codes, least_outlier(scale - result.base));
-        if (found != 0) Kokkos::atomic_or(&columns[block], found);
-      });
-    }
-    group.barrier();
-    return result;
-  }
-
-  /// Held: the thread's first blocks.
-  KOKKOS_INLINE_FUNCTION void expand(const Part& part, const Place& place, const RowSplit& split,
-                                     const Blocks& held) const {
-    const ImageOperand& operand = part.operand;
-    const std::int64_t first_row = place.octet * rows;
-    const std::int64_t tile = first_row / operand.tile_rows;
-    const int in_tile = static_cast<int>(first_row % operand.tile_rows) + place.row_in_octet;
-    std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes);
-    const bool fits = place.is_row && split.out != RowSplit::is_rest;
-    constexpr int steps_apart = threads / step_threads;
-    Blocks blocks = held;
-    for (std::int64_t first = 0; first * steps_apart + place.first_step < operand.steps;) {
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        const std::int64_t step = (first + i) * steps_apart + place.first_step;
-        if (step >= operand.steps) break;
-        ImageChunk chunks[2] = {};
-        // Blocks of zeros may have any scale.
-        const Magnitudes main = main_magnitudes(blocks.scales[i] - split.base);
-        if (fits && main.low != 0) {
-          for (int j = 0; j < 8; ++j) {
-            chunks[j / 4].word[j % 4] =
-                expand_codes(blocks.codes[i].word[j / 2] >> (16 * (j % 2)), main.low, main.high);
-          }
-        }
-        store_chunks<Atom>(image + step * operand.tile_rows * Atom::step_bytes, in_tile,
-                           place.block_in_step, chunks);
-      }
-      first += at_once;
-      if (first * row_threads < part.operand.matrix.blocks) blocks = load(part, place, first);
-    }
-  }
-};
-
-/// Makes the images of columns with outliers: of `a` the high digits of its outliers in its own
-/// columns, their low digits, and the main part in b's columns; of b the main part in a's columns,
-/// the high and the low digits in its own. A step holds so many columns as it has bytes; those that
-/// both operands have are the first common_columns of either's, in the same order. Where there are
-/// more, makes images of all outliers, and cuts tiles.
-template <class Atom>
-struct GatherOutliers {
-  ImageOperand operands[2];
-  std::uint32_t* columns[2];  ///< [block]: bit i says that column i of it has outliers in some row
-  GatherState* state;
-
-  static constexpr int threads = Atom::threads, rows = 8;
-  static constexpr int together = 4;  ///< octets of a piece of work
-  static constexpr int common = Atom::common_columns, most = Atom::step_bytes;
-  struct Scratch {
-    std::uint64_t found[threads];
-    std::int32_t columns[2][most];  ///< -1: none
-    std::uint32_t item;
-    int shift;
-  };
-
-  KOKKOS_INLINE_FUNCTION static std::int64_t octets(const ImageOperand& operand) {
-    return operand.matrix.batch * operand.tiles * operand.tile_rows / rows;
-  }
-  /// Which rows of the operands have outliers, as far as the thread is to look: bits 0 and 1 are
-  /// those of has_outliers, of the second operand 2 and 3.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION int any(const Group& group) const {
-    int all = 0;
-    for (int side = 0; side < 2; ++side) {
-      const auto* eight = reinterpret_cast<const std::uint64_t*>(operands[side].has_outliers);
-      std::uint64_t found = 0;
-      for_each(group, octets(operands[side]) / 8, [&](std::int64_t i) { found |= eight[i]; });
-      const int low = found != 0 ? 1 : 0;
-      const int high = (found & 0x0202020202020202u) != 0 ? 2 : 0;
-      all |= (low | high) << (2 * side);
-    }
-    return all;
-  }
-
-  /// By groups that share the work, if any row has outliers: `found`, see any().
-  template <class Group>
-  __attribute__((noinline)) KOKKOS_FUNCTION Outliers operator()(const Group& group,
-                                                                Scratch& scratch, int found) const {
-    constexpr int words = 2;  // of a piece of work
-    const std::int64_t blocks = operands[0].matrix.blocks;
-    const std::int64_t merges = (2 * blocks + words - 1) / words;
-    share(group, scratch, 0, merges + rows_of_work(), [&](std::int64_t item) {
-      if (item < merges) {
-        merge_columns(group, scratch, words, item);
-      } else {
-        merge_reaches(group, scratch, item - merges);
-      }
-    });
-    Outliers outliers = list_columns(group, scratch);
-    if (group.rank() == 0) {
-      scratch.shift = outliers.how == Gathering::imaged ? near_shift() : 0;
-    }
-    group.barrier();
-    outliers.shift = scratch.shift;
-    outliers.high_a = (found & 2) != 0;
-    outliers.high_b = (found & 8) != 0;
-    if (group.rank() == 0) {
-      state->gathering = outliers.how;
-      state->shift = outliers.shift;
-    }
-    const bool is_imaged = outliers.how == Gathering::imaged;
-    const bool is_cut = is_imaged && outliers.shift == 0;
-    share(group, scratch, 1, (octets(operands[0]) + octets(operands[1])) / together + 2,
-          [&](std::int64_t item) {
-            if (item >= 2) {
-              gather(group, scratch, outliers, (item - 2) * together);
-            } else if (is_cut) {
-              cut_tiles(group, scratch, operands[item], state->cuts[item]);
-            }
-          });
-    for (int side = 0; side < 2; ++side) {
-      outliers.tiles[side] =
-          is_cut ? state->cuts[side] : static_cast<std::uint32_t>(operands[side].tiles);
-    }
-    return outliers;
-  }
-
- private:
-  /// f(item) for those of the phase's items that other groups do not take; waits for these.
-  template <class Group, class F>
-  KOKKOS_INLINE_FUNCTION void share(const Group& group, Scratch& scratch, int phase,
-                                    std::int64_t items, const F& f) const {
-    const auto all = static_cast<std::uint32_t>(items);
-    std::uint32_t finished = 0;
-    for (;;) {
-      if (group.rank() == 0) scratch.item = Kokkos::atomic_fetch_add(&state->taken[phase], 1u);
-      group.barrier();
-      const std::uint32_t item = scratch.item;
-      group.barrier();
-      if (item >= all) break;
-      f(item);
-      ++finished;
-    }
-    Atom::publish();
-    group.barrier();
-    if (group.rank() == 0) {
-      Kokkos::atomic_add(&state->done[phase], finished);
-      while (Kokkos::atomic_fetch_add(&state->done[phase], 0u) < all) {
-      }
-    }
-    group.barrier();
-    Atom::publish();
-  }
-
-  /// What any octet has in some of the words of both operands.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION void merge_columns(const Group& group, Scratch& scratch, int words,
-                                            std::int64_t item) const {
-    const std::int64_t blocks = operands[0].matrix.blocks;
-    auto* merged = reinterpret_cast<std::uint32_t*>(scratch.columns);
-    if (group.rank() < words) merged[group.rank()] = 0;
-    group.barrier();
-    const int word = group.rank() % words;
-    const std::int64_t at = item * words + word;
-    if (at < 2 * blocks) {
-      const int side = at < blocks ? 0 : 1;
-      const std::int64_t block = at - side * blocks;
-      const ImageOperand& operand = operands[side];
-      std::uint32_t found = 0;
-      for (std::int64_t octet = group.rank() / words; octet < octets(operand);
-           octet += threads / words) {
-        if (operand.has_outliers[octet] != 0) found |= operand.columns[octet * blocks + block];
-      }
-      if (found != 0) Kokkos::atomic_or(&merged[word], found);
-    }
-    group.barrier();
-    if (group.rank() < words && at < 2 * blocks) {
-      columns[at < blocks ? 0 : 1][at < blocks ? at : at - blocks] = merged[word];
-    }
-    group.barrier();
-  }
-
-  /// Pieces of work of a row for each thread.
-  KOKKOS_INLINE_FUNCTION std::int64_t rows_of_work() const {
-    return (octets(operands[0]) + octets(operands[1]) + threads / rows - 1) / (threads / rows);
-  }
-  /// Of rows with outliers, what GatherState has of all.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION void merge_reaches(const Group& group, Scratch& scratch,
-                                            std::int64_t item) const {
-    std::int32_t* most_of = scratch.columns[0];
-    if (group.rank() < GatherState::reaches) most_of[group.rank()] = 0;
-    group.barrier();
-    std::int64_t row = item * threads + group.rank();
-    const int side = row < octets(operands[0]) * rows ? 0 : 1;
-    if (side == 1) row -= octets(operands[0]) * rows;
-    const ImageOperand& operand = operands[side];
-    if (row < octets(operand) * rows && operand.has_outliers[row / rows] != 0) {
-      const RowSplit split = operand.splits[row];
-      const int lowest = split.out - split.base;
-      const bool is_near = split.near != 0 && lowest <= GatherState::most_shift;
-      if (split.has_outliers() && !is_near) max_shared(most_of + GatherState::far, 1);
-      if (split.has_outliers() && is_near) {
-        max_shared(most_of + GatherState::lowest, GatherState::most_shift - lowest);
-        max_shared(most_of + GatherState::highest, split.highest() - split.base);
-        max_shared(most_of + GatherState::weight + side, split.weight() << lowest);
-      }
-    }
-    group.barrier();
-    if (group.rank() < GatherState::reaches && most_of[group.rank()] != 0) {
-      Kokkos::atomic_max(&state->reach[group.rank()], most_of[group.rank()]);
-    }
-    group.barrier();
-  }
-  /// See Outliers::shift.
-  KOKKOS_INLINE_FUNCTION int near_shift() const {
-    const auto reach = [&](int i) { return Kokkos::atomic_fetch_add(&state->reach[i], 0); };
-    if (reach(GatherState::far) != 0) return 0;
-    const int lowest = GatherState::most_shift - reach(GatherState::lowest);
-    if (reach(GatherState::highest) >= lowest + RowSplit::part_bits) return 0;
-    // What the accumulators may have to hold: elements are at most 96.
-    constexpr std::int64_t most_element = 96, of_weight = 12;
-    const std::int64_t outliers =
-        of_weight * (std::int64_t{reach(GatherState::weight)} + reach(GatherState::weight + 1));
-    const std::int64_t main = operands[0].matrix.blocks * block_size * most_element;
-    return (main + outliers) * most_element < std::int64_t{1} << 31 ? lowest : 0;
-  }
-
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION void gather(const Group& group, Scratch& scratch, const Outliers& outliers,
-                                     std::int64_t item) const {
-    const int side = item < octets(operands[0]) ? 0 : 1;
-    const ImageOperand& operand = operands[side];
-    const std::int64_t first = side == 0 ? item : item - octets(operands[0]);
-    const Divided tile = divided(group, first, operand.tile_rows / rows);
-    const Divided batch = divided(group, tile.quotient, operand.tiles);
-    if (outliers.how == Gathering::imaged) {
-      make_images(group, operand, batch, static_cast<int>(tile.remainder) * rows, outliers.shift);
-      return;
-    }
-    std::uint8_t* image = operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) +
-                          operand.steps * operand.tile_rows * Atom::step_bytes;
-    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
-    // A thread has one row and every so many words of its: outliers, then the main part.
-    constexpr int words = Atom::step_bytes / 4, lanes = together * rows;
-    static_assert(threads % lanes == 0);
-    constexpr int apart = threads / lanes, at_once = 3;
-    const int in_tile = static_cast<int>(tile.remainder) * rows + group.rank() % lanes;
-    const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-    const RowSplit split = splits[in_tile];
-    const bool is_split = row < operand.matrix.rows && split.out != RowSplit::is_rest;
-    for (int first_word = group.rank() / lanes; first_word < 2 * words;
-         first_word += apart * at_once) {
-      Four fours[at_once];
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {  // all loads at once
-        const int word = first_word + i * apart;
-        const bool is_main = word >= words;
-        const bool is_there = is_split && word < 2 * words;
-        const std::int32_t* columns =
-            scratch.columns[is_main ? 1 - side : side] + (is_there ? 4 * (word % words) : 0);
-        fours[i] = load(operand.matrix, batch.quotient, row, columns, is_there);
-      }
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        const int word = first_word + i * apart;
-        if (word >= 2 * words) break;
-        const bool is_main = word >= words;
-        std::uint32_t high = 0, low = 0;
-        expand(fours[i], split, is_main, high, low);
-        // Of a the steps are the high and the low digits and the main part, of b this comes first.
-        const auto put = [&](int step, std::uint32_t value) {
-          *reinterpret_cast<std::uint32_t*>(image + step * operand.tile_rows * Atom::step_bytes +
-                                            Atom::offset(in_tile, word % words / 4) +
-                                            4 * (word % 4)) = value;
-        };
-        if (is_main) {
-          put(side == 0 ? 2 : 0, low);
-        } else {
-          put(side, high);
-          put(side + 1, low);
-        }
-      }
-    }
-  }
-
-  /// Four gathered elements of a row; scales are negative where there is none.
-  struct Four {
-    int codes[4], scales[4];
-  };
-  KOKKOS_INLINE_FUNCTION static Four load(const MatrixMap& q, std::int64_t batch, std::int64_t row,
-                                          const std::int32_t* columns, bool is_there) {
-    Four four;
-    KOKKOSMX_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const int column = columns[j];
-      four.codes[j] = 0;
-      four.scales[j] = -1;
-      if (!is_there || column < 0) continue;
-      const int block = column / block_size, in_block = column % block_size;
-      four.codes[j] =
-          q.codes.at(batch, row, block)[in_block / 2 * q.codes.byte] >> (4 * (in_block % 2)) & 15;
-      four.scales[j] = *q.scales.at(batch, row, block);
-    }
-    return four;
-  }
-  /// Their digits as outliers, or (in low) their main part.
-  KOKKOS_INLINE_FUNCTION static void expand(const Four& four, const RowSplit& split, bool is_main,
-                                            std::uint32_t& high, std::uint32_t& low) {
-    KOKKOSMX_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const int code = four.codes[j], scale = four.scales[j];
-      if (scale < 0) continue;
-      if (is_main) {
-        low |= (static_cast<std::uint32_t>(main_part(code, scale, split)) & 0xFFu) << (8 * j);
-      } else {
-        const int value = outlier_part(code, scale, split);
-        high |= (static_cast<std::uint32_t>(high_digit(value)) & 0xFFu) << (8 * j);
-        low |= (static_cast<std::uint32_t>(value) & 0xFFu) << (8 * j);
-      }
-    }
-  }
-
-  /// Images of the outliers of some rows.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION static void make_images(const Group& group, const ImageOperand& operand,
-                                                 const Divided& batch, int first_row, int shift) {
-    const MatrixMap& q = operand.matrix;
-    const int pieces = operand.parts_of(batch.remainder);
-    const int parts = pieces > 2 ? 2 : pieces - 1;
-    if (parts == 0) return;
-    std::uint32_t* found = operand.rows_with_outliers(batch.quotient, batch.remainder, first_row);
-    static_assert(together * rows == 32);
-    if (shift > 0) {
-      for_each(group, q.blocks, [&](std::int64_t block) { found[block] = 0; });
-      group.barrier();
-    }
-    const RowSplit* splits = operand.splits_of(batch.quotient, batch.remainder);
-    std::uint8_t* image =
-        operand.tile(batch.quotient, batch.remainder, Atom::step_bytes) + operand.part_bytes;
-    // A thread has one row and a block of every so many steps.
-    constexpr int slots = together * rows * Atom::step_blocks;
-    static_assert(threads % slots == 0);
-    constexpr int apart = threads / slots, at_once = 4;
-    const int slot = group.rank() % slots;
-    const int block_in_step = slot % Atom::step_blocks;
-    const int in_tile = first_row + slot / Atom::step_blocks;
-    const std::int64_t row = batch.remainder * operand.tile_rows + in_tile;
-    const RowSplit split = split_at(splits[in_tile], shift);
-    const bool is_split = has_images(split);
-    const auto steps = static_cast<std::int32_t>(operand.steps);
-    for (std::int32_t first = group.rank() / slots; first < steps; first += apart * at_once) {
-      int scales[at_once];
-      const auto block_of = [&](int i) {
-        return std::int64_t{first + i * apart} * Atom::step_blocks + block_in_step;
-      };
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {  // all loads at once
-        scales[i] = -1;
-        if (is_split && block_of(i) < q.blocks) {
-          scales[i] = *q.scales.at(batch.quotient, row, block_of(i));
-        }
-      }
-      KOKKOSMX_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        const std::int32_t step = first + i * apart;
-        if (step >= steps) break;
-        const int scale = scales[i];
-        const int least = scale < 0 ? 8 : least_outlier(scale - split.base);
-        int part = 0;
-        BlockCodes codes{};
-        Magnitudes outliers{};
-        if (least < 8) {
-          codes = load_block(q.codes, q.codes.at(batch.quotient, row, block_of(i)));
-          if (shift > 0 && codes_from(codes, least) != 0) {
-            Kokkos::atomic_or(&found[block_of(i)], 1u << (in_tile - first_row));
-          }
-          outliers = outlier_magnitudes(scale - split.base);
-          // Blocks of zeros may have any scale.
-          part = (scale - split.out) >> 2;
-          outliers.low <<= RowSplit::in_part(scale - split.out);
-          outliers.high <<= RowSplit::in_part(scale - split.out);
-        }
-        for (int p = 0; p < parts; ++p) {
-          ImageChunk chunks[2] = {};
-          if (least < 8 && part == p) {
-            for (int w = 0; w < 8; ++w) {
-              chunks[w / 4].word[w % 4] =
-                  expand_codes(codes.word[w / 2] >> (16 * (w % 2)), outliers.low, outliers.high);
-            }
-          }
-          store_chunks<Atom>(image + p * operand.part_bytes +
-                                 std::int64_t{step} * operand.tile_rows * Atom::step_bytes,
-                             in_tile, block_in_step, chunks);
-        }
-      }
-    }
-  }
-
-  /// With outliers the same distance above the main part as those of all rows that have any.
-  KOKKOS_INLINE_FUNCTION static RowSplit split_at(RowSplit split, int shift) {
-    if (shift > 0 && split.has_outliers()) {
-      split.out = static_cast<std::int16_t>(split.base + shift);
-    }
-    return split;
-  }
-
- public:
-  /// Whether the images of outliers hold those of the row.
-  KOKKOS_INLINE_FUNCTION static bool has_images(const RowSplit& split) {
-    return split.has_outliers() && split.parts <= RowSplit::most_parts;
-  }
-
- private:
-  /// The order of the tiles' pieces.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION static void cut_tiles(const Group& group, Scratch& scratch,
-                                               const ImageOperand& operand, std::uint32_t& cuts) {
-    const std::int64_t each = (operand.tiles + threads - 1) / threads;
-    const std::int64_t first = group.rank() * each;
-    const std::int64_t end = first + each < operand.tiles ? first + each : operand.tiles;
-    std::uint64_t mine = 0;
-    for (std::int64_t tile = first; tile < end; ++tile) {
-      mine += static_cast<std::uint64_t>(operand.parts_of(tile));
-    }
-    std::uint64_t at = sum_before(group, scratch, mine);
-    for (std::int64_t tile = first; tile < end; ++tile) {
-      const int parts = operand.parts_of(tile);
-      for (int piece = 0; piece < parts; ++piece) {
-        operand.set_cut(static_cast<std::int64_t>(at++), {tile, parts, piece});
-      }
-    }
-    if (group.rank() == 0) cuts = static_cast<std::uint32_t>(scratch.found[threads - 1]);
-    group.barrier();
-  }
-  /// The sum of what threads before this one have; scratch.found then ends with that of all.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION static std::uint64_t sum_before(const Group& group, Scratch& scratch,
-                                                         std::uint64_t mine) {
-    std::uint64_t upto = mine;
-    scratch.found[group.rank()] = upto;
-    for (int distance = 1; distance < threads; distance *= 2) {
-      group.barrier();
-      if (group.rank() >= distance) upto += scratch.found[group.rank() - distance];
-      group.barrier();
-      scratch.found[group.rank()] = upto;
-    }
-    group.barrier();
-    return upto - mine;
-  }
-
-  /// Both lists of columns, if there are any and not too many.
-  template <class Group>
-  KOKKOS_INLINE_FUNCTION Outliers list_columns(const Group& group, Scratch& scratch) const {
-    // How many columns are common, the first's alone, the second's alone: 21 bits each.
-    const std::int64_t blocks = operands[0].matrix.blocks;
-    const std::int64_t each = (blocks + threads - 1) / threads;
-    const std::int64_t first = group.rank() * each;
-    const std::int64_t end = first + each < blocks ? first + each : blocks;
-    std::uint64_t mine = 0;
-    for (std::int64_t block = first; block < end; ++block) {
-      const std::uint32_t a = columns[0][block], b = columns[1][block];
-      mine += static_cast<std::uint64_t>(bits_in(a & b)) |
-              static_cast<std::uint64_t>(bits_in(a & ~b)) << 21 |
-              static_cast<std::uint64_t>(bits_in(b & ~a)) << 42;
-    }
-    const std::uint64_t before = sum_before(group, scratch, mine);
-    const std::uint64_t all = scratch.found[threads - 1];
-    const auto number = [](std::uint64_t counts, int which) {
-      return static_cast<int>(counts >> (21 * which) & 0x1FFFFF);
-    };
-    if (all == 0) return {};
-    const bool fit = number(all, 0) <= common && number(all, 1) <= most - common &&
-                     number(all, 2) <= most - common;
-    if (!fit) return {Gathering::imaged, 0, false, false, {}};
-    for_each(group, 2 * most, [&](std::int64_t i) { scratch.columns[i / most][i % most] = -1; });
-    group.barrier();
-    int at_common = number(before, 0);
-    int at[2] = {common + number(before, 1), common + number(before, 2)};
-    for (std::int64_t block = first; block < end; ++block) {
-      const std::uint32_t a = columns[0][block], b = columns[1][block];
-      for (std::uint32_t left = a | b; left != 0; left &= left - 1) {
-        const int bit = first_bit(left);
-        const auto column = static_cast<std::int32_t>(block * block_size + bit);
-        if ((a & b) >> bit & 1u) {
-          scratch.columns[0][at_common] = scratch.columns[1][at_common] = column;
-          ++at_common;
-        } else if (a >> bit & 1u) {
-          scratch.columns[0][at[0]++] = column;
-        } else {
-          scratch.columns[1][at[1]++] = column;
-        }
-      }
-    }
-    group.barrier();
-    const int alone = number(all, 1) > number(all, 2) ? number(all, 1) : number(all, 2);
-    return {Gathering::done, 1 + (alone + 31) / 32, false, false, {}};
-  }
-};
 
 /// The product of images: of C, or (is_transposed) of its transpose.
 template <class Atom>
@@ -939,10 +88,11 @@ struct ImageGemm {
     }
   };
   static constexpr int own_step = 32;  ///< from one word of a thread to its next
-  /// What load_states may say of a tile. special: some output is not Tier::aligned, or its product
-  /// may leave float32's normal numbers before it is rounded; with_outliers: gathered, or with
-  /// images; with_rest: rows or columns that the images do not hold, or with NaN; beyond_int64: 64
-  /// bits may not hold the sum of main part and outliers, or what is rounded may leave the range.
+  /// What load_states may say of a tile. special: accumulators do not hold some output, or its
+  /// product may leave float32's normal numbers before it is rounded; with_outliers: gathered, or
+  /// with images, and not near; with_rest: rows or columns that the images do not hold, or with
+  /// NaN; beyond_int64: 64 bits may not hold the sum of main part and outliers, or what is rounded
+  /// may leave the range.
   static constexpr std::uint32_t special = 1, with_outliers = 2, with_rest = 4, beyond_int64 = 8;
 
   /// A tile of C, or a part of one.
@@ -975,22 +125,55 @@ struct ImageGemm {
   /// What follows a tile's steps.
   KOKKOS_INLINE_FUNCTION StepsAfter steps_after(const Place& place,
                                                 const Outliers& outliers) const {
-    if (outliers.how == Gathering::none) return StepsAfter::none;
     const bool imaged = outliers.how == Gathering::imaged;
+    if (!imaged && outliers.how != Gathering::done) return StepsAfter::none;
     if (imaged && outliers.shift == 0) return place.is_cut() ? StepsAfter::room : StepsAfter::none;
-    const bool of_a = a.outliers_of(place.batch, place.a.tile) != 0;
-    const bool of_b = b.outliers_of(place.batch, place.b.tile) != 0;
-    if (imaged) return of_a && of_b ? StepsAfter::room : StepsAfter::none;
-    return of_a || of_b ? StepsAfter::gathered : StepsAfter::none;
+    const std::uint32_t sides = sides_with_outliers(place);
+    if (imaged) return sides == 3 ? StepsAfter::room : StepsAfter::none;
+    return sides != 0 ? StepsAfter::gathered : StepsAfter::none;
   }
-  /// The products before a tile's: those of outliers near the main part by main parts.
-  KOKKOS_INLINE_FUNCTION void before(const Place& place, const Outliers& outliers,
-                                     typename Atom::Images& images) const {
-    if (outliers.shift == 0) return;
-    images.before_steps[0] = a.outliers_of(place.batch, place.a.tile) != 0 ? a.steps : 0;
-    images.before_steps[1] = b.outliers_of(place.batch, place.b.tile) != 0 ? b.steps : 0;
-    images.a_before[0] = a.part_bytes;
-    images.b_before[1] = b.part_bytes;
+  /// Which operands have rows with outliers in a tile: bits 0 and 1.
+  KOKKOS_INLINE_FUNCTION std::uint32_t sides_with_outliers(const Place& place) const {
+    return (a.outliers_of(place.batch, place.a.tile, Atom::tile_m) != 0 ? 1u : 0u) |
+           (b.outliers_of(place.batch, place.b.tile, Atom::tile_n) != 0 ? 2u : 0u);
+  }
+  /// The same where accumulators hold what these outliers add.
+  KOKKOS_INLINE_FUNCTION std::uint32_t near_sides(std::int32_t tile,
+                                                  const Outliers& outliers) const {
+    if (Atom::gathered_steps == 0 || !outliers.are_near()) return 0;
+    return sides_with_outliers(place_of(tile, outliers));
+  }
+  /// Product i of a tile: main parts by main parts are the last.
+  KOKKOS_INLINE_FUNCTION typename Atom::Product product_of(std::uint32_t sides, int i,
+                                                           const Outliers& outliers) const {
+    const auto main = static_cast<std::int32_t>(a.steps);
+    const bool is_last = i == Atom::most_products - 1;
+    if (sides == 0) return {0, 0, is_last ? main : 0, 1};
+    if constexpr (Atom::gathered_steps > 0) {
+      if (outliers.how == Gathering::near) {
+        // High digits by high ones, if there are any, come first, then high ones, then low ones.
+        const int joint = outliers.joint_steps(Atom::step_bytes);
+        const bool has_common = outliers.common > 0;
+        if (is_last) return {0, 0, main + (has_common ? joint : 0), 1};
+        const std::int64_t first = main + ((has_common ? 2 : 1) - i) * joint;
+        const bool is_low = i > 0 && !has_common;
+        return {first * Atom::tile_m * Atom::step_bytes, first * Atom::tile_n * Atom::step_bytes,
+                i == 0 && has_common ? 1 : joint,
+                1u << (is_low ? outliers.unit : RowSplit::digit_bits)};
+      }
+      const std::uint32_t distance = 1u << outliers.shift;
+      if (is_last) return {0, 0, main, 1 - distance};
+      if (i == 0) return {0, 0, 0, 1};
+      return {(sides & 1u) != 0 ? a.part_bytes : 0, (sides & 2u) != 0 ? b.part_bytes : 0, main,
+              distance * inverse(1 - distance)};
+    }
+    return {};
+  }
+  /// Modulo 2^32, of an odd number.
+  KOKKOS_INLINE_FUNCTION static std::uint32_t inverse(std::uint32_t x) {
+    std::uint32_t found = x;  // right in 3 bits, then in twice as many
+    for (int bits = 3; bits < 32; bits *= 2) found *= 2 - x * found;
+    return found;
   }
 
   /// What becomes of the outliers, if there are any.
@@ -1026,28 +209,18 @@ struct ImageGemm {
         Atom::uniform(static_cast<std::uint32_t>(batch) * outliers.tiles[0] * outliers.tiles[1]);
     Atom::run(
         scratch.pipeline, static_cast<std::int32_t>(item), static_cast<std::int32_t>(tiles),
-        static_cast<std::int32_t>(groups), a.steps,
+        static_cast<std::int32_t>(groups),
         [&](std::int32_t tile) {
           const Place place = place_of(tile, outliers);
-          typename Atom::Images images{image_of(a, place.batch, place.a),
+          return typename Atom::Images{image_of(a, place.batch, place.a),
                                        image_of(b, place.batch, place.b),
                                        place.a.parts,
                                        place.b.parts,
                                        a.part_bytes,
-                                       b.part_bytes,
-                                       {},
-                                       {},
-                                       {}};
-          before(place, outliers, images);
-          return images;
+                                       b.part_bytes};
         },
-        [&](std::int32_t tile) {
-          if (outliers.shift == 0) return std::int64_t{0};
-          typename Atom::Images images{};
-          before(place_of(tile, outliers), outliers, images);
-          return images.before_steps[0] + images.before_steps[1];
-        },
-        [&] { return outliers.shift; },
+        [&](std::int32_t tile) { return near_sides(tile, outliers); },
+        [&](std::uint32_t sides, int i) { return product_of(sides, i, outliers); },
         [&](std::int32_t tile) { return steps_after(place_of(tile, outliers), outliers); },
         [&](std::int32_t tile, int slot, int rank, int ranks) {
           return load_states(scratch.states[slot], place_of(tile, outliers), rank, ranks, outliers);
@@ -1070,9 +243,10 @@ struct ImageGemm {
           if (after != StepsAfter::none) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
-              add_common(scratch, place, thread, steps);
-              const int shift = 2 * outliers.shift;
-              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread, shift};
+              add_common(scratch, place, thread, steps,
+                         outliers.shift > RowSplit::most_partly_main);
+              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread,
+                                                                          outliers.shift};
               if (is_plain) {
                 round_all(d, more);
                 store_whole(scratch, place, states, thread, d);
@@ -1087,7 +261,7 @@ struct ImageGemm {
               steps.keep(d);
               store_cut(scratch, stored, states, thread, steps);
             }
-          } else if (may_have_outliers && outliers.shift == 0 && (said & with_outliers) != 0) {
+          } else if (may_have_outliers && (said & with_outliers) != 0) {
             if constexpr (may_have_outliers) {
               store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
             }
@@ -1151,7 +325,6 @@ struct ImageGemm {
                                           [[maybe_unused]] const RowSplit* split_of_row,
                                           std::int64_t batch_of_tile, std::int64_t row,
                                           const Outliers& outliers) const {
-    const Gathering how = outliers.how;
     State state{127, 0, {127, 127, 0}, 0};
     if (row >= matrix.rows) return state;
     const RowSummary summary = *matrix.summaries.at(batch_of_tile, row);
@@ -1165,15 +338,15 @@ struct ImageGemm {
     if (minimum_tier > Tier::aligned || !is_narrow) state.split.out = RowSplit::is_rest;
     bool is_near = false;
     if constexpr (Atom::gathered_steps > 0) {
-      if (!is_narrow && (how == Gathering::done ? split_of_row->has_outliers()
-                                                : how == Gathering::imaged &&
-                                                      gather_outliers.has_images(*split_of_row))) {
+      const Gathering how = outliers.how;
+      if (!is_narrow && how != Gathering::none &&
+          (how == Gathering::imaged ? gather_outliers.has_images(*split_of_row)
+                                    : split_of_row->has_outliers())) {
         state.split = *split_of_row;
-        state.says |= with_outliers;
+        is_near = outliers.are_near();  // base is lo
         const bool is_far = state.split.out < state.split.base || state.split.base > largest_lo ||
                             2 * state.spread + sum_bits > 63;
-        if (is_far) state.says |= beyond_int64;
-        is_near = outliers.shift > 0;  // base is lo
+        if (!is_near) state.says |= is_far ? with_outliers | beyond_int64 : with_outliers;
       }
     }
     if (!fits(state.split)) state.says |= with_rest;
@@ -1270,8 +443,9 @@ struct ImageGemm {
     using Sum = std::int64_t;
     KOKKOS_INLINE_FUNCTION void operator()(int i, Sum (&sums)[8]) const {
       const std::int32_t* kept = steps.kept(i) + thread;
+      const std::int32_t less = (1 << shift) - 1;
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) sums[v] += Sum{kept[v * Atom::multiplying]} << shift;
+      for (int v = 0; v < 8; ++v) sums[v] += Sum{kept[v * Atom::multiplying]} * less << shift;
     }
   };
 
@@ -1411,7 +585,8 @@ struct ImageGemm {
   template <class MoreSteps>
   __attribute__((noinline)) KOKKOS_FUNCTION void add_common(Scratch& scratch_of_group,
                                                             const Place place, int thread,
-                                                            const MoreSteps steps) const {
+                                                            const MoreSteps steps,
+                                                            bool is_pure) const {
     Scratch& scratch = *in_shared(&scratch_of_group);
     auto* list = reinterpret_cast<std::uint32_t*>(scratch.own);
     constexpr int most = 16 * Atom::multiplying;
@@ -1438,6 +613,15 @@ struct ImageGemm {
           of_a[n][w] = a.rows_with_outliers(place.batch, place.a.tile, 32 * w)[k];
         }
       }
+      int mine = 0;
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < at_once; ++n) {
+        int rows = 0;
+        for (int w = 0; w < a_words; ++w) rows += bits_in(of_a[n][w]);
+        mine += rows * bits_in(of_b[n]);
+      }
+      if (mine == 0) continue;
+      int at = Kokkos::atomic_fetch_add(&scratch.pairs, mine);
       KOKKOSMX_UNROLL
       for (int n = 0; n < at_once; ++n) {
         const std::uint32_t i = first + n * Atom::multiplying;
@@ -1447,14 +631,14 @@ struct ImageGemm {
           for (std::uint32_t rows = of_b[n] == 0 ? 0 : of_a[n][w]; rows != 0; rows &= rows - 1) {
             const std::uint32_t at_row = at_k | static_cast<std::uint32_t>(32 * w + first_bit(rows))
                                                     << 8;
-            for (std::uint32_t cols = of_b[n]; cols != 0; cols &= cols - 1) {
+            for (std::uint32_t cols = of_b[n]; cols != 0; cols &= cols - 1, ++at) {
               const std::uint32_t pair =
                   at_row | (first_col + static_cast<std::uint32_t>(first_bit(cols)));
-              const int at = Kokkos::atomic_fetch_add(&scratch.pairs, 1);
               if (at < most) {
                 list[at] = pair;
               } else {
-                add_pair(steps, pair, load_pair(place, pair));
+                for (int h = 0; h < 2; ++h)
+                  add_pair(steps, pair, load_pair(place, pair, h), place, h, is_pure);
               }
             }
           }
@@ -1464,54 +648,64 @@ struct ImageGemm {
     static_assert(Atom::tile_m <= 256 && Atom::tile_n <= 256 && Atom::most_blocks < 1 << 16);
     Atom::synchronize();
     const int pairs = scratch.pairs < most ? scratch.pairs : most;
-    for (int i = thread; i < pairs; i += 2 * Atom::multiplying) {
-      const bool two = i + Atom::multiplying < pairs;
-      const std::uint32_t first = list[i], second = list[two ? i + Atom::multiplying : i];
-      const BlockPair of_first = load_pair(place, first), of_second = load_pair(place, second);
-      add_pair(steps, first, of_first);
-      if (two) add_pair(steps, second, of_second);
+    // A thread has half a pair of blocks at a time.
+    constexpr int loads_at_once = 4;
+    for (int first = thread; first < 2 * pairs; first += loads_at_once * Atom::multiplying) {
+      std::uint32_t pair[loads_at_once];
+      ChunkPair images[loads_at_once];
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < loads_at_once; ++n) {
+        const int i = first + n * Atom::multiplying;
+        pair[n] = list[(i < 2 * pairs ? i : first) / 2];
+        images[n] = load_pair(place, pair[n], first % 2);
+      }
+      KOKKOSMX_UNROLL
+      for (int n = 0; n < loads_at_once; ++n) {
+        if (first + n * Atom::multiplying >= 2 * pairs) break;
+        add_pair(steps, pair[n], images[n], place, first % 2, is_pure);
+      }
     }
+    static_assert(Atom::multiplying % 2 == 0);
     Atom::synchronize();
   }
-  struct BlockImage {
-    ImageChunk chunks[2];
+  struct ChunkPair {
+    ImageChunk a, b;
   };
-  struct BlockPair {
-    BlockImage a, b;
-  };
-  KOKKOS_INLINE_FUNCTION BlockPair load_pair(const Place& place, std::uint32_t pair) const {
+  /// Chunk h of either block of a pair, of the images that hold main part and outliers, or of the
+  /// main part's.
+  KOKKOS_INLINE_FUNCTION ChunkPair load_pair(const Place& place, std::uint32_t pair, int h,
+                                             bool is_main = false) const {
     const std::int64_t k = pair >> 16;
-    const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
-    return {outliers_at(a, place.batch, place.a.tile, row, k),
-            outliers_at(b, place.batch, place.b.tile, col, k)};
+    const int chunk = 2 * static_cast<int>(k % Atom::step_blocks) + h;
+    const auto load = [&](const ImageOperand& operand, std::int64_t tile, int row) {
+      const std::uint8_t* image = operand.tile(place.batch, tile, Atom::step_bytes) +
+                                  (is_main ? 0 : operand.part_bytes) +
+                                  k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
+      return *reinterpret_cast<const ImageChunk*>(image + Atom::offset(row, chunk));
+    };
+    return {load(a, place.a.tile, static_cast<int>(pair >> 8 & 255u)),
+            load(b, place.b.tile, static_cast<int>(pair & 255u))};
   }
+  /// is_pure: no block has some outliers alone.
   template <class MoreSteps>
-  KOKKOS_INLINE_FUNCTION static void add_pair(const MoreSteps& steps, std::uint32_t pair,
-                                              const BlockPair& images) {
+  KOKKOS_INLINE_FUNCTION void add_pair(const MoreSteps& steps, std::uint32_t pair, ChunkPair images,
+                                       const Place& place, int h, bool is_pure) const {
+    if (!is_pure) {
+      // Together they have the main part where it has no zero.
+      const ChunkPair main = load_pair(place, pair, h, true);
+      for (int i = 0; i < 4; ++i) {
+        images.a.word[i] ^= main.a.word[i];
+        images.b.word[i] ^= main.b.word[i];
+      }
+    }
     const int row = static_cast<int>(pair >> 8 & 255u), col = static_cast<int>(pair & 255u);
     const int v = Atom::value_of(row, col);
     add_shared(steps.kept(v / 8) + v % 8 * Atom::multiplying + Atom::thread_of(row, col),
                dot_images(images.a, images.b));
   }
-  KOKKOS_INLINE_FUNCTION static BlockImage outliers_at(const ImageOperand& operand,
-                                                       std::int64_t batch, std::int64_t tile,
-                                                       int row, std::int64_t k) {
-    const std::uint8_t* image = operand.tile(batch, tile, Atom::step_bytes) + operand.part_bytes +
-                                k / Atom::step_blocks * (operand.tile_rows * Atom::step_bytes);
-    const int chunk = 2 * static_cast<int>(k % Atom::step_blocks);
-    BlockImage block;
-    for (int h = 0; h < 2; ++h) {
-      block.chunks[h] = *reinterpret_cast<const ImageChunk*>(image + Atom::offset(row, chunk + h));
-    }
-    return block;
-  }
-  KOKKOS_INLINE_FUNCTION static std::int32_t dot_images(const BlockImage& x, const BlockImage& y) {
+  KOKKOS_INLINE_FUNCTION static std::int32_t dot_images(const ImageChunk& x, const ImageChunk& y) {
     std::int32_t sum = 0;
-    for (int h = 0; h < 2; ++h) {
-      for (int i = 0; i < 4; ++i) {
-        sum = dot_int8(x.chunks[h].word[i], y.chunks[h].word[i], sum);
-      }
-    }
+    for (int i = 0; i < 4; ++i) sum = dot_int8(x.word[i], y.word[i], sum);
     return sum;
   }
 

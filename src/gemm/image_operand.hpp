@@ -5,6 +5,8 @@
 /// \file image_operand.hpp
 /// Operands of the image kernel, with what is made of them.
 
+#include "../atoms/cuda.hpp"
+#include "../atoms/gemm/int8_codes.hpp"
 #include "../operand.hpp"
 #include "row_split.hpp"
 
@@ -35,8 +37,8 @@ struct ImageOperand {
   /// [batch][octet]: 0 if no row of it has outliers; bit 1 is set if those of a row take more than
   /// one part.
   std::uint8_t* has_outliers;
-  /// [batch][octet][block], where the octet has outliers: bit i says that column i of the block
-  /// has.
+  /// [batch][octet][block], where the octet has outliers: bits say which columns of the block have,
+  /// see codes_from().
   std::uint32_t* columns;
   std::uint32_t* cuts;  ///< of tiles, in order, where outliers have images: see cut()
 
@@ -74,10 +76,15 @@ struct ImageOperand {
   }
   /// Whether any row of the tile has outliers: what its octets have, together.
   KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t) const {
-    const std::int64_t octets = tile_rows / 8;
+    return outliers_of(batch, t, tile_rows);
+  }
+  KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t,
+                                                   std::int64_t known_tile_rows) const {
+    const std::int64_t octets = known_tile_rows / 8;
     const auto* eight =
         reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
     std::uint64_t any = 0;
+    KOKKOSMX_UNROLL
     for (std::int64_t i = 0; i < octets / 8; ++i) any |= eight[i];
     return any;
   }
@@ -86,6 +93,71 @@ struct ImageOperand {
 /// Images of a row's 16 elements.
 struct alignas(16) ImageChunk {
   std::uint32_t word[4];
+};
+
+/// A block's chunks to the image of a step. Warps call it together: a row's blocks are in lanes one
+/// after the other.
+template <class Atom>
+KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
+                                         const ImageChunk (&chunks)[2]) {
+  const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
+    *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
+  };
+#ifdef __CUDA_ARCH__
+  // A block's chunks make a sector of memory, which two lanes write at once: their own block's
+  // first or second chunk and the other's. Word by word, or chunks would not be in registers.
+  const int h = block & 1;
+  ImageChunk even, odd;  // of the blocks of these numbers
+  KOKKOSMX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
+    const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
+    even.word[i] = h == 0 ? first : other;
+    odd.word[i] = h == 0 ? other : second;
+  }
+  put(block & ~1, h, even);
+  put(block | 1, h, odd);
+#else
+  put(block, 0, chunks[0]);
+  put(block, 1, chunks[1]);
+#endif
+}
+
+/// What became of the columns of K in which some row of either operand has outliers: there are
+/// none, they are gathered, they are gathered and near the main part, or they are too many, and
+/// outliers have images of their own.
+enum class Gathering : std::uint32_t { none, done, near, imaged };
+struct Outliers {
+  Gathering how;
+  int parts;               ///< of 32 gathered columns each: those after them are none
+  bool high_a, high_b;     ///< some gathered outlier of the operand has a high digit
+  std::uint32_t tiles[2];  ///< of rows of each operand, cut where outliers have images
+  int shift = 0;           ///< from the main part to imaged outliers near it; 0: they are not
+  int columns[2] = {};     ///< with outliers near the main part, of each operand
+  int common = 0;          ///< of them, those of both
+  int unit = 0;            ///< these outliers count 2^unit units of the main part
+
+  /// Of these columns, the first operand's, then the second's, with so many in a step.
+  KOKKOS_INLINE_FUNCTION int joint_steps(int most) const {
+    return (columns[0] + columns[1] + most - 1) / most;
+  }
+  /// Outliers are near: accumulators hold what they add.
+  KOKKOS_INLINE_FUNCTION bool are_near() const { return how == Gathering::near || shift > 0; }
+};
+
+/// Of the groups that gather outliers together: they take one piece of work after the other, first
+/// columns, then octets, and wait only for pieces that a running group has taken.
+struct GatherState {
+  std::uint32_t taken[2], done[2];
+  Gathering gathering;
+  std::uint32_t cuts[2];  ///< of tiles of rows, where outliers have images
+  /// Of all rows with outliers: whether any has some below its main part, or of unknown weight;
+  /// most_shift less the least shift from the main part to outliers, the largest shift; the largest
+  /// weight << shift of an operand.
+  std::int32_t reach[6];
+  std::int32_t shift;  ///< see Outliers
+  static constexpr int below = 0, unknown = 1, lowest = 2, highest = 3, weight = 4, reaches = 6;
+  static constexpr int most_shift = 16;
 };
 
 }  // namespace KokkosMX::Impl

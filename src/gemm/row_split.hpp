@@ -25,14 +25,14 @@ namespace KokkosMX::Impl {
 struct alignas(8) RowSplit {
   std::int16_t base;
   std::int16_t out;    ///< base where there are no outliers; is_rest where the row cannot be split
-  std::int16_t parts;  ///< of the outliers: part p has those of scales out + 4 p to out + 4 p + 3
-  /// 0, or, where no scale is below base and the outliers' lie between out and out + 3: that of the
-  /// largest, less out (the lowest two bits), and the number of outliers of each scale times
-  /// 2^(scale - out), together.
-  std::uint16_t near = 0;
+  std::int16_t range;  ///< the outliers' largest scale, less out
+  /// Where outliers have one part, the number of these of each scale times 2^(scale - out), added
+  /// up: over 12, a bound to the sum of their magnitudes in halves << out. 0: not known.
+  std::uint16_t weight = 0;
 
   static constexpr std::int16_t is_rest = -1;
-  static constexpr int main_shift = 3;  ///< all codes of such blocks are the main part's
+  static constexpr int main_shift = 3;        ///< all codes of such blocks are the main part's
+  static constexpr int most_partly_main = 6;  ///< some codes of such blocks are
   static constexpr int most_shift = 11;
   static constexpr int part_bits = main_shift + 1;
   static constexpr int most_parts = 2;  ///< that have images
@@ -41,11 +41,11 @@ struct alignas(8) RowSplit {
   /// hi - lo of a row that is split: sums of two rows stay within 126 bits.
   static constexpr int most_spread = 47;
 
+  static constexpr int most_weight = (1 << 14) - 1;
+
   KOKKOS_INLINE_FUNCTION bool has_outliers() const { return out >= 0 && out != base; }
-  /// A bound to the sum of near outliers' magnitudes in halves << out, over 12.
-  static constexpr int most_weight = (1 << 14) - 1, range_bits = 2;
-  KOKKOS_INLINE_FUNCTION int weight() const { return near >> range_bits; }
-  KOKKOS_INLINE_FUNCTION int highest() const { return out + (near & ((1 << range_bits) - 1)); }
+  /// Of the outliers: part p has those of scales out + 4 p to out + 4 p + 3.
+  KOKKOS_INLINE_FUNCTION int parts() const { return range / part_bits + 1; }
   /// Those of shifts from out of a block, where it is in some part, in the part's units.
   KOKKOS_INLINE_FUNCTION static int in_part(int shift) { return shift & (part_bits - 1); }
 };
@@ -57,19 +57,17 @@ KOKKOS_INLINE_FUNCTION int least_outlier(int shift) {
   return shift <= RowSplit::main_shift ? 8 : shift == 4 ? 6 : shift == 5 ? 4 : 2;
 }
 
-/// Bit i: code i of the block, without its sign, is at least `least` (1..8).
+/// Bit 4 i + w: code 8 w + i of the block, without its sign, is at least `least` (1..8).
 KOKKOS_INLINE_FUNCTION std::uint32_t codes_from(const BlockCodes& block, int least) {
+  const std::uint32_t more = 0x11111111u * (8u - static_cast<unsigned>(least));
   std::uint32_t found = 0;
-  for (int i = 0; i < 4; ++i) {
-    std::uint32_t bits =
-        (block.word[i] & 0x77777777u) + 0x11111111u * (8u - static_cast<unsigned>(least));
-    bits = bits >> 3 & 0x11111111u;
-    bits = (bits | bits >> 3) & 0x03030303u;
-    bits = (bits | bits >> 6) & 0x000F000Fu;
-    found |= ((bits | bits >> 12) & 0xFFu) << (8 * i);
+  for (int w = 0; w < 4; ++w) {
+    found |= ((block.word[w] & 0x77777777u) + more) >> (3 - w) & 0x11111111u << w;
   }
   return found;
 }
+/// Which code a bit stands for.
+KOKKOS_INLINE_FUNCTION int code_of_bit(int bit) { return 8 * (bit & 3) + (bit >> 2); }
 
 KOKKOS_INLINE_FUNCTION int bits_in(std::uint32_t x) {
   return Kokkos::Experimental::popcount_builtin(x);
@@ -98,15 +96,21 @@ KOKKOS_INLINE_FUNCTION Magnitudes main_magnitudes(int shift) {
   return {shift <= 5 ? halves_low << shift : 0x00004000u, shift == 4 ? 0x00006040u : 0u};
 }
 
-/// One element's parts.
-KOKKOS_INLINE_FUNCTION int main_part(int code, int scale, const RowSplit& split) {
+/// One element's parts, of which one is zero.
+struct ElementParts {
+  int main, outlier;
+};
+KOKKOS_INLINE_FUNCTION ElementParts parts_of(int code, int scale, const RowSplit& split) {
+  // Without branches: least_outlier() says the same. Blocks of zeros may have any scale.
+  constexpr int most = 96;
+  const int halves = signed_halves_of(code);
   const int shift = scale - split.base;
-  if ((code & 7) >= least_outlier(shift)) return 0;
-  return (code & 7) == 0 ? 0 : signed_halves_of(code) * (1 << shift);
-}
-KOKKOS_INLINE_FUNCTION int outlier_part(int code, int scale, const RowSplit& split) {
-  if ((code & 7) < least_outlier(scale - split.base)) return 0;
-  return signed_halves_of(code) * (1 << (scale - split.out));
+  const int main = halves * (1 << (shift & 7));
+  const bool is_main =
+      static_cast<unsigned>(shift) <= RowSplit::most_partly_main && main <= most && main >= -most;
+  const int outlier = static_cast<int>(static_cast<unsigned>(halves)
+                                       << (static_cast<unsigned>(scale - split.out) & 31u));
+  return {is_main ? main : 0, is_main ? 0 : outlier};
 }
 /// Digits of an outlier: value = 256 * high + low, both in int8.
 KOKKOS_INLINE_FUNCTION int low_digit(int value) { return static_cast<std::int8_t>(value & 0xFF); }
@@ -139,6 +143,8 @@ struct SplitChoice {
     for (int i = rank; i <= spread; i += threads) {
       std::int32_t in_band = 0;
       for (int j = 0; j < band; ++j) in_band += elements_of[i + j];
+      // Rather no outliers below the main part than a few less above it.
+      if (i == 0) in_band += in_band / 16;
       max_shared(&best, in_band * scales + scales - 1 - i);  // the first of equals
     }
   }
@@ -155,14 +161,12 @@ struct SplitChoice {
     RowSplit split{static_cast<std::int16_t>(lo + base()), RowSplit::is_rest, 0};
     if (range <= RowSplit::most_shift) {
       split.out = static_cast<std::int16_t>(lo + first);
-      split.parts = static_cast<std::int16_t>(range / RowSplit::part_bits + 1);
+      split.range = static_cast<std::int16_t>(range);
     }
-    if (range < RowSplit::part_bits && first > base()) {
+    if (range < RowSplit::part_bits) {
       int weight = 0;
       for (int i = 0; i <= range; ++i) weight += elements_of[first + i] << i;
-      if (weight <= RowSplit::most_weight) {
-        split.near = static_cast<std::uint16_t>(weight << RowSplit::range_bits | range);
-      }
+      if (weight <= RowSplit::most_weight) split.weight = static_cast<std::uint16_t>(weight);
     }
     return split;
   }

@@ -21,8 +21,8 @@
 
 namespace KokkosMX::Impl {
 
-/// What follows the steps of a tile: nothing, as many steps of gathered columns as there are, or no
-/// steps but the memory of as many, where its threads keep accumulators.
+/// What follows the products of a tile: nothing, some steps of gathered columns, or no steps but
+/// the memory of as many, where its threads keep accumulators.
 enum class StepsAfter { none, gathered, room };
 
 /// Images of int8 elements, whoever makes them: see the top of this file.
@@ -35,6 +35,16 @@ struct Int8Images {
   static constexpr int certificate_bits = 62;
   /// Elements are at most 96: 9216 K <= 2^31 - 1.
   static constexpr std::int64_t most_blocks = ((std::int64_t{1} << 31) - 1) / 9216 / block_size;
+
+  /// The sum of a tile is that of some products, one after the other: of so many steps, whose
+  /// images lie a and b bytes from the tile's. After each all sums so far are multiplied by
+  /// `factor`, modulo 2^32.
+  struct Product {
+    std::int64_t a, b;
+    std::int32_t steps;
+    std::uint32_t factor;
+  };
+  static constexpr int most_products = 3;
 
   /// Where 16-byte chunk `chunk` (0..7) of a row of a tile lies in its image.
   KOKKOS_INLINE_FUNCTION static constexpr int offset(int row, int chunk) {
@@ -69,8 +79,11 @@ struct WgmmaInt8Atom : Int8Images {
     std::uint32_t said[2][preparing / 32];
   };
 
-  /// After its steps a tile may have some more, of gathered columns (GatherOutliers): large tiles.
-  static constexpr int gathered_steps = N == 256 ? 3 : 0;
+  /// Of gathered columns (GatherOutliers), which large tiles may have: of those near the main part,
+  /// and of others, which come after a tile's products.
+  static constexpr int joint_steps = 2, after_steps = 3;
+  static constexpr int gathered_steps = N == 256 ? 2 * joint_steps + 1 : 0;
+  static_assert(N != 256 || after_steps <= gathered_steps);
   static constexpr int common_columns = 32;  // of one instruction
   /// Sums over gathered columns of 8 accumulators: outliers by main part, main part by outliers,
   /// outliers by outliers in two digits of base 256.
@@ -98,16 +111,14 @@ struct WgmmaInt8Atom : Int8Images {
     return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1);
   }
 
-  /// The product of step s: images at a + s * a_bytes and b + s * b_bytes. Rows are cut into
-  /// pieces, of which the first is there, the others of the same step a_piece and b_piece bytes
-  /// on, each from the one before; but of four the last is no matter.
+  /// Of a tile: step s has images at a + s * a_bytes and b + s * b_bytes. Rows are cut into pieces,
+  /// of which the first is there, the others of the same step a_piece and b_piece bytes on, each
+  /// from the one before; but of four the last is no matter.
   struct Images {
     const std::uint8_t* a;
     const std::uint8_t* b;
     int a_pieces, b_pieces;
     std::int64_t a_piece, b_piece;
-    /// Products before this one: of so many steps each, a_before[i] bytes from a and so on.
-    std::int64_t before_steps[2], a_before[2], b_before[2];
   };
 
   /// What all threads of a warp have, of which the compiler then knows that they do.
@@ -134,8 +145,8 @@ struct WgmmaInt8Atom : Int8Images {
 #endif
   }
 
-  /// The steps after a tile's, in three of the pipeline's stages. For the multiplying threads,
-  /// all of them together.
+  /// The steps after a tile's products, in three of the pipeline's stages. For the multiplying
+  /// threads, all of them together.
   class MoreSteps {
    public:
     KOKKOS_FORCEINLINE_FUNCTION MoreSteps(Pipeline& pipeline, int first, int thread)
@@ -212,7 +223,7 @@ struct WgmmaInt8Atom : Int8Images {
     __device__ __forceinline__ std::int32_t* kept(int i) const {
       constexpr int bytes = 8 * 4 * multiplying;
       constexpr int of_a = a_bytes / bytes, of_b = b_bytes / bytes, in_a = 2 * of_a;
-      static_assert(a_bytes % bytes == 0 && in_a + gathered_steps * of_b >= values / 8);
+      static_assert(a_bytes % bytes == 0 && in_a + after_steps * of_b >= values / 8);
       const int in_b = i - in_a;
       return reinterpret_cast<std::int32_t*>(
           in_shared(memory_) +
@@ -224,7 +235,7 @@ struct WgmmaInt8Atom : Int8Images {
       CudaUnit::before_bulk_copies();
       CudaUnit::named_barrier(1, multiplying);
       if (thread_ % 128 != 0) return;
-      for (int i = 0; i < gathered_steps; ++i) CudaUnit::barrier_arrive(&pipeline().empty[at(i)]);
+      for (int i = 0; i < after_steps; ++i) CudaUnit::barrier_arrive(&pipeline().empty[at(i)]);
     }
 
    private:
@@ -271,7 +282,7 @@ struct WgmmaInt8Atom : Int8Images {
     KOKKOS_FORCEINLINE_FUNCTION MoreSteps wait() const {
       const int first = stage;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-      for (int i = 0; i < gathered_steps; ++i) {
+      for (int i = 0; i < after_steps; ++i) {
         CudaUnit::barrier_wait(&pipeline.full[stage], phase);
         advance(stage, phase);
       }
@@ -280,21 +291,20 @@ struct WgmmaInt8Atom : Int8Images {
     }
   };
 
-  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside the product over
-  /// `steps` by others, then store(tile, slot, bits, accumulators, gathered) by these, of the bits
-  /// that any thread's prepare returned; it waits for the steps after these exactly where
-  /// steps_after(tile) says that there are any. Other steps may come first, steps_before(tile) of
-  /// them: what these sum up to counts 2^shift_before() times. What is prepared in a slot (0 or 1)
-  /// is kept until all have stored that tile. images(tile) tells where the operands are. prepare
-  /// must not wait for other threads. Tiles: first, first + stride, ... below end.
-  template <class ImagesOf, class Before, class Shift, class After, class Prepare, class Store>
+  /// For each tile: prepare(tile, slot, thread, threads) by some threads, beside product(marks, i),
+  /// i < most_products, with marks = marks_of(tile), by others, then store(tile, slot, bits,
+  /// accumulators, gathered) by these, of the bits that any thread's prepare returned; it waits for
+  /// the steps after the last product exactly where steps_after(tile) says that there are any. What
+  /// is prepared in a slot (0 or 1) is kept until all have stored that tile. images(tile) tells
+  /// where the operands are. prepare must not wait for other threads. Tiles: first, first + stride,
+  /// ... below end.
+  template <class ImagesOf, class MarksOf, class ProductOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
       [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int32_t first,
       [[maybe_unused]] std::int32_t end, [[maybe_unused]] std::int32_t stride,
-      [[maybe_unused]] std::int64_t steps, [[maybe_unused]] const ImagesOf& images,
-      [[maybe_unused]] const Before& steps_before, [[maybe_unused]] const Shift& shift_before,
-      [[maybe_unused]] const After& steps_after, [[maybe_unused]] const Prepare& prepare,
-      [[maybe_unused]] const Store& store) {
+      [[maybe_unused]] const ImagesOf& images, [[maybe_unused]] const MarksOf& marks_of,
+      [[maybe_unused]] const ProductOf& product, [[maybe_unused]] const After& steps_after,
+      [[maybe_unused]] const Prepare& prepare, [[maybe_unused]] const Store& store) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using namespace CudaUnit;
     if (threadIdx.x == 0) {
@@ -329,13 +339,14 @@ struct WgmmaInt8Atom : Int8Images {
         const Images from = images(tile);
         const StepsAfter after = steps_after(tile);
         const int a_each = a_bytes / from.a_pieces, b_each = b_bytes / from.b_pieces;
-        const std::int64_t all = after == StepsAfter::gathered ? steps + gathered_steps : steps;
+        const std::uint32_t marks = marks_of(tile);
 #pragma unroll 1
-        for (int product = 0; product < 3; ++product) {
-          const bool is_last = product == 2;
-          const std::uint8_t* a = from.a + (is_last ? 0 : from.a_before[product]);
-          const std::uint8_t* b = from.b + (is_last ? 0 : from.b_before[product]);
-          const std::int64_t count = is_last ? all : from.before_steps[product];
+        for (int i = 0; i < most_products; ++i) {
+          const Product now = product(marks, i);
+          const std::uint8_t* a = from.a + now.a;
+          const std::uint8_t* b = from.b + now.b;
+          const bool has_more = i == most_products - 1 && after == StepsAfter::gathered;
+          const std::int64_t count = now.steps + (has_more ? after_steps : 0);
 #pragma unroll 1
           for (std::int64_t s = 0; s < count; ++s) {
             barrier_wait(&pipeline.empty[stage], phase ^ 1);
@@ -347,7 +358,7 @@ struct WgmmaInt8Atom : Int8Images {
             advance(stage, phase);
           }
         }
-        for (int i = 0; after == StepsAfter::room && i < gathered_steps; ++i) {
+        for (int i = 0; after == StepsAfter::room && i < after_steps; ++i) {
           barrier_wait(&pipeline.empty[stage], phase ^ 1);
           barrier_arrive(&pipeline.full[stage]);
           advance(stage, phase);
@@ -367,10 +378,13 @@ struct WgmmaInt8Atom : Int8Images {
         if (thread % 128 == 0) barrier_arrive(&pipeline.empty[s]);
       };
       int last = 0;
-      auto before =
-          static_cast<std::int32_t>(uniform(static_cast<std::uint32_t>(steps_before(tile))));
-      for (;;) {
-        const std::int32_t count = before > 0 ? before : static_cast<std::int32_t>(steps);
+      const std::uint32_t marks = uniform(marks_of(tile));
+#pragma unroll 1
+      for (int i = 0; i < most_products; ++i) {
+        const Product now = product(marks, i);
+        const auto count =
+            static_cast<std::int32_t>(uniform(static_cast<std::uint32_t>(now.steps)));
+        const std::uint32_t factor = uniform(now.factor);
         for (std::int32_t s = 0; s < count; ++s) {
           barrier_wait(&pipeline.full[stage], phase);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -393,11 +407,12 @@ struct WgmmaInt8Atom : Int8Images {
           asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
           release(last);
         }
-        if (before == 0) break;
-        before = 0;
-        const int shift = shift_before();
+        if (factor != 1) {
 #pragma unroll
-        for (int v = 0; v < values; ++v) d[v] <<= shift;
+          for (int v = 0; v < values; ++v) {
+            d[v] = static_cast<std::int32_t>(static_cast<std::uint32_t>(d[v]) * factor);
+          }
+        }
       }
       const int slot = turn & 1;
       barrier_wait(&pipeline.prepared[slot], turn >> 1 & 1);
