@@ -64,6 +64,8 @@ __device__ inline std::uint32_t from_lane_xor(std::uint32_t value, int bits) {
 __device__ inline std::uint32_t from_lane(std::uint32_t value, int lane) {
   return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
+/// A barrier of the block.
+__device__ inline void block_barrier() { __syncthreads(); }
 /// A barrier of the block that also tells whether any thread said so.
 __device__ inline bool barrier_any(bool mine) { return __syncthreads_or(mine ? 1 : 0) != 0; }
 
@@ -98,6 +100,17 @@ __device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high,
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(numbers));
   return bytes;
 }
+/// Four of the eight bytes of low and high, by number.
+__device__ inline std::uint32_t bytes_of(std::uint32_t low, std::uint32_t high,
+                                         std::uint32_t numbers) {
+  return __byte_perm(low, high, numbers);
+}
+/// The smaller ones of the bytes of two words.
+__device__ inline std::uint32_t smaller_bytes(std::uint32_t x, std::uint32_t y) {
+  return __vminu4(x, y);
+}
+/// To nearest even.
+__device__ inline float to_float(double x) { return __double2float_rn(x); }
 /// Loads 16 bytes, aligned, or one from the cache that all multiprocessors share: what another one
 /// has written is there, whatever this one has read before.
 template <class T>
@@ -182,5 +195,21 @@ __device__ inline void named_barrier(int name, int threads) {
 
 }  // namespace KokkosMX::Impl::CudaUnit
 #endif
+
+namespace KokkosMX::Impl {
+
+/// As CudaUnit has them; elsewhere a kernel begins when the one before has ended.
+KOKKOS_INLINE_FUNCTION void dependents_may_begin() {
+#if defined(__CUDA_ARCH__)
+  CudaUnit::dependents_may_begin();
+#endif
+}
+KOKKOS_INLINE_FUNCTION void wait_for_earlier() {
+#if defined(__CUDA_ARCH__)
+  CudaUnit::wait_for_earlier();
+#endif
+}
+
+}  // namespace KokkosMX::Impl
 
 #endif

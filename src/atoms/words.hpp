@@ -71,6 +71,15 @@ KOKKOS_INLINE_FUNCTION std::uint32_t larger_halves(std::uint32_t x, std::uint32_
   return ((x >> 16 > y >> 16 ? x : y) & 0xFFFF0000u) | (low & 0xFFFFu);
 #endif
 }
+/// The smaller of both halves of words, each by itself.
+KOKKOS_INLINE_FUNCTION std::uint32_t smaller_halves(std::uint32_t x, std::uint32_t y) {
+#if defined(__CUDA_ARCH__)
+  return __vminu2(x, y);
+#else
+  const std::uint32_t low = (x & 0xFFFFu) < (y & 0xFFFFu) ? x : y;
+  return ((x >> 16 < y >> 16 ? x : y) & 0xFFFF0000u) | (low & 0xFFFFu);
+#endif
+}
 
 }  // namespace KokkosMX::Impl
 

@@ -107,9 +107,7 @@ struct ImageGemm {
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
     const int thread = group.rank() - (threads - Atom::multiplying);
-#if defined(__CUDA_ARCH__)
-    CudaUnit::wait_for_earlier();
-#endif
+    wait_for_earlier();
     Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
     if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
     // In shared memory: registers are for the product.

@@ -65,9 +65,7 @@ struct MakeImages {
 
   template <class Group>
   KOKKOS_FUNCTION void operator()(const Group& group, Scratch& scratch, std::int64_t item) const {
-#if defined(__CUDA_ARCH__)
-    CudaUnit::dependents_may_begin();
-#endif
+    dependents_may_begin();
     const bool first = item < parts[0].items();
     const Part& part = parts[first ? 0 : 1];
     const MatrixMap& q = part.operand.matrix;

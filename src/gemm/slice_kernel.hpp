@@ -27,6 +27,7 @@
 #include "../atoms/gemm/wgmma_fragments.hpp"
 #include "../atoms/quantize/cuda.hpp"
 #include "../atoms/quantize/quad.hpp"
+#include "../atoms/words.hpp"
 #include "../launch.hpp"
 #include "../operand.hpp"
 #include "epilogue.hpp"
@@ -126,7 +127,7 @@ struct RowAligner {
       scratch.lo[warp] = lo;
       scratch.hi[warp] = hi;
     }
-    __syncthreads();
+    CudaUnit::block_barrier();
     const bool is_one = 32 * lane < threads();
     lo = CudaUnit::least_of_warp(is_one ? scratch.lo[lane] : slice_no_lo);
     hi = -CudaUnit::least_of_warp(is_one ? -scratch.hi[lane] : 0);
@@ -197,7 +198,7 @@ struct RowAligner {
       const int band = (scale - state.lo) >> 2;
       atomicOr(&scratch.bands[band >> 5], 1u << (band & 31));
     }
-    __syncthreads();
+    CudaUnit::block_barrier();
     state.images = 0;
     for (int band = 0; band < 64; ++band) {
       if ((scratch.bands[band >> 5] >> (band & 31) & 1u) == 0) continue;
@@ -568,8 +569,8 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
         std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[1][i]);
-        most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
-        most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
+        most = larger_halves(most, CudaUnit::from_lane_xor(most, 1));
+        most = larger_halves(most, CudaUnit::from_lane_xor(most, 2));
         scales.of[i] = quantizer.pairs().biased_scales(most);
       }
     } else {
@@ -601,19 +602,20 @@ struct SliceGemm {
     scales.lo = scales.hi = scales.of[0];
 #pragma unroll
     for (int i = 1; i < scales_each; ++i) {
-      scales.lo = __vminu2(scales.lo, scales.of[i]);
-      scales.hi = __vmaxu2(scales.hi, scales.of[i]);
+      scales.lo = smaller_halves(scales.lo, scales.of[i]);
+      scales.hi = larger_halves(scales.hi, scales.of[i]);
     }
     return scales;
   }
   /// Byte 4 j + b of a group is byte j of block b.
   __device__ static Words ordered(const Words& from) {
-    const std::uint32_t low_01 = __byte_perm(from.w[0], from.w[1], 0x5140);
-    const std::uint32_t low_23 = __byte_perm(from.w[2], from.w[3], 0x5140);
-    const std::uint32_t high_01 = __byte_perm(from.w[0], from.w[1], 0x7362);
-    const std::uint32_t high_23 = __byte_perm(from.w[2], from.w[3], 0x7362);
-    return {{__byte_perm(low_01, low_23, 0x5410), __byte_perm(low_01, low_23, 0x7632),
-             __byte_perm(high_01, high_23, 0x5410), __byte_perm(high_01, high_23, 0x7632)}};
+    const std::uint32_t low_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140);
+    const std::uint32_t low_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140);
+    const std::uint32_t high_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362);
+    const std::uint32_t high_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362);
+    return {{CudaUnit::bytes_of(low_01, low_23, 0x5410), CudaUnit::bytes_of(low_01, low_23, 0x7632),
+             CudaUnit::bytes_of(high_01, high_23, 0x5410),
+             CudaUnit::bytes_of(high_01, high_23, 0x7632)}};
   }
 
   /// What a lane knows of its two rows: in halves, as Scales. base: the least of four scales.
@@ -652,7 +654,7 @@ struct SliceGemm {
   __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
                                     std::uint32_t from) {
     constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
-    return __vmaxu2(lo, from) == lo && __vminu2(hi, base + width) == hi;
+    return larger_halves(lo, from) == lo && smaller_halves(hi, base + width) == hi;
   }
   /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
   template <bool Saturates, int Count>
@@ -669,8 +671,8 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
         const std::uint32_t least =
-            __byte_perm(((scales[i] - 0x10001u * dense_bias) << 7) + Bf16Pairs::above_one, 0,
-                        second == 0 ? 0x1010 : 0x3232);
+            CudaUnit::bytes_of(((scales[i] - 0x10001u * dense_bias) << 7) + Bf16Pairs::above_one, 0,
+                               second == 0 ? 0x1010 : 0x3232);
         quantizer.pairs().template shifted_elements<Saturates>(of[second][i], least, unit,
                                                                parts[i][second].word);
       }
@@ -729,7 +731,7 @@ struct SliceGemm {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
         tell(at, scratch, scales);
-        __syncthreads();
+        CudaUnit::block_barrier();
         rows.base = agreed(at, scratch);
         CudaUnit::wait_for_earlier();
         begin_states(at, scratch);
@@ -753,8 +755,8 @@ struct SliceGemm {
       const bool all_fit = !CudaUnit::any_lane(!fits);
       Atom::Part parts[group_blocks_k][2];
       if (all_fit) {
-        rows.lo = __vminu2(rows.lo, scales.lo);
-        rows.hi = __vmaxu2(rows.hi, scales.hi);
+        rows.lo = smaller_halves(rows.lo, scales.lo);
+        rows.hi = larger_halves(rows.hi, scales.hi);
         if (is_dense && quantizer.pairs().saturates()) {
           make<is_dense>(quantizer, raw, scales, rows, above, parts);
         } else {
@@ -865,7 +867,7 @@ struct SliceGemm {
       bool is_any = false;
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        std::uint32_t least = __vminu4(scales[second], scales[second] >> 16);
+        std::uint32_t least = CudaUnit::smaller_bytes(scales[second], scales[second] >> 16);
         least = min(least & 0xFFu, least >> 8 & 0xFFu);
         least = min(least, CudaUnit::from_lane_xor(least, 1));
         least = min(least, CudaUnit::from_lane_xor(least, 2));
@@ -982,12 +984,13 @@ struct SliceGemm {
 #pragma unroll
     for (int i = 0; i < group_blocks_k; ++i) {
       std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[x_each - 1][i]);
-      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 1));
-      most = __vmaxu2(most, CudaUnit::from_lane_xor(most, 2));
+      most = larger_halves(most, CudaUnit::from_lane_xor(most, 1));
+      most = larger_halves(most, CudaUnit::from_lane_xor(most, 2));
       scales.of[i] = quantizer.pairs().biased_scales(most);
-      scales.below = __vmaxu2(scales.below, (no_scale * 0x10001u - scales.of[i]) & 0x01FF01FFu);
-      scales.hi = __vmaxu2(scales.hi, scales.of[i]);
-      low_bits |= __vminu2(most, 0x00800080u);
+      scales.below =
+          larger_halves(scales.below, (no_scale * 0x10001u - scales.of[i]) & 0x01FF01FFu);
+      scales.hi = larger_halves(scales.hi, scales.of[i]);
+      low_bits |= smaller_halves(most, 0x00800080u);
     }
     scales.are_known = (low_bits & 0x007F007Fu) == 0;
     return scales;
@@ -1028,7 +1031,7 @@ struct SliceGemm {
     tell_x(at, scratch, x);
     const Scales scales = find_scales(at, quantizer, raw);
     tell(at, scratch, scales);
-    __syncthreads();
+    CudaUnit::block_barrier();
     Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
     const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
     std::uint32_t base_x = 0;
@@ -1038,14 +1041,14 @@ struct SliceGemm {
           static_cast<std::uint32_t>(base_of_x(scratch, own_row(at, r < x_each ? r : x_each - 1)));
       base_x |= base << (16 * r);
     }
-    const std::uint32_t above_x = above_base(__vmaxu2(x.hi, base_x), base_x);
+    const std::uint32_t above_x = above_base(larger_halves(x.hi, base_x), base_x);
     const std::uint32_t least_x = base_x + above_x;
     const bool fits = scales.are_known &&
                       are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
-                      x.are_known && __vmaxu2(base_x, least_dense_base * 0x10001u) == base_x &&
+                      x.are_known && larger_halves(base_x, least_dense_base * 0x10001u) == base_x &&
                       are_within(no_scale * 0x10001u - x.below, x.hi, base_x, least_x);
 #pragma unroll
-    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = __vmaxu2(x.of[i], least_x);
+    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = larger_halves(x.of[i], least_x);
     if (at.thread < x_tile) {
       SliceRow state{};
       state.images = 1;
@@ -1083,7 +1086,7 @@ struct SliceGemm {
     }
     if constexpr (is_passed) {
       if constexpr (ColumnTiles > 1) {
-        __syncthreads();
+        CudaUnit::block_barrier();
       } else {
         CudaUnit::warp_barrier();
       }
@@ -1111,11 +1114,11 @@ struct SliceGemm {
     const Aligner align{p};
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
-      __syncthreads();
+      CudaUnit::block_barrier();
       align.make_row(thread, scratch, batch, x_tile * x_tile_at + row);
     }
     CudaUnit::written_for_all();
-    __syncthreads();
+    CudaUnit::block_barrier();
   }
 
   // ---------------------------------------------------------------------------- results
@@ -1181,7 +1184,7 @@ struct SliceGemm {
   __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
     const Epilogue& e = p.epilogue;
     const auto power = [](int unit) {  // 2^(unit - 128)
-      return __uint_as_float(static_cast<std::uint32_t>(unit - 1) << 23);
+      return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(unit - 1) << 23);
     };
     // The thread's rows of y are the same for every row of x.
     static_assert(64 % y_tile == 0);
@@ -1243,7 +1246,7 @@ struct SliceGemm {
         // The conversion is the one rounding, and the definition's.
         product =
             tier != Tier::wide && x.images != 0 && x.spread + spread_y + p.sum_bits <= window_bits
-                ? __float_as_uint(__double2float_rn(rest(scratch)[at.col][at.row]))
+                ? Kokkos::bit_cast<std::uint32_t>(CudaUnit::to_float(rest(scratch)[at.col][at.row]))
                 : wide_product(item.z, at.x, at.y);
       }
       p.epilogue(item.z, p.y_is_b ? at.x : at.y, p.y_is_b ? at.y : at.x, product);
@@ -1309,7 +1312,7 @@ struct SliceGemm {
       CudaUnit::barriers_made();
     }
     if (at.thread == 0) scratch.images = 1;
-    __syncthreads();
+    CudaUnit::block_barrier();
   }
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
     CudaUnit::dependents_may_begin();
@@ -1336,18 +1339,18 @@ struct SliceGemm {
         }
         if (thread < x_tile) atomicMax(&scratch.images, static_cast<int>(scratch.x[thread].images));
       } else {
-        __syncthreads();
+        CudaUnit::block_barrier();
       }
       if (is_wide && image_number == 0) {  // one stage is left
         const int uses = (at.groups - at.warp + warps - 1) / warps;
         pipeline = {{0, (uses + stages - 1) / stages}, {0, (uses + stages - 1) / stages}, 1};
       }
       add_to_rest(thread, item, scratch, image_number);
-      __syncthreads();
+      CudaUnit::block_barrier();
       for (int group = at.warp; left != 0; group += warps, left >>= 1) {
         if ((left & 1) != 0) add_rare(thread, &scratch, item, group, image_number);
       }
-      __syncthreads();
+      CudaUnit::block_barrier();
       if (image_number + 1 >= scratch.images) break;
     }
     store_any(thread, item, scratch);
