@@ -510,7 +510,7 @@ TEST(GemmFull, LargeTiles) {
 TEST(GemmFull, LargeTilesWithOutliers) {
   constexpr std::int64_t m = 1100, n = 2200, k = 416;
   Stream stream(73);
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 11; ++i) {
     SCOPED_TRACE("data " + std::to_string(i));
     HostMatrix a = outlier_columns(m, k, 40, i == 1 ? 100 : 1, i % 2 == 0 ? 9 : 30, stream.next());
     HostMatrix b =
@@ -522,7 +522,7 @@ TEST(GemmFull, LargeTilesWithOutliers) {
     if (i == 4) {
       a = make_outliers({.up = 9, .block_every = 64}, m, k, 3);
       b = make_outliers({.up = 30, .block_every = 64}, n, k, 4);
-    } else if (i == 5) {  // more of them than a tile lists
+    } else if (i == 5) {
       a = lone_outliers(m, k, 9, 5);
     } else if (i == 6) {  // all of them near the main part
       a = make_outliers({.up = 9, .block_every = 64}, m, k, 6);
@@ -530,8 +530,17 @@ TEST(GemmFull, LargeTilesWithOutliers) {
       nan_some(a, 9000, 2);
       zero_some(b, 400, 3);
     } else if (i == 7) {  // the same, in columns that both have
-      a = outlier_columns(m, k, 80, 1, 9, 8);
-      b = outlier_columns(n, k, 80, 20, 7, 8);
+      a = outlier_columns(m, k, 80, 1, 7, 8);
+      b = outlier_columns(n, k, 80, 20, 5, 8);
+    } else if (i == 8) {  // farther above it, in columns of one
+      a = outlier_columns(m, k, 80, 1, 10, 8);
+      b = random_matrix(n, k, 54, 122, 125);
+    } else if (i == 9) {  // near, in more columns than a step has
+      a = outlier_columns(m, k, 3, 1, 6, 9);
+      b = outlier_columns(n, k, 80, 20, 5, 8);
+    } else if (i == 10) {  // near, and more in the same blocks than a tile lists
+      a = lone_outliers(m, k, 9, 5);
+      b = lone_outliers(n, k, 9, 6);
     }
     const Bits products = ReferenceProduct(a, b).all(&Counted::total().outputs);
     Counted::total().shapes += 1;
@@ -605,6 +614,91 @@ TEST(Gemm, EveryPatternInFewRows) {
         const DeviceOutput<float> c(16, rows, rows, 1, 0, {});
         call_quantize_gemm(every, other, c.view(), rule);
         expect_equal_bits(gemm_f32(qe.matrix(), qo.matrix()), c.result(), rows, "every pattern");
+      }
+    }
+  }
+}
+
+// What a few rows may hold beside a bell.
+enum class Few { bell, outliers, zeros, subnormal, infinite, three_above, four_above, count };
+std::vector<std::uint16_t> few_rows(Few kind, std::int64_t rows, std::int64_t k,
+                                    std::uint64_t seed) {
+  std::vector<std::uint16_t> x =
+      bell(rows, k, seed, kind == Few::outliers ? std::optional<int>(9) : std::nullopt);
+  const auto first = x.begin() + (rows - 1) * k;  // the last row; its last block
+  const auto block = x.end() - 32;
+  const auto times = [&](int power) {
+    for (auto i = block; i != x.end(); ++i) {
+      if ((*i & 0x7FFFu) != 0) *i = static_cast<std::uint16_t>(*i + (power << 7));
+    }
+  };
+  if (kind == Few::zeros) {
+    std::fill(block, x.end(), std::uint16_t{0x8000});
+    std::fill(x.begin() + 32, x.begin() + 64, std::uint16_t{0});
+    if (rows > 2) std::fill(first - k, first, std::uint16_t{0});
+  } else if (kind == Few::subnormal) {
+    std::fill(block, x.end(), std::uint16_t{0x0041});
+    *first = 0x0001;
+  } else if (kind == Few::infinite) {
+    *block = 0x7F80;
+    *x.begin() = 0xFFC1;
+  } else if (kind == Few::three_above || kind == Few::four_above) {
+    times(kind == Few::three_above ? 3 : 4);
+  }
+  return x;
+}
+
+// Few rows, of whose scales one sum holds all or not, in every rule: to bf16, with B dense and in
+// every form of its codes; each call without waiting for the one before.
+TEST(Gemm, FewRowsToBf16) {
+  struct Case {
+    std::int64_t m, k;
+  };
+  constexpr std::int64_t n = 48;
+  const KokkosMX::QuantizeRule rules[] = {KokkosMX::rules::reference, KokkosMX::rules::ocp_floor,
+                                          KokkosMX::rules::quark_even, KokkosMX::rules::rceil};
+  constexpr int kinds = static_cast<int>(Few::count);
+  std::uint64_t seed = 900;
+  for (const Case& x : {Case{1, 128}, Case{5, 512}, Case{2, 2048}, Case{9, 128}, Case{16, 256},
+                        Case{17, 512}, Case{32, 384}}) {
+    for (int kind = 0; kind < 2 * kinds; ++kind) {
+      const bool of_a = kind < kinds;
+      const Few other = static_cast<Few>(kind % kinds);
+      const auto a =
+          device_matrix<BFloat16>(few_rows(of_a ? other : Few::bell, x.m, x.k, seed), x.m, x.k);
+      const auto b =
+          device_matrix<BFloat16>(few_rows(of_a ? Few::bell : other, n, x.k, seed + 2), n, x.k);
+      const KokkosMX::QuantizeRule rule = rules[seed % 4];
+      ++seed;
+      const Exec exec;
+      const auto codes = [&](const auto& dense, std::int64_t rows) {
+        HostMatrix q(rows, x.k);
+        const auto storage = KokkosMX::quantize(exec, dense, rule);
+        q.codes = to_host(DeviceArray<std::uint8_t>(storage.codes().data(), q.codes.size()));
+        q.scales = to_host(DeviceArray<std::uint8_t>(storage.scales().data(), q.scales.size()));
+        return q;
+      };
+      const Bits expected = expected_output(ReferenceProduct(codes(a, x.m), codes(b, n)).all(), n,
+                                            {}, OutputType<BFloat16>::format);
+      const KokkosMX::MatrixStorage<RowMajor, RowMajor, Space> rows("b", n, x.k);
+      const KokkosMX::MatrixStorage<Tile16x16, Tile32x8, Space> tiles("b", n, x.k);
+      const KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space> prepared(
+          "b", n, x.k);
+      KokkosMX::quantize(exec, b, rows.matrix(), rule);
+      KokkosMX::quantize(exec, b, tiles.matrix(), rule);
+      KokkosMX::quantize(exec, b, prepared.matrix(), rule);
+      const DeviceOutput<BFloat16> c[] = {{x.m, n, n, 1, 0, {}},
+                                          {x.m, n, n, 1, 0, {}},
+                                          {x.m, n, n, 1, 0, {}},
+                                          {x.m, n, n, 1, 0, {}}};
+      call_quantize_gemm(a, b, c[0].view(), rule);
+      call_quantize_gemm(a, rows.matrix(), c[1].view(), rule);
+      call_quantize_gemm(a, tiles.matrix(), c[2].view(), rule);
+      call_quantize_gemm(a, prepared.matrix(), c[3].view(), rule);
+      for (int i = 0; i < 4; ++i) {
+        expect_equal_bits(expected, c[i].result(), n,
+                          std::to_string(x.m) + " rows, K " + std::to_string(x.k) + ", kind " +
+                              std::to_string(kind) + ", form " + std::to_string(i));
       }
     }
   }

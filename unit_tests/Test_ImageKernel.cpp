@@ -473,6 +473,12 @@ TEST(ImageKernel, NearOutliers) {
   }
   EXPECT_GT(near, 3);
   EXPECT_GT(far, 3);
+  // Both have them in more of the same blocks than a tile lists.
+  const HostMatrix a = lone_outliers(66, 192, 9, 5), b = lone_outliers(65, 192, 9, 6);
+  const Result many = run_kernel<float>(a, b, Tier::automatic);
+  EXPECT_EQ(many.gathering, Gathering::imaged);
+  EXPECT_GT(many.shift, 0);
+  check(a, b, "many");
 }
 
 // Every code at every distance of scales is the sum of its parts.
