@@ -88,11 +88,10 @@ inline int slice_log_tile(std::int64_t x_rows) {
   while (log < 7 && (std::int64_t{1} << log) < x_rows) ++log;
   return log;
 }
-/// Whether so many blocks, of a warp for each group of K and with 16 rows of y, make their 8 rows
-/// of x themselves: that costs each half as much again, but no kernel comes before. Measured on an
-/// H200.
-inline bool prefers_making_x(std::int64_t blocks, int groups, std::int64_t units) {
-  return blocks * groups <= 10 * units;
+/// Whether so many blocks, of so many warps, make their rows of x themselves: that costs each half
+/// as much again, but no kernel comes before. Measured on an H200.
+inline bool prefers_making_x(std::int64_t blocks, int warps, std::int64_t units) {
+  return blocks * warps <= 10 * units;
 }
 /// How blocks of SliceGemm are made: some warps, or warpgroups, that share K, and so many blocks in
 /// a unit of the device.

@@ -15,8 +15,10 @@
 /// rows are zeros in the images: their outputs are summed one by one.
 ///
 /// Where they are all near the main part, accumulators hold what they add, and tiles are not cut.
-/// Gathered ones have two digits in its units: products of these by main parts come first, the sum
-/// is multiplied by 256 for the high ones, then those of main parts follow. Outliers anywhere are
+/// Gathered ones have two digits in its units, or in larger ones: products of high digits come
+/// first, and the sum is multiplied by 256; then low digits, and the sum is multiplied by the unit;
+/// then those of main parts follow. (Where there are common columns, their high digits by high ones
+/// come before all others, and low digits after the main parts.) Outliers anywhere are
 /// four scales the same distance s above the main part. Their images are added to its, element by
 /// element, as no element has both; with S the sum of products of these images, T that of the main
 /// part's, O what outliers make with outliers,
@@ -392,10 +394,10 @@ struct ImageGemm {
                                                                                 : Tier::wide;
   }
 
-  /// RN_f32(sum * 2^unit) for every sum of the tile: 2^unit in two factors.
   KOKKOS_INLINE_FUNCTION static float power_of_two(int lo) {
     return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(lo - 1) << 23);  // 2^(lo - 128)
   }
+  /// RN_f32(sum * 2^unit) for every sum of the tile: 2^unit in two factors.
   template <bool IsWhole, class Round>
   KOKKOS_INLINE_FUNCTION void store_plain(const Place& place, const States& states, int thread,
                                           const std::int32_t (&d)[Atom::values],

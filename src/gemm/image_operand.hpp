@@ -146,7 +146,8 @@ struct Outliers {
 };
 
 /// Of the groups that gather outliers together: they take one piece of work after the other, first
-/// columns, then octets, and wait only for pieces that a running group has taken.
+/// of finding columns and reaches, then of making images, and wait only for pieces that a running
+/// group has taken.
 struct GatherState {
   std::uint32_t taken[2], done[2];
   Gathering gathering;

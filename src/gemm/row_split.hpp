@@ -117,7 +117,8 @@ KOKKOS_INLINE_FUNCTION int low_digit(int value) { return static_cast<std::int8_t
 KOKKOS_INLINE_FUNCTION int high_digit(int value) { return (value + 128) >> RowSplit::digit_bits; }
 
 /// Chooses the split of a row by the number of its nonzero elements in blocks of each scale: as the
-/// main part takes most of them in four scales; the others have to lie within the outliers' range.
+/// main part takes most of them in four scales, or the least four if they have nearly as many; the
+/// others have to lie within the outliers' range.
 /// By some threads together: each looks at every `threads`th scale from its rank on, calls rate(),
 /// then, when all have, reach(), then split().
 struct SplitChoice {

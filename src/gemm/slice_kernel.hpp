@@ -10,9 +10,10 @@
 /// it. A block has a tile of 16 rows of y and a tile of x, and warps that share K: a warp has every
 /// so many groups of 128 of K, whose part of y it makes in registers, as int8 that count units of a
 /// scale that the warps have agreed upon for each row. int32 sums over K are exact. Where x has
-/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x is
-/// small and bf16 there is only one kernel: each block makes x's elements as it makes y's, and
-/// images of x only where what comes next does.
+/// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x has up
+/// to 32 rows of bf16, K is short, blocks are few and C is plain bf16, there is only one kernel:
+/// each block makes x's elements as it makes y's (from 16 rows on a group's two warps one half of
+/// x, and 16 rows of y, each), and images of x only where what comes next does.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -292,7 +293,8 @@ struct SliceGemm {
     std::uint64_t full[is_wide ? most_stages : 1], empty[is_wide ? most_stages : 1];
     alignas(16) std::int32_t sums[x_tile][sums_pitch];
   };
-  /// After it: stages of x, the first of each warp before the others. What there is of sums in
+  /// After it: stages of x, the first of each warp before the others; or what warps make of x
+  /// themselves, or an Aligner's scratch. What there is of sums in
   /// absolute units lies in the place of the others: images of x but the first use one.
   using Rest = double[y_tile];
   KOKKOS_INLINE_FUNCTION int first_stages() const { return is_wide ? warps * group_bytes_x : 0; }
@@ -800,7 +802,7 @@ struct SliceGemm {
     return left;
   }
 
-  /// Begins to copy what the first kernel has found of the rows of x: a thread has one at most.
+  /// Begins to copy what is known of the rows of x: a thread has one at most.
   static_assert(x_tile <= 32 * together);
   __device__ void begin_states(const Place& at, Scratch& scratch) const {
     if (at.thread >= x_tile) return;
@@ -820,8 +822,8 @@ struct SliceGemm {
     Scratch& scratch = *in_shared(shared);
     const Place at = place_of(thread, item);
     const QuadQuantizer quantizer(p.rule);
-    // A lane's part of each step, a byte for a scale: no_scale where there is nothing to multiply.
-    constexpr int no_scale = 255;
+    // A lane's part of each step, a byte for a scale: left_out where there is nothing to multiply.
+    constexpr int left_out = 255;
     std::uint32_t scales[2] = {0, 0};
 #pragma unroll 1
     for (int i = 0; i < group_blocks_k; ++i) {
@@ -857,7 +859,7 @@ struct SliceGemm {
           atomicMax(&scratch.hi[row], nan_hi);
         }
         scales[second] =
-            scales[second] >> 8 | static_cast<std::uint32_t>(found < 0 ? no_scale : found) << 24;
+            scales[second] >> 8 | static_cast<std::uint32_t>(found < 0 ? left_out : found) << 24;
       }
     }
     for (;;) {
@@ -872,7 +874,7 @@ struct SliceGemm {
         least = min(least, CudaUnit::from_lane_xor(least, 1));
         least = min(least, CudaUnit::from_lane_xor(least, 2));
         base[second] = static_cast<int>(least);
-        is_any = is_any || base[second] != no_scale;
+        is_any = is_any || base[second] != left_out;
       }
       if (!CudaUnit::any_lane(is_any)) return;
 #pragma unroll
@@ -881,12 +883,12 @@ struct SliceGemm {
 #pragma unroll
         for (int second = 0; second < 2; ++second) {
           const int scale = static_cast<int>(scales[second] >> (8 * i) & 0xFFu);
-          const int known = scale == no_scale ? QuadQuantizer::empty : scale;
+          const int known = scale == left_out ? QuadQuantizer::empty : scale;
           const Words words = eight_of(at, block, second, i);
           parts[i][second] = is_dense ? quantizer.elements(words, known, base[second])
                                       : expand_eight(words.w[3], known, base[second]);
           if (scale <= base[second] + Atom::max_shift) {
-            scales[second] |= std::uint32_t{no_scale} << (8 * i);
+            scales[second] |= std::uint32_t{left_out} << (8 * i);
           }
         }
       }
