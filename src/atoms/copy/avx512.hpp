@@ -19,6 +19,21 @@ namespace KokkosMX::Impl {
 struct Avx512CopyAtom : Avx2CopyAtom {
   static constexpr const char* name = "avx512";
 
+  /// Where each byte of a group comes from: byte 4 j + b of a woven one is byte j of block b.
+  struct Order {
+    alignas(64) std::uint8_t of_woven[group_bytes];
+    alignas(64) std::uint8_t of_plain[group_bytes];
+    constexpr Order() : of_woven{}, of_plain{} {
+      for (int b = 0; b < group_blocks; ++b) {
+        for (int j = 0; j < block_bytes; ++j) {
+          const int woven = group_blocks * j + b, plain = block_bytes * b + j;
+          of_woven[woven] = static_cast<std::uint8_t>(plain);
+          of_plain[plain] = static_cast<std::uint8_t>(woven);
+        }
+      }
+    }
+  };
+
   template <bool FromWoven, bool ToWoven>
   KOKKOSMX_AVX512_FUNCTION static void move(const CopyGroups& groups) {
     static_assert(FromWoven != ToWoven);
@@ -41,21 +56,6 @@ struct Avx512CopyAtom : Avx2CopyAtom {
   }
 
  private:
-  /// Where each byte of a group comes from: byte 4 j + b of a woven one is byte j of block b.
-  struct Order {
-    alignas(64) std::uint8_t of_woven[group_bytes];
-    alignas(64) std::uint8_t of_plain[group_bytes];
-    constexpr Order() : of_woven{}, of_plain{} {
-      for (int b = 0; b < group_blocks; ++b) {
-        for (int j = 0; j < block_bytes; ++j) {
-          const int woven = group_blocks * j + b, plain = block_bytes * b + j;
-          of_woven[woven] = static_cast<std::uint8_t>(plain);
-          of_plain[plain] = static_cast<std::uint8_t>(woven);
-        }
-      }
-    }
-  };
-
   KOKKOSMX_AVX512_INLINE static __m128i load_block(const std::uint8_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   }
