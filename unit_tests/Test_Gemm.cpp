@@ -620,7 +620,17 @@ TEST(Gemm, EveryPatternInFewRows) {
 }
 
 // What a few rows may hold beside a bell.
-enum class Few { bell, outliers, zeros, subnormal, infinite, three_above, four_above, count };
+enum class Few {
+  bell,
+  outliers,
+  zeros,
+  subnormal,
+  subnormal_row,
+  infinite,
+  three_above,
+  four_above,
+  count
+};
 std::vector<std::uint16_t> few_rows(Few kind, std::int64_t rows, std::int64_t k,
                                     std::uint64_t seed) {
   std::vector<std::uint16_t> x =
@@ -639,6 +649,8 @@ std::vector<std::uint16_t> few_rows(Few kind, std::int64_t rows, std::int64_t k,
   } else if (kind == Few::subnormal) {
     std::fill(block, x.end(), std::uint16_t{0x0041});
     *first = 0x0001;
+  } else if (kind == Few::subnormal_row) {
+    std::fill(first, x.end(), std::uint16_t{0x0041});
   } else if (kind == Few::infinite) {
     *block = 0x7F80;
     *x.begin() = 0xFFC1;
