@@ -7,8 +7,9 @@
 
 #include <Kokkos_Core.hpp>
 
-#ifdef KOKKOS_ENABLE_CUDA
 #include <cstdint>
+
+#ifdef KOKKOS_ENABLE_CUDA
 
 namespace KokkosMX::Impl::CudaUnit {
 
@@ -197,6 +198,52 @@ __device__ inline void named_barrier(int name, int threads) {
 #endif
 
 namespace KokkosMX::Impl {
+
+/// A warp of CUDA's, of those above what kernels for any device use. They ask is_there first;
+/// elsewhere threads have only their group in common, and nobody calls the others.
+struct Warp {
+#if defined(__CUDA_ARCH__)
+  static constexpr bool is_there = true;
+#else
+  static constexpr bool is_there = false;
+#endif
+  static constexpr int lanes = 32;
+
+  KOKKOS_INLINE_FUNCTION static std::uint32_t from_lane_xor(std::uint32_t value,
+                                                            [[maybe_unused]] int bits) {
+#if defined(__CUDA_ARCH__)
+    return CudaUnit::from_lane_xor(value, bits);
+#else
+    return value;
+#endif
+  }
+  KOKKOS_INLINE_FUNCTION static bool any_lane(bool mine) {
+#if defined(__CUDA_ARCH__)
+    return CudaUnit::any_lane(mine);
+#else
+    return mine;
+#endif
+  }
+  KOKKOS_INLINE_FUNCTION static void barrier() {
+#if defined(__CUDA_ARCH__)
+    CudaUnit::warp_barrier();
+#endif
+  }
+  KOKKOS_INLINE_FUNCTION static std::uint32_t multiply_bf16(std::uint32_t x,
+                                                            [[maybe_unused]] std::uint32_t y) {
+#if defined(__CUDA_ARCH__)
+    return CudaUnit::multiply_bf16(x, y);
+#else
+    return x;
+#endif
+  }
+  KOKKOS_INLINE_FUNCTION static void store_matrices(
+      [[maybe_unused]] void* row, [[maybe_unused]] const std::uint32_t (&from)[4]) {
+#if defined(__CUDA_ARCH__)
+    CudaUnit::store_matrices(row, from);
+#endif
+  }
+};
 
 /// As CudaUnit has them; elsewhere a kernel begins when the one before has ended.
 KOKKOS_INLINE_FUNCTION void dependents_may_begin() {

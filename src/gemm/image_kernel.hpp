@@ -28,6 +28,7 @@
 
 #include <KokkosMX/Types.hpp>
 
+#include "../atoms/cuda.hpp"
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/wgmma.hpp"
 #include "../launch.hpp"
@@ -489,8 +490,7 @@ struct ImageGemm {
   KOKKOS_INLINE_FUNCTION void store_whole([[maybe_unused]] Scratch& scratch, const Place& place,
                                           const States& states, int thread,
                                           const std::int32_t (&d)[Atom::values]) const {
-#if defined(__CUDA_ARCH__)
-    if constexpr (Atom::tile_n > most_transposed_n) {
+    if constexpr (Warp::is_there && Atom::tile_n > most_transposed_n) {
       constexpr int together = 8, line = 128;  // matrices of 8 columns; bytes
       const int lane = thread & 31, eighth = lane & 7, quarter = lane >> 3;
       unsigned char* own = reinterpret_cast<unsigned char*>(scratch.own[thread >> 5].word);
@@ -517,12 +517,12 @@ struct ImageGemm {
             const int v = 4 * (first + j) + 2 * i;
             // This is the other rounding: powers of two change no bit of a normal number.
             const std::uint32_t pair = bf16_pair(rounded(d[v]), rounded(d[v + 1]));
-            pairs[i] = CudaUnit::multiply_bf16(
-                CudaUnit::multiply_bf16(pair, units_b[4 * (first + j + i / 2)]), unit_a[i % 2]);
+            pairs[i] = Warp::multiply_bf16(
+                Warp::multiply_bf16(pair, units_b[4 * (first + j + i / 2)]), unit_a[i % 2]);
           }
-          CudaUnit::store_matrices(own + (put ^ 16 * j), pairs);
+          Warp::store_matrices(own + (put ^ 16 * j), pairs);
         }
-        CudaUnit::warp_barrier();
+        Warp::barrier();
         KOKKOSMX_UNROLL
         for (int i = 0; i < 4; ++i) {
           const ImageChunk chunk =
@@ -534,11 +534,10 @@ struct ImageGemm {
             for (int w = 0; w < 4; ++w) reinterpret_cast<std::uint32_t*>(to)[w] = chunk.word[w];
           }
         }
-        CudaUnit::warp_barrier();
+        Warp::barrier();
       }
       return;
     }
-#endif
     store_plain<true>(place, states, thread, d, [](std::int32_t sum) { return rounded(sum); });
   }
 

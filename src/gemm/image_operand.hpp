@@ -103,24 +103,24 @@ KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block
   const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
     *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
   };
-#ifdef __CUDA_ARCH__
-  // A block's chunks make a sector of memory, which two lanes write at once: their own block's
-  // first or second chunk and the other's. Word by word, or chunks would not be in registers.
-  const int h = block & 1;
-  ImageChunk even, odd;  // of the blocks of these numbers
-  KOKKOSMX_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
-    const std::uint32_t other = CudaUnit::from_lane_xor(h == 0 ? second : first, 1);
-    even.word[i] = h == 0 ? first : other;
-    odd.word[i] = h == 0 ? other : second;
+  if constexpr (Warp::is_there) {
+    // A block's chunks make a sector of memory, which two lanes write at once: their own block's
+    // first or second chunk and the other's. Word by word, or chunks would not be in registers.
+    const int h = block & 1;
+    ImageChunk even, odd;  // of the blocks of these numbers
+    KOKKOSMX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
+      const std::uint32_t other = Warp::from_lane_xor(h == 0 ? second : first, 1);
+      even.word[i] = h == 0 ? first : other;
+      odd.word[i] = h == 0 ? other : second;
+    }
+    put(block & ~1, h, even);
+    put(block | 1, h, odd);
+  } else {
+    put(block, 0, chunks[0]);
+    put(block, 1, chunks[1]);
   }
-  put(block & ~1, h, even);
-  put(block | 1, h, odd);
-#else
-  put(block, 0, chunks[0]);
-  put(block, 1, chunks[1]);
-#endif
 }
 
 /// What became of the columns of K in which some row of either operand has outliers: there are

@@ -7,6 +7,7 @@
 
 #include <KokkosMX/Types.hpp>
 
+#include "../atoms/cuda.hpp"
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/quantize/loops.hpp"
 #include "../atoms/words.hpp"
@@ -188,13 +189,13 @@ struct MakeImages {
                                                      const Place& place, std::uint32_t reach) {
     std::uint32_t* all = scratch.reach[place.row_in_octet];
     int threads_left = row_threads, at = place.rank();
-#ifdef __CUDA_ARCH__
-    merge_reach(reach, CudaUnit::from_lane_xor(reach, 1));
-    merge_reach(reach, CudaUnit::from_lane_xor(reach, 2));
-    static_assert(Atom::step_blocks == 4);
-    threads_left /= Atom::step_blocks;
-    at /= Atom::step_blocks;
-#endif
+    if constexpr (Warp::is_there) {
+      merge_reach(reach, Warp::from_lane_xor(reach, 1));
+      merge_reach(reach, Warp::from_lane_xor(reach, 2));
+      static_assert(Atom::step_blocks == 4);
+      threads_left /= Atom::step_blocks;
+      at /= Atom::step_blocks;
+    }
     all[at] = reach;
     group.barrier();
     KOKKOSMX_UNROLL
@@ -243,16 +244,16 @@ struct MakeImages {
   template <class Group>
   KOKKOS_INLINE_FUNCTION static bool any_row([[maybe_unused]] const Group& group,
                                              [[maybe_unused]] Scratch& scratch, bool is) {
-#ifdef __CUDA_ARCH__
-    static_assert(step_threads == 32);
-    return CudaUnit::any_lane(is);
-#else
-    if (group.rank() == 0) scratch.any_is_wide = 0;
-    group.barrier();
-    if (is) Kokkos::atomic_store(&scratch.any_is_wide, 1);
-    group.barrier();
-    return scratch.any_is_wide != 0;
-#endif
+    if constexpr (Warp::is_there) {
+      static_assert(step_threads == Warp::lanes);
+      return Warp::any_lane(is);
+    } else {
+      if (group.rank() == 0) scratch.any_is_wide = 0;
+      group.barrier();
+      if (is) Kokkos::atomic_store(&scratch.any_is_wide, 1);
+      group.barrier();
+      return scratch.any_is_wide != 0;
+    }
   }
 
   /// How the thread's row is split; tells the others who need it.

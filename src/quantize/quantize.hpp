@@ -10,6 +10,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../atom_select.hpp"
+#include "../atoms/cuda.hpp"
 #include "../atoms/words.hpp"
 #include "../launch.hpp"
 #include "../numbers.hpp"
@@ -43,13 +44,11 @@ struct RowGroup {
   KOKKOS_INLINE_FUNCTION int rank() const { return group.rank() - first; }
   KOKKOS_INLINE_FUNCTION int size() const { return threads; }
   KOKKOS_INLINE_FUNCTION void barrier() const {
-#if defined(__CUDA_ARCH__)
-    if (threads <= 32) {  // of one warp
-      CudaUnit::warp_barrier();
-      return;
+    if (Warp::is_there && threads <= Warp::lanes) {  // of one warp
+      Warp::barrier();
+    } else {
+      group.barrier();
     }
-#endif
-    group.barrier();
   }
 };
 
