@@ -27,6 +27,10 @@ __device__ inline void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+/// The same once the block's threads have met, without waiting for what the thread has under way.
+__device__ inline void barriers_made_for_block() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 /// Arrives, and has the barrier wait for so many bytes of copies.
 __device__ inline void barrier_expect(std::uint64_t* barrier, int bytes) {
   asm volatile(
@@ -81,6 +85,24 @@ __device__ inline void dependents_may_begin() {
 __device__ inline void wait_for_earlier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Fetches a kernel's arguments, all at once: no cache has them when it begins, and a warp that
+/// comes upon them one after the other waits for each.
+template <class Body>
+__device__ inline void fetch_arguments(const Body& body) {
+  // The compiler does not know that this is zero, nor that the words are not all zeros.
+  const auto* words = reinterpret_cast<const std::uint32_t*>(&body) + threadIdx.y;
+  std::uint32_t seen = 0;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(Body) / 4; i += 16) seen |= words[i];
+  // A use of them that is one instruction, and does nothing.
+  asm volatile("{\n.reg .pred none;\nsetp.eq.u32 none, %0, 0;\n@none pmevent 0;\n}" ::"r"(seen));
+}
+/// Does nothing for about so long.
+__device__ inline void sleep([[maybe_unused]] int nanoseconds) {
+#if __CUDA_ARCH__ >= 700
+  __nanosleep(static_cast<unsigned>(nanoseconds));
 #endif
 }
 /// What the thread wrote is seen by all that a barrier lets on.

@@ -99,19 +99,32 @@ struct RowAligner {
     return most < most_threads ? most : most_threads;
   }
 
-  /// Makes a row by the first threads() of a block, all of whose threads call this.
-  __device__ void make_row(int thread, Scratch& scratch, int batch, int row) const {
+  /// Makes a row by the first threads() of a block, all of whose threads call this; begin() is
+  /// called before x is read, but after all that can be known before.
+  template <class Begin>
+  __device__ void make_row(int thread, Scratch& scratch, int batch, int row,
+                           const Begin& begin) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
-    const Words first = load(batch, row, thread >> 2, part);
+    const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
+    const auto offset = [&](int block) {
+      const int step = elements.by_blocks ? (block & ~3) + part : block;
+      return elements.offset(step, in_tile, elements.by_blocks ? block & 3 : part);
+    };
+    const std::uint8_t* const from = opaque(source(batch, row, thread >> 2, part));
+    std::uint8_t* const to_first = opaque(elements.image(batch, tile, 0));
+    const int first_offset = opaque(offset(thread >> 2));
+    SliceRow* const to_state = opaque(elements.states + batch * elements.rows() + row);
     if (thread == 0) scratch.bands[0] = scratch.bands[1] = 0;
+    begin();
+    const Words first = load(from, row, thread >> 2);
     int lo = slice_no_lo, hi = 0;
 #pragma unroll 1
     for (int i = thread; (i & ~31) < eights(); i += threads()) {
       const int block = i >> 2;
-      const int scale = scale_of(quantizer, i == thread ? first : load(batch, row, block, part),
-                                 batch, row, block);
+      const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
+      const int scale = scale_of(quantizer, words, batch, row, block);
       if (part == 0 && block < slice_most_blocks) {
         scratch.scale[block] = static_cast<std::int16_t>(scale);
       }
@@ -140,22 +153,23 @@ struct RowAligner {
     state.images = 1;
     state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
     if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
-    if (thread == 0) elements.states[batch * elements.rows() + row] = state;
+    if (thread == 0) *to_state = state;
     const int images = state.images == 0 ? 1 : state.images;
-    const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
+    std::uint8_t* to = to_first;
 #pragma unroll 1
-    for (int image = 0; image < images; ++image) {
-      std::uint8_t* to = elements.image(batch, tile, image);
+    for (int image = 0; image < images; ++image, to += elements.image_bytes()) {
+      int base = state.unit[0];
+#pragma unroll
+      for (int i = 1; i < SliceRow::most_images; ++i) {  // registers have no index
+        if (i == image) base = state.unit[i];
+      }
 #pragma unroll 1
       for (int i = thread; i < eights(); i += threads()) {
-        const int block = i >> 2;
-        const int scale = scratch.scale[block], base = state.unit[image];
-        const Words words = i == thread ? first : load(batch, row, block, part);
+        const int block = i >> 2, scale = scratch.scale[block];
+        const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
         const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words, scale, base)
                                                : expand_eight(words.w[3], scale, base);
-        const int step = p.elements.by_blocks ? (block & ~3) + part : block;
-        const int of_lane = p.elements.by_blocks ? block & 3 : part;
-        const int at = elements.offset(step, in_tile, of_lane);
+        const int at = i == thread ? first_offset : offset(block);
         *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
         *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
       }
@@ -163,16 +177,23 @@ struct RowAligner {
   }
 
  private:
-  /// A lane's part of x: eight numbers of a block, or eight codes in the last word.
-  __device__ Words load(int batch, int row, int block, int part) const {
-    if (row >= p.x_rows || block >= p.blocks) return {};
+  /// Where a lane's part of x is.
+  __device__ const std::uint8_t* source(int batch, int row, int block, int part) const {
     if constexpr (IsDense) {
-      const unsigned char* from =
-          p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
-      return p.x.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
+      return p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
     } else {
       const CodesMap& codes = p.x.matrix.codes;
-      const std::uint8_t* from = codes.at(batch, row, block) + 4 * part * codes.byte;
+      return codes.at(batch, row, block) + 4 * part * codes.byte;
+    }
+  }
+  /// It: eight numbers of a block, or eight codes in the last word.
+  __device__ Words load(const std::uint8_t* from, int row, int block) const {
+    if (row >= p.x_rows || block >= p.blocks) return {};
+    if constexpr (IsDense) {
+      return p.x.is_aligned ? CudaUnit::load_past_first_cache<Words>(from)
+                            : load_bytes(from, 1, 16);
+    } else {
+      const CodesMap& codes = p.x.matrix.codes;
       if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
       return load_bytes(from, codes.byte, 4);
     }
@@ -201,6 +222,7 @@ struct RowAligner {
     }
     CudaUnit::block_barrier();
     state.images = 0;
+#pragma unroll 1
     for (int band = 0; band < 64; ++band) {
       if ((scratch.bands[band >> 5] >> (band & 31) & 1u) == 0) continue;
       if (state.images == SliceRow::most_images) {
@@ -235,11 +257,13 @@ struct AlignRows {
 
  private:
   __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
-    // What the next kernel reads before it waits for this one is there, too.
-    CudaUnit::wait_for_earlier();
-    CudaUnit::dependents_may_begin();
+    CudaUnit::fetch_arguments(*this);
     auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
-    Aligner{p}.make_row(thread, scratch, item.z, item.x);
+    Aligner{p}.make_row(thread, scratch, item.z, item.x, [] {
+      // What the next kernel reads before it waits for this one is there, too.
+      CudaUnit::wait_for_earlier();
+      CudaUnit::dependents_may_begin();
+    });
   }
 };
 
@@ -268,12 +292,13 @@ struct SliceGemm {
   static constexpr int no_lo = slice_no_lo, nan_hi = slice_nan_hi;
   /// Bits of a float64 sum.
   static constexpr int window_bits = 53;
-  /// Scales of y that groups may have to be multiplied at once, and what is added to them in
-  /// registers.
+  /// Scales of y that groups may have to be multiplied at once, and how they are in registers: of
+  /// bf16 as bf16 are compared with them.
   static constexpr bool is_dense = Form == SliceForm::dense;
-  static constexpr int dense_bias = 2, bias = is_dense ? dense_bias : 0;
-  static constexpr int least_dense_base = dense_bias + Bf16Pairs::least_scale;
-  static constexpr int most_dense_base = dense_bias + Bf16Pairs::most_scale - Atom::max_shift;
+  static constexpr int least_dense_base = Bf16Pairs::least_scale;
+  static constexpr int most_dense_base = Bf16Pairs::most_scale - Atom::max_shift;
+  static constexpr int scale_shift = is_dense ? Bf16Pairs::least_shift : 0;
+  static constexpr std::uint32_t scale_low = is_dense ? Bf16Pairs::above_one : 0;
   static constexpr int least_base = is_dense ? least_dense_base : 0;
   static constexpr int most_base = is_dense ? most_dense_base : 254 - Atom::max_shift;
   /// Products of units from here are normal float32, whatever the sum, and so are their parts.
@@ -401,7 +426,7 @@ struct SliceGemm {
     }
   }
 
-  /// Where a warp is in its stages, and its first thread in filling them.
+  /// Where a warp is in its stages, and in filling them.
   struct Turn {
     int stage = 0, turn = 0;
     __device__ void advance(int of) {
@@ -419,10 +444,10 @@ struct SliceGemm {
     return turn.stage * warps + at.warp;
   }
   /// Begins to copy a group.
-  __device__ void begin_copy(const Place& at, Scratch& scratch, Pipeline& pipeline,
+  __device__ void begin_copy(const Place& at, Scratch& scratch, const Turn& to_turn,
                              int image_number, int group) const {
-    if (at.below != 0 || at.lane != 0 || group >= at.groups) return;
-    const int number = number_of(at, pipeline.begun), turn = pipeline.begun.turn;
+    if (at.lane != 0 || group >= at.groups) return;
+    const int number = number_of(at, to_turn), turn = to_turn.turn;
     std::uint64_t* full = &scratch.full[number];
     if (turn > 0) CudaUnit::barrier_wait(&scratch.empty[number], (turn - 1) & 1);
     CudaUnit::barrier_expect(full, group_bytes_x);
@@ -439,7 +464,6 @@ struct SliceGemm {
                             bytes, full);
       }
     }
-    pipeline.begun.advance(pipeline.stages);
   }
 
   // ---------------------------------------------------------------------------- y
@@ -493,70 +517,87 @@ struct SliceGemm {
     const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
     return from.data[second] + group * step + 2 * block_size * i;
   }
-  /// Zeros where the group is not whole.
+  /// Nothing where the group is not whole, as it always is where the kernel makes x.
   __device__ void load(Raw& raw, const Source& from, int group) const {
-    const bool is_there = is_whole(group);
+    if (!MakesX && !is_whole(group)) return;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
         raw.of[second][i] =
-            is_there ? CudaUnit::load_past_first_cache<Words>(words_at(from, group, second, i))
-                     : Words{};
+            CudaUnit::load_past_first_cache<Words>(words_at(from, group, second, i));
       }
       if constexpr (!is_dense) {
         const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] = is_there ? CudaUnit::load_past_first_cache<std::uint8_t>(
-                                           from.scales[second] + (group >> 1) * scales.col_8 +
-                                           (group & 1) * scales.col_4)
-                                     : 255u;
+        raw.scale[second] = CudaUnit::load_past_first_cache<std::uint8_t>(
+            from.scales[second] + (group >> 1) * scales.col_8 + (group & 1) * scales.col_4);
       }
     }
   }
 
   /// The group after the one at hand is under way: in registers, or, where that is too much for
-  /// them, to the lane's own places in shared memory.
+  /// them, to shared memory. There a row of the warp has 256 bytes, of which eight lanes copy half
+  /// at a time. Where rows are odd, 64 bytes and the next 64 change places, so that those of two
+  /// rows lie in all banks.
   struct Ahead {
     Raw codes;
-    Words* numbers;
+    const std::uint8_t* from[Atom::rows / 4];
+    int to, own;  ///< places in the scratch: of a copy, and of the lane's part of even blocks
   };
-  __device__ Words* ahead_of(const Place& at, Scratch& scratch) const {
-    return reinterpret_cast<Words*>(stages_after(scratch) + stages_bytes() +
-                                    (at.thread >> 5) * ahead_bytes) +
-           at.lane;
+  __device__ Ahead ahead_of(const Place& at) const {
+    Ahead ahead{};
+    if constexpr (is_dense && !MakesX) {
+      constexpr int row_bytes = 2 * block_size * group_blocks_k;
+      const int all =
+          static_cast<int>(sizeof(Scratch)) + stages_bytes() + (at.thread >> 5) * ahead_bytes;
+      const int own_row = at.lane >> 2, row = at.lane >> 3, eighth = 16 * (at.lane & 7);
+      ahead.own = opaque(all + row_bytes * own_row + 64 * (own_row & 1) + 16 * at.part);
+      ahead.to = opaque(all + row_bytes * row + (eighth ^ 64 * (row & 1)));
+#pragma unroll
+      for (int i = 0; i < Atom::rows / 4; ++i) {
+        const int y = at.y_row + at.below + 4 * i + row;
+        ahead.from[i] = opaque(p.y.dense.at(at.batch, y < p.y_rows ? y : p.y_rows - 1, eighth));
+      }
+    }
+    return ahead;
   }
-  __device__ void load_ahead(Ahead& ahead, const Source& from, int group) const {
+  /// Where the kernel makes x a warp has one group.
+  __device__ void load_ahead(Scratch& scratch, Ahead& ahead, const Source& from, int group) const {
+    if constexpr (MakesX) return;
     if constexpr (is_dense) {
       if (!is_whole(group)) return;
-      unrolled<2>([&](auto second) {
-        const std::uint8_t* begin = words_at(from, group, second, 0);
-        unrolled<group_blocks_k>([&](auto i) {
-          CudaUnit::begin_copy<512 * (group_blocks_k * second + i), 2 * block_size * i>(
-              ahead.numbers, begin);
-        });
+      CudaUnit::warp_barrier();
+      std::uint8_t* to = reinterpret_cast<std::uint8_t*>(&scratch) + ahead.to;
+      unrolled<Atom::rows / 4>([&](auto i) {
+        const std::uint8_t* begin =
+            ahead.from[i] + group * std::int64_t{2 * block_size * group_blocks_k};
+        unrolled<2>([&](auto h) { CudaUnit::begin_copy<1024 * i + 128 * h, 128 * h>(to, begin); });
       });
     } else {
       load(ahead.codes, from, group);
     }
   }
-  __device__ void take_ahead(Raw& raw, const Ahead& ahead, int group) const {
+  __device__ void take_ahead(Scratch& scratch, Raw& raw, const Ahead& ahead, int group) const {
+    if constexpr (MakesX) return;
     if constexpr (is_dense) {
       CudaUnit::wait_for_copies();
+      CudaUnit::warp_barrier();
       if (is_whole(group)) {
 #pragma unroll
         for (int i = 0; i < 2 * group_blocks_k; ++i) {
-          raw.of[i / group_blocks_k][i % group_blocks_k] = ahead.numbers[32 * i];
+          const int place = (ahead.own ^ 64 * (i % 2)) + 2048 * (i / group_blocks_k) +
+                            128 * (i % group_blocks_k / 2);
+          raw.of[i / group_blocks_k][i % group_blocks_k] = *reinterpret_cast<const Words*>(
+              reinterpret_cast<const std::uint8_t*>(&scratch) + place);
         }
-      } else {
-        raw = {};
       }
     } else {
       raw = ahead.codes;
     }
   }
 
-  /// Of both rows, the first one's in the low half: the scales of a group's blocks, plus bias. All
-  /// of the row's where a lane has a part of each, of a lane's block otherwise.
+  /// Of both rows, the first one's in the low half: the scales of a group's blocks, as they are in
+  /// registers. All of the row's where a lane has a part of each, of a lane's block otherwise.
   static constexpr int scales_each = Form == SliceForm::blocks ? 1 : group_blocks_k;
   struct Scales {
     std::uint32_t of[scales_each];
@@ -571,9 +612,9 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
         std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[1][i]);
-        most = larger_halves(most, CudaUnit::from_lane_xor(most, 1));
-        most = larger_halves(most, CudaUnit::from_lane_xor(most, 2));
-        scales.of[i] = quantizer.pairs().biased_scales(most);
+        most = Bf16Pairs::larger(most, CudaUnit::from_lane_xor(most, 1));
+        most = Bf16Pairs::larger(most, CudaUnit::from_lane_xor(most, 2));
+        scales.of[i] = quantizer.pairs().leasts(most);
       }
     } else {
       const std::uint32_t own = raw.scale[0] | raw.scale[1] << 16;
@@ -620,7 +661,7 @@ struct SliceGemm {
              CudaUnit::bytes_of(high_01, high_23, 0x7632)}};
   }
 
-  /// What a lane knows of its two rows: in halves, as Scales. base: the least of four scales.
+  /// What a lane knows of its two rows: as Scales. base: the least of four scales.
   struct Rows {
     std::uint32_t base, lo, hi;
   };
@@ -629,7 +670,7 @@ struct SliceGemm {
   __device__ void tell(const Place& at, Scratch& scratch, const Scales& seen) const {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int lo = static_cast<int>(seen.lo >> (16 * second) & 0xFFFFu);
+      const int lo = scale_in(seen.lo, second);
       if (seen.are_known && lo >= least_base && (!is_dense || at.part == 0)) {
         atomicMin(&scratch.base[row_of_block(at, second)], lo);
       }
@@ -642,21 +683,28 @@ struct SliceGemm {
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
       const int lo = scratch.base[row_of_block(at, second)] - below;
-      base |= static_cast<std::uint32_t>(min(max(lo, least_base), most_base)) << (16 * second);
+      const auto in_reach = static_cast<std::uint32_t>(min(max(lo, least_base), most_base));
+      base |= (in_reach << scale_shift | scale_low) << (16 * second);
     }
     return base;
   }
+  /// A row's scale in registers.
+  __device__ static int scale_in(std::uint32_t scales, int second) {
+    return static_cast<int>((scales >> (16 * second) & 0xFFFFu) >> scale_shift);
+  }
 
   /// Of rows that are in order: bit 0 and bit 16 say that a row's scales begin one above its base.
-  /// Three scales are in reach from there, the last of four only so.
+  /// Three scales are in reach from there, the last of four only so. Scales are shifted so far.
+  template <int Shift>
   __device__ static std::uint32_t above_base(std::uint32_t hi, std::uint32_t base) {
-    return (hi - base + 0x00010001u) >> 2 & 0x00010001u;
+    return (hi - base + (0x00010001u << Shift)) >> (2 + Shift) & 0x00010001u;
   }
   /// Whether scales from lo to hi begin at `from` or above it, and are in reach of the base.
+  template <int Shift>
   __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
                                     std::uint32_t from) {
-    constexpr std::uint32_t width = 0x10001u * Atom::max_shift;
-    return larger_halves(lo, from) == lo && smaller_halves(hi, base + width) == hi;
+    constexpr std::uint32_t width = 0x10001u * Atom::max_shift << Shift;
+    return ((larger_halves(lo, from) ^ lo) | (smaller_halves(hi, base + width) ^ hi)) == 0;
   }
   /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
   template <bool Saturates, int Count>
@@ -667,16 +715,11 @@ struct SliceGemm {
                                     Atom::Part (&parts)[group_blocks_k][Count]) {
 #pragma unroll
     for (int second = 0; second < Count; ++second) {
-      const int base = static_cast<int>(bases >> (16 * second) & 0xFFFFu) - dense_bias;
-      const Bf16Pairs::Unit unit =
-          Bf16Pairs::unit(base, static_cast<int>(above >> (16 * second) & 1u));
+      const Bf16Pairs::Unit unit = Bf16Pairs::unit(bases, above, second);
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
-        const std::uint32_t least =
-            CudaUnit::bytes_of(((scales[i] - 0x10001u * dense_bias) << 7) + Bf16Pairs::above_one, 0,
-                               second == 0 ? 0x1010 : 0x3232);
-        quantizer.pairs().template shifted_elements<Saturates>(of[second][i], least, unit,
-                                                               parts[i][second].word);
+        quantizer.pairs().template shifted_elements<Saturates>(
+            of[second][i], Bf16Pairs::half(scales[i], second), unit, parts[i][second].word);
       }
     }
   }
@@ -721,15 +764,15 @@ struct SliceGemm {
                                     Pipeline& pipeline,
                                     std::int32_t (&sums)[ColumnTiles][Atom::values]) const {
     const Source from = source(at);
-    Raw raw;
-    Ahead ahead;
-    ahead.numbers = ahead_of(at, scratch);
+    Raw raw{};
     load(raw, from, at.warp);
-    load_ahead(ahead, from, at.warp + warps);
+    Ahead ahead = ahead_of(at);
     if (image_number == 0) clear(at, scratch);
-    std::uint64_t left = 0, bit = 1;
+    // No sooner: what comes first shall not wait for it.
+    load_ahead(scratch, ahead, from, at.warp + warps);
+    std::uint64_t left = 0;
 #pragma unroll 1
-    for (int group = at.warp; group < at.groups; group += warps, bit <<= 1) {
+    for (int group = at.warp, count = 0; group < at.groups; group += warps, ++count) {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
         tell(at, scratch, scales);
@@ -737,13 +780,16 @@ struct SliceGemm {
         rows.base = agreed(at, scratch);
         CudaUnit::wait_for_earlier();
         begin_states(at, scratch);
+        stagger(at);
       }
       if constexpr (is_wide) {
         if (group == at.warp) {
+          // One after the other takes long: each warp begins its part of them.
           CudaUnit::before_bulk_loads();
-          for (int i = 0; i < pipeline.stages; ++i) {
-            begin_copy(at, scratch, pipeline, image_number, group + i * warps);
+          for (int i = at.below / Atom::rows; i < pipeline.stages; i += together) {
+            begin_copy(at, scratch, {i, pipeline.begun.turn}, image_number, group + i * warps);
           }
+          ++pipeline.begun.turn;
         }
       }
       TwoSteps b[group_blocks_k / 2][ColumnTiles];
@@ -751,9 +797,11 @@ struct SliceGemm {
       for (int i = 0; i < pairs_ahead; ++i) {
         load_steps(b[i], at, scratch, image_number, group, i);
       }
-      const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
-      const bool fits =
-          scales.are_known && are_within(scales.lo, scales.hi, rows.base, rows.base + above);
+      const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
+      // What is not whole is not in registers.
+      const bool fits = (MakesX || is_whole(group)) && scales.are_known &&
+                        are_within<scale_shift>(scales.lo, scales.hi, rows.base,
+                                                rows.base + (above << scale_shift));
       const bool all_fit = !CudaUnit::any_lane(!fits);
       Atom::Part parts[group_blocks_k][2];
       if (all_fit) {
@@ -765,26 +813,28 @@ struct SliceGemm {
           make<false>(quantizer, raw, scales, rows, above, parts);
         }
       } else {
-        left |= bit;
+        left |= std::uint64_t{1} << count;
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) parts[i][0] = parts[i][1] = {};
       }
       if constexpr (is_wide) {
-        if (group != at.warp) {
-          begin_copy(at, scratch, pipeline, image_number, group + (pipeline.stages - 1) * warps);
+        if (group != at.warp && at.below == 0) {
+          begin_copy(at, scratch, pipeline.begun, image_number,
+                     group + (pipeline.stages - 1) * warps);
+          pipeline.begun.advance(pipeline.stages);
         }
         // All warps do this together: those whose groups do not fit have zeros.
         const int number = number_of(at, pipeline.done);
         CudaUnit::barrier_wait(&scratch.full[number], pipeline.done.turn & 1);
         Wide::begin(sums, parts, stages_after(scratch) + number * group_bytes_x);
-        take_ahead(raw, ahead, group + warps);
-        load_ahead(ahead, from, group + 2 * warps);
+        take_ahead(scratch, raw, ahead, group + warps);
+        load_ahead(scratch, ahead, from, group + 2 * warps);
         Wide::wait();
         if (at.lane == 0) CudaUnit::barrier_arrive(&scratch.empty[number]);
         pipeline.done.advance(pipeline.stages);
       } else {
-        take_ahead(raw, ahead, group + warps);
-        load_ahead(ahead, from, group + 2 * warps);
+        take_ahead(scratch, raw, ahead, group + warps);
+        load_ahead(scratch, ahead, from, group + 2 * warps);
         if (all_fit) {
 #pragma unroll
           for (int i = 0; i < group_blocks_k; ++i) {
@@ -802,6 +852,15 @@ struct SliceGemm {
     return left;
   }
 
+  /// Warpgroups that share a unit had better not need the same parts of it at the same time: matrix
+  /// units after integers after shared memory. Where they have turns enough to gain by that.
+  /// Measured on an H200.
+  __device__ void stagger(const Place& at) const {
+    constexpr int least_turns = 4, nanoseconds = 200;
+    if (is_wide && at.warp != 0 && at.groups >= least_turns * warps) {
+      CudaUnit::sleep(nanoseconds * at.warp);
+    }
+  }
   /// Begins to copy what is known of the rows of x: a thread has one at most.
   static_assert(x_tile <= 32 * together);
   __device__ void begin_states(const Place& at, Scratch& scratch) const {
@@ -972,7 +1031,7 @@ struct SliceGemm {
       }
     }
   }
-  /// Its scales in halves, plus dense_bias: zeros of blocks that are zeros.
+  /// Its scales in halves, plus Bf16Pairs::bias: zeros of blocks that are zeros.
   struct ScalesX {
     std::uint32_t of[group_blocks_k];
     std::uint32_t below, hi;  ///< below: how far the least of others is below no_scale
@@ -985,7 +1044,8 @@ struct SliceGemm {
     scales.below = scales.hi = 0;
 #pragma unroll
     for (int i = 0; i < group_blocks_k; ++i) {
-      std::uint32_t most = Bf16Pairs::largest_two(raw.of[0][i], raw.of[x_each - 1][i]);
+      std::uint32_t most =
+          Bf16Pairs::largest_two(raw.of[0][i], raw.of[x_each - 1][i]) & 0x7FFF7FFFu;
       most = larger_halves(most, CudaUnit::from_lane_xor(most, 1));
       most = larger_halves(most, CudaUnit::from_lane_xor(most, 2));
       scales.of[i] = quantizer.pairs().biased_scales(most);
@@ -1006,7 +1066,8 @@ struct SliceGemm {
     }
   }
   __device__ static int base_of_x(const Scratch& scratch, int row) {
-    return min(static_cast<int>(no_scale) - scratch.x_below[row], most_dense_base);
+    return min(static_cast<int>(no_scale) - scratch.x_below[row],
+               Bf16Pairs::bias + most_dense_base);
   }
   /// Whether x's elements pass through shared memory: to other warps, or to the lanes that have the
   /// same blocks of y.
@@ -1035,7 +1096,7 @@ struct SliceGemm {
     tell(at, scratch, scales);
     CudaUnit::block_barrier();
     Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
-    const std::uint32_t above = is_dense ? above_base(scales.hi, rows.base) : 0u;
+    const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
     std::uint32_t base_x = 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -1043,18 +1104,23 @@ struct SliceGemm {
           static_cast<std::uint32_t>(base_of_x(scratch, own_row(at, r < x_each ? r : x_each - 1)));
       base_x |= base << (16 * r);
     }
-    const std::uint32_t above_x = above_base(larger_halves(x.hi, base_x), base_x);
+    const std::uint32_t above_x = above_base<0>(larger_halves(x.hi, base_x), base_x);
     const std::uint32_t least_x = base_x + above_x;
-    const bool fits = scales.are_known &&
-                      are_within(scales.lo, scales.hi, rows.base, rows.base + above) &&
-                      x.are_known && larger_halves(base_x, least_dense_base * 0x10001u) == base_x &&
-                      are_within(no_scale * 0x10001u - x.below, x.hi, base_x, least_x);
+    const bool fits =
+        scales.are_known &&
+        are_within<scale_shift>(scales.lo, scales.hi, rows.base,
+                                rows.base + (above << scale_shift)) &&
+        x.are_known &&
+        larger_halves(base_x, (Bf16Pairs::bias + least_dense_base) * 0x10001u) == base_x &&
+        are_within<0>(no_scale * 0x10001u - x.below, x.hi, base_x, least_x);
 #pragma unroll
-    for (int i = 0; i < group_blocks_k; ++i) x.of[i] = larger_halves(x.of[i], least_x);
+    for (int i = 0; i < group_blocks_k; ++i) {
+      x.of[i] = Bf16Pairs::leasts_of_biased(larger_halves(x.of[i], least_x));
+    }
     if (at.thread < x_tile) {
       SliceRow state{};
       state.images = 1;
-      state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - dense_bias);
+      state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - Bf16Pairs::bias);
       scratch.x[at.thread] = state;
     }
     Made& made = made_of_group(at, scratch);
@@ -1062,7 +1128,8 @@ struct SliceGemm {
     Atom::Part parts[group_blocks_k][2];
     const auto make_both = [&](auto saturates) {
       Atom::Part parts_x[group_blocks_k][x_each];
-      make_dense<saturates>(quantizer, raw_x.of, x.of, base_x, above_x, parts_x);
+      make_dense<saturates>(quantizer, raw_x.of, x.of, Bf16Pairs::leasts_of_biased(base_x), above_x,
+                            parts_x);
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
         [[maybe_unused]] const int step = Form == SliceForm::blocks ? at.part : i;
@@ -1117,7 +1184,7 @@ struct SliceGemm {
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * x_tile_at + row);
+      align.make_row(thread, scratch, batch, x_tile * x_tile_at + row, [] {});
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();
@@ -1142,8 +1209,8 @@ struct SliceGemm {
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         const int row = row_of_block(at, second);
-        atomicMin(&scratch.lo[row], static_cast<int>(rows.lo >> (16 * second) & 0xFFFFu) - bias);
-        atomicMax(&scratch.hi[row], static_cast<int>(rows.hi >> (16 * second) & 0xFFFFu) - bias);
+        atomicMin(&scratch.lo[row], scale_in(rows.lo, second));
+        atomicMax(&scratch.hi[row], scale_in(rows.hi, second));
       }
     }
   }
@@ -1151,7 +1218,7 @@ struct SliceGemm {
   __device__ static bool is_common(int unit) { return unit >= least_unit && unit <= largest_unit; }
   __device__ int y_unit(const Scratch& scratch, int row) const {
     const int below = p.elements.groups > warps ? 1 : 0;
-    return min(max(scratch.base[row] - below, least_base), most_base) - bias;
+    return min(max(scratch.base[row] - below, least_base), most_base);
   }
   /// Whether the thread's row of x, whose state it has copied, or of y is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {
@@ -1308,10 +1375,15 @@ struct SliceGemm {
       scratch.lo[i] = no_lo;
       scratch.hi[i] = 0;
     }
-    if (is_wide && at.thread < warps * stages) {
-      CudaUnit::barrier_init(&scratch.full[at.thread], 1);
-      CudaUnit::barrier_init(&scratch.empty[at.thread], together);
-      CudaUnit::barriers_made();
+    if constexpr (is_wide) {
+      // A warp has its part of them: lanes would make them one after the other.
+      if (at.lane == 0) {
+        for (int i = at.thread >> 5; i < warps * stages; i += warps * together) {
+          CudaUnit::barrier_init(&scratch.full[i], 1);
+          CudaUnit::barrier_init(&scratch.empty[i], together);
+        }
+        CudaUnit::barriers_made_for_block();
+      }
     }
     if (at.thread == 0) scratch.images = 1;
     CudaUnit::block_barrier();

@@ -47,6 +47,7 @@ class Bf16Pairs {
         scale_added_ = 0x3F;
         break;
     }
+    least_added_ = (scale_added_ - (bias << least_shift)) * 0x00010001u;
   }
   __device__ QuantizeRule rule() const { return rule_; }
 
@@ -75,17 +76,30 @@ class Bf16Pairs {
   struct Unit {
     std::uint32_t factor, times, plus, flip, keep;
   };
-  /// twice: elements count two units.
-  __device__ static Unit unit(int scale, int twice) {
-    const auto two = static_cast<std::uint32_t>(twice);
-    return {static_cast<std::uint32_t>(256 - scale - twice) * 0x00800080u, 1 + two,
-            (1 + two) * (0u - 0x40404040u), (two - 1) & 0x80808080u, 0u - 1 - two * 0x01010101u};
+  /// Of the first or the second of two rows whose bases (scales as they are compared, see leasts)
+  /// and bits are in halves. twice: elements count two units.
+  __device__ static Unit unit(std::uint32_t bases, std::uint32_t twice, int second) {
+    const std::uint32_t factors = 0x80028002u - bases - (twice << least_shift);
+    const std::uint32_t two = second == 0 ? twice & 1u : twice >> 16;
+    return {half(factors, second), 1 + two, (1 + two) * (0u - 0x40404040u), (two - 1) & 0x80808080u,
+            0u - 1 - two * 0x01010101u};
   }
-  /// What is added to 2^(scale - 127) in bf16, twice, to make `least` of shifted_elements.
-  static constexpr std::uint32_t above_one = 0x00020002u;
+  /// A half of a word, twice.
+  __device__ static std::uint32_t half(std::uint32_t word, int second) {
+    std::uint32_t both;  // so instructions of two numbers take it as it is
+    if (second == 0) {
+      asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}"
+          : "=r"(both)
+          : "r"(word));
+    } else {
+      asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}"
+          : "=r"(both)
+          : "r"(word));
+    }
+    return both;
+  }
   /// Eight elements as int8 in halves of the unit, in two words, exactly: of a block of three
-  /// scales from the unit's, or the one above it, on. least: 2^(scale - 127), and two units of its
-  /// last place, in bf16, twice.
+  /// scales from the unit's, or the one above it, on. least: see leasts, twice.
   ///
   /// A number is rounded to half of its power of two, or of the block's, by taking 64 times itself
   /// away, or of `least` with its sign, and adding that again: bf16 has eight bits. 63 m, for 1 <=
@@ -102,7 +116,7 @@ class Bf16Pairs {
       if constexpr (Saturates) {
         asm("min.xorsign.abs.bf16x2 %0, %0, %1;"
             : "+r"(from)
-            : "r"(least - above_one + 0x01400140u));  // 6
+            : "r"(least - 0x00010001u * above_one + 0x01400140u));  // 6
       }
       from |= no_ties_;
       std::uint32_t large, rounded;
@@ -122,23 +136,38 @@ class Bf16Pairs {
     }
   }
 
-  /// The largest magnitudes of eight numbers and of eight others.
+  /// The larger ones of two and two magnitudes, with any signs. NaN is larger than all others, and
+  /// stays one.
+  __device__ static std::uint32_t larger(std::uint32_t x, std::uint32_t y) {
+    std::uint32_t most;
+    asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(x), "r"(y));
+    return most;
+  }
+  /// The largest magnitudes of eight numbers and of eight others, with any signs.
   __device__ static std::uint32_t largest_two(const Words& x, const Words& y) {
-    // NaN is larger than all others, and stays one.
-    const auto larger = [](std::uint32_t a, std::uint32_t b) {
-      std::uint32_t most;  // with any sign
-      asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
-      return most;
-    };
     const auto of_four = [&](const Words& words) {
       return larger(larger(words.w[0], words.w[1]), larger(words.w[2], words.w[3]));
     };
     const std::uint32_t of_x = of_four(x), of_y = of_four(y);
-    return larger(__byte_perm(of_x, of_y, 0x5410), __byte_perm(of_x, of_y, 0x7632)) & 0x7FFF7FFFu;
+    return larger(__byte_perm(of_x, of_y, 0x5410), __byte_perm(of_x, of_y, 0x7632));
   }
-  /// The same of two magnitudes, in halves, plus 2.
+  /// A scale as bf16 are compared with it: 2^(scale - 127), and two units of its last place.
+  static constexpr int least_shift = 7;
+  static constexpr std::uint32_t above_one = 2;
+  /// The scales of two blocks whose largest magnitudes these are, in halves, plus bias.
+  static constexpr int bias = 2;
   __device__ std::uint32_t biased_scales(std::uint32_t largest_magnitudes) const {
-    return (largest_magnitudes + scale_added_ * 0x10001u) >> 7 & 0x01FF01FFu;
+    return (largest_magnitudes + scale_added_ * 0x10001u) >> least_shift & 0x01FF01FFu;
+  }
+  /// Such scales, from bias on, as they are compared.
+  __device__ static std::uint32_t leasts_of_biased(std::uint32_t scales) {
+    return (scales << least_shift) + 0x10001u * (above_one - (bias << least_shift));
+  }
+  /// The scales of two blocks so, in halves, whose largest magnitudes these are, with any signs:
+  /// right where takes() says so of both. Where it does not of one, that one is none that it takes,
+  /// and the other may be one too small.
+  __device__ std::uint32_t leasts(std::uint32_t largest_magnitudes) const {
+    return (largest_magnitudes + least_added_) & 0x7F807F80u | 0x00010001u * above_one;
   }
 
   /// Eight codes, the first in the low nibble. The rounding is known where this is compiled.
@@ -215,7 +244,7 @@ class Bf16Pairs {
   }
 
   QuantizeRule rule_;
-  std::uint32_t added_, last_bit_, no_ties_, scale_added_ = 0;
+  std::uint32_t added_, last_bit_, no_ties_, scale_added_ = 0, least_added_;
 };
 
 #endif
