@@ -22,14 +22,15 @@ __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
                "r"(arrivals)
                : "memory");
 }
-/// Barriers just made are seen by every thread and by the copy engine.
-__device__ inline void barriers_made() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-/// The same once the block's threads have met, without waiting for what the thread has under way.
+/// Barriers just made are seen by every thread and by the copy engine once the block's threads have
+/// met.
 __device__ inline void barriers_made_for_block() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+/// The same at once, after what the thread has under way.
+__device__ inline void barriers_made() {
+  barriers_made_for_block();
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 /// Arrives, and has the barrier wait for so many bytes of copies.
 __device__ inline void barrier_expect(std::uint64_t* barrier, int bytes) {

@@ -79,8 +79,8 @@ struct ImageOperand {
     return outliers_of(batch, t, tile_rows);
   }
   KOKKOS_INLINE_FUNCTION std::uint64_t outliers_of(std::int64_t batch, std::int64_t t,
-                                                   std::int64_t known_tile_rows) const {
-    const std::int64_t octets = known_tile_rows / 8;
+                                                   std::int64_t rows_of_tile) const {
+    const std::int64_t octets = rows_of_tile / 8;
     const auto* eight =
         reinterpret_cast<const std::uint64_t*>(has_outliers + tile_number(batch, t) * octets);
     std::uint64_t any = 0;

@@ -1187,13 +1187,13 @@ struct SliceGemm {
   }
   /// What the first kernel does where there is one: for each block anew, which all find the same.
   __device__ __noinline__ void align_x(int thread, Scratch* shared, int batch,
-                                       int x_tile_at) const {
+                                       int tile_of_x) const {
     auto& scratch = *reinterpret_cast<Aligner::Scratch*>(stages_after(*in_shared(shared)));
     const Aligner align{p};
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * x_tile_at + row, [] {});
+      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, [] {});
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();

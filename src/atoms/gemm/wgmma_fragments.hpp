@@ -47,9 +47,7 @@ struct WgmmaFragments {
 #endif
   }
   __device__ __forceinline__ static void wait() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
+    WgmmaInt8Atom<1, 64>::template wait_for_steps<0>();
   }
 
  private:
