@@ -159,6 +159,10 @@ __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine
 
 /// What the thread wrote, or saw, comes before bulk copies from or to there.
 __device__ inline void before_bulk_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+/// The same of shared memory.
+__device__ inline void before_shared_bulk_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 /// The same of global memory that the thread saw.
 __device__ inline void before_bulk_loads() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
@@ -178,6 +182,15 @@ __device__ inline void store_matrices(void* row, const std::uint32_t (&from)[4])
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
       "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
       : "memory");
+#endif
+}
+/// The same of matrices whose rows are the columns of what is stored, of two bytes each.
+__device__ inline void store_transposed(void* row, const std::uint32_t (&from)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   shared_address(row)),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
 #endif
 }
 /// Two bf16 times two others.
@@ -211,9 +224,57 @@ __device__ inline void multiply_int8(std::int32_t* d, const std::uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
+/// Of a cluster of blocks: a thread comes to its barrier, and waits for all others. What it wrote
+/// is not told by that.
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+/// Where one of the cluster's blocks has what lies there in this one's shared memory.
+__device__ inline std::uint32_t address_in_block(const void* own, int block) {
+  std::uint32_t address = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(own)), "r"(block));
+#endif
+  return address;
+}
+/// Stores a number, and copies bytes (a multiple of 16, aligned to 16), to the same place of
+/// another block, whose barrier counts their bytes.
+__device__ inline void store_to_block(const std::int32_t* own, std::int32_t value,
+                                      const std::uint64_t* barrier, int block) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+          address_in_block(own, block)),
+      "r"(value), "r"(address_in_block(barrier, block))
+      : "memory");
+#endif
+}
+__device__ inline void bulk_copy_to_block(const void* own, int bytes, const std::uint64_t* barrier,
+                                          int block) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(address_in_block(own, block)),
+      "r"(shared_address(own)), "r"(bytes), "r"(address_in_block(barrier, block))
+      : "memory");
+#endif
+}
 /// A barrier of some of the block's threads.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+/// Comes there, and does not wait.
+__device__ inline void named_arrive(int name, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 }  // namespace KokkosMX::Impl::CudaUnit

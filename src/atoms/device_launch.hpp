@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(N, (least_together<N, Together>))
 #ifdef KOKKOS_ENABLE_CUDA
 /// Launches a kernel asynchronously. Where is_beside says so it may begin when all blocks of the
 /// kernel before have allowed it (dependents_may_begin), and waits for its end where it needs it
-/// (wait_for_earlier).
-template <class... Arguments>
+/// (wait_for_earlier). Clusters are so many blocks that follow each other in y.
+template <int ClusterY = 1, class... Arguments>
 void launch_kernel(void (*kernel)(Arguments...), dim3 blocks, int threads, int bytes,
                    cudaStream_t stream, bool is_beside,
                    const std::type_identity_t<Arguments>&... arguments) {
@@ -105,11 +105,16 @@ void launch_kernel(void (*kernel)(Arguments...), dim3 blocks, int threads, int b
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
   config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = is_beside ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (is_beside) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if constexpr (ClusterY > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {1, ClusterY, 1};
+  }
   KOKKOS_IMPL_CUDA_SAFE_CALL(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 #endif
@@ -172,6 +177,13 @@ __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
                 static_cast<int>(blockIdx.z)});
 }
 
+/// Body::cluster_y, or 1: see launch_kernel.
+template <class Body>
+inline constexpr int cluster_y = 1;
+template <class Body>
+requires requires { Body::cluster_y; }
+inline constexpr int cluster_y<Body> = Body::cluster_y;
+
 /// Runs body(group, shared memory, item) for each item of x * y * z by as many blocks of
 /// body.threads() threads, asynchronously on exec; is_beside: see launch_kernel. y and z are below
 /// 2^16.
@@ -192,10 +204,10 @@ void launch_grid(const std::string& label, const ExecSpace& exec, std::int64_t x
   if (is_watched) {
     Kokkos::Tools::beginParallelFor(label, Kokkos::Tools::Experimental::device_id(exec), &id);
   }
-  launch_kernel(kernel,
-                dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
-                static_cast<int>(body.threads()), static_cast<int>(body.shared_bytes()),
-                exec.cuda_stream(), is_beside, body);
+  launch_kernel<cluster_y<Body>>(
+      kernel, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
+      static_cast<int>(body.threads()), static_cast<int>(body.shared_bytes()), exec.cuda_stream(),
+      is_beside, body);
   if (is_watched) Kokkos::Tools::endParallelFor(id);
 }
 #endif

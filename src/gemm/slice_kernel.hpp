@@ -13,7 +13,8 @@
 /// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x has up
 /// to 32 rows of bf16, K is short, blocks are few and C is plain bf16, there is only one kernel:
 /// each block makes x's elements as it makes y's (from 16 rows on a group's two warps one half of
-/// x, and 16 rows of y, each), and images of x only where what comes next does.
+/// x, and 16 rows of y, each), and images of x only where what comes next does. Two tiles of 128
+/// rows of x: see slice_pairs.hpp.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -238,13 +239,15 @@ struct RowAligner {
   }
 };
 
-/// A kernel that does no more than that.
-template <bool IsDense>
+/// A kernel that does no more than that. IsShort: rows need few threads, and a unit holds more of
+/// them: many rows at once in units that the kernel before leaves free.
+template <bool IsDense, bool IsShort>
 struct AlignRows {
   SliceProblem p;
 
   using Aligner = RowAligner<IsDense>;
-  static constexpr int most_threads = Aligner::most_threads, groups_together = 1;
+  static constexpr int most_threads = IsShort ? 256 : Aligner::most_threads;
+  static constexpr int groups_together = IsShort ? 6 : 1;
   static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
   KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
   int shared_bytes() const { return most_shared_bytes; }
@@ -357,7 +360,7 @@ struct SliceGemm {
     KOKKOS_IF_ON_DEVICE((run(group.rank(), *reinterpret_cast<Scratch*>(memory), item);))
   }
 
- private:
+ protected:
   /// A lane and what it works on.
   struct Place {
     int batch, x_tile, y_row, groups;  ///< the block's first row of y
@@ -687,11 +690,14 @@ struct SliceGemm {
     std::uint32_t base = 0;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      const int lo = scratch.base[row_of_block(at, second)] - below;
-      const auto in_reach = static_cast<std::uint32_t>(min(max(lo, least_base), most_base));
-      base |= (in_reach << scale_shift | scale_low) << (16 * second);
+      base |= base_in_reach(scratch.base[row_of_block(at, second)] - below, second);
     }
     return base;
+  }
+  /// The base nearest to such a scale, as it is in registers.
+  __device__ static std::uint32_t base_in_reach(int scale, int second) {
+    const auto in_reach = static_cast<std::uint32_t>(min(max(scale, least_base), most_base));
+    return (in_reach << scale_shift | scale_low) << (16 * second);
   }
   /// A row's scale in registers.
   __device__ static int scale_in(std::uint32_t scales, int second) {
@@ -1213,6 +1219,10 @@ struct SliceGemm {
                    sums[j][v]);
       }
     }
+    tell_range(at, scratch, rows);
+  }
+  /// What a warp knows of its rows.
+  __device__ void tell_range(const Place& at, Scratch& scratch, const Rows& rows) const {
     // In the other forms all lanes of a quad have the same.
     if ((Form == SliceForm::blocks || at.part == 0) && rows.hi != 0) {
 #pragma unroll

@@ -5,6 +5,7 @@
 
 #include "gemm_select.hpp"
 #include "slice_kernel.hpp"
+#include "slice_pairs.hpp"
 
 #include <string>
 
@@ -12,10 +13,17 @@ namespace KokkosMX::Impl {
 
 namespace {
 
-template <bool IsDense>
+template <bool IsShort>
 void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
   static const std::string label = "KokkosMX::gemm: images";
-  launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, AlignRows<IsDense>{p});
+  const auto launch = [&](const auto& kernel) {
+    launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, kernel);
+  };
+  if (p.x.is_dense) {
+    launch(AlignRows<true, IsShort>{p});
+  } else {
+    launch(AlignRows<false, IsShort>{p});
+  }
 }
 
 template <class Kernel>
@@ -51,16 +59,33 @@ bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
   return true;
 }
 
+/// Whether a kernel is launched whose blocks make y in pairs.
+template <SliceForm Form>
+bool launch_pairs(const Kokkos::Cuda& exec, const SliceProblem& p) {
+  using Kernel = SlicePairs<Form>;
+  const Epilogue& e = p.epilogue;
+  const bool stores_whole_words = reinterpret_cast<std::uintptr_t>(e.c) % 16 == 0 &&
+                                  e.row % 8 == 0 && e.batch % 8 == 0 && p.y_rows % 8 == 0;
+  const bool can = stores_whole_words && p.elements.tiles % Kernel::cluster_y == 0 &&
+                   p.y.is_aligned && p.blocks % (2 * Kernel::group_blocks_k) == 0 &&
+                   p.elements.groups >= Kernel::makers &&
+                   p.elements.groups <= Kernel::most_groups && p.is_plain_bf16 &&
+                   p.counts == nullptr && p.minimum_tier <= Tier::aligned;
+  if (!can) return false;
+  launch_align<true>(exec, p);
+  launch_kernel_of(exec, p, Kernel{{p, Kernel::makers, 1}, Kernel::stages_for(p.elements.groups)});
+  return true;
+}
+
 template <int ColumnTiles, SliceForm Form>
 void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
   if constexpr (ColumnTiles <= 4) {
     if (launch_alone<ColumnTiles, Form>(exec, p)) return;
   }
-  if (p.x.is_dense) {
-    launch_align<true>(exec, p);
-  } else {
-    launch_align<false>(exec, p);
+  if constexpr (ColumnTiles == 16) {
+    if (launch_pairs<Form>(exec, p)) return;
   }
+  launch_align<false>(exec, p);
   using Kernel = SliceGemm<ColumnTiles, Form, false>;
   const int groups = p.elements.groups;
   const SliceConfig config = slice_config(
