@@ -63,7 +63,12 @@ struct SlicePairs : SliceGemm<16, Form, false> {
     constexpr int least_stages = (x_tile * pitch_bytes + group_bytes_x - 1) / group_bytes_x;
     return header_bytes + (x_stages > least_stages ? x_stages : least_stages) * group_bytes_x;
   }
-  KOKKOS_INLINE_FUNCTION int tail_at() const { return y_at() + p.elements.groups * group_bytes_y; }
+  /// Behind what Base has there, too: barriers' memory may hold nothing else.
+  KOKKOS_INLINE_FUNCTION int tail_at() const {
+    const int own = y_at() + p.elements.groups * group_bytes_y;
+    const int base = static_cast<int>(sizeof(Scratch)) + Base::stages_bytes();
+    return own > base ? own : base;
+  }
   KOKKOS_INLINE_FUNCTION int threads() const { return maker_threads + 128; }
   int shared_bytes() const {
     return std::max(Base::shared_bytes(), tail_at() + static_cast<int>(sizeof(Tail)));
