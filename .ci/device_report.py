@@ -37,13 +37,10 @@ def kernel_name(text):
     if formats and name in ("QuantizeRow", "DequantizeRow"):
         name += f"<{formats.group(1)}>"
     forms = ("dense", "interleaved", "blocks")
-    numbers = re.match(r"(\d+), \(KokkosMX::Impl::SliceForm\)(\d+), (\w+)>", rest)
+    numbers = re.match(r"(\d+), \(KokkosMX::Impl::SliceForm\)(\d+)(, \w+)?>", rest)
     if numbers:
         name += "<{}x{}{}>".format(8 * int(numbers.group(1)), forms[int(numbers.group(2))],
-                                   ",alone" if numbers.group(3) in ("true", "1") else "")
-    form = re.match(r"\(KokkosMX::Impl::SliceForm\)(\d+)>", rest)
-    if form:
-        name += f"<{forms[int(form.group(1))]}>"
+                                   ",alone" if numbers.group(3) in (", true", ", 1") else "")
     flags = re.match(r"(true|false)(, (true|false))?>", rest)
     if flags:
         name += f"<{flags.group(0)}".replace(" ", "")

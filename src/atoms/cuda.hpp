@@ -22,6 +22,10 @@ __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
                "r"(arrivals)
                : "memory");
 }
+/// Its memory may hold something else, or another barrier, from here on.
+__device__ inline void barrier_forget(std::uint64_t* barrier) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 /// Barriers just made are seen by every thread and by the copy engine once the block's threads have
 /// met.
 __device__ inline void barriers_made_for_block() {
@@ -153,6 +157,13 @@ __device__ inline void begin_copy(void* to, const void* from) {
                "l"(from), "n"(To), "n"(From)
                : "memory");
 }
+/// Those that the thread has begun since the last time are a set; it waits for all sets but the
+/// last ones, so many.
+__device__ inline void end_set_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Last>
+__device__ inline void wait_for_sets_of_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Last) : "memory");
+}
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// Whether any lane of the warp says so.
 __device__ inline bool any_lane(bool mine) { return __any_sync(0xFFFFFFFFu, mine) != 0; }
@@ -246,8 +257,8 @@ __device__ inline std::uint32_t address_in_block(const void* own, int block) {
 #endif
   return address;
 }
-/// Stores a number, and copies bytes (a multiple of 16, aligned to 16), to the same place of
-/// another block, whose barrier counts their bytes.
+/// Stores a number to the same place of another block, or copies bytes (a multiple of 16, aligned
+/// to 16) to some place of it; the block's barrier, named by this one's, counts their bytes.
 __device__ inline void store_to_block(const std::int32_t* own, std::int32_t value,
                                       const std::uint64_t* barrier, int block) {
 #if __CUDA_ARCH__ >= 900
@@ -258,13 +269,13 @@ __device__ inline void store_to_block(const std::int32_t* own, std::int32_t valu
       : "memory");
 #endif
 }
-__device__ inline void bulk_copy_to_block(const void* own, int bytes, const std::uint64_t* barrier,
-                                          int block) {
+__device__ inline void bulk_copy_to_block(const void* from, const void* to, int bytes,
+                                          const std::uint64_t* barrier, int block) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(address_in_block(own, block)),
-      "r"(shared_address(own)), "r"(bytes), "r"(address_in_block(barrier, block))
+      "[%3];" ::"r"(address_in_block(to, block)),
+      "r"(shared_address(from)), "r"(bytes), "r"(address_in_block(barrier, block))
       : "memory");
 #endif
 }

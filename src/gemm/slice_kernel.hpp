@@ -13,8 +13,8 @@
 /// tiles of 64 rows and more, what is a warp here is a warpgroup, with 64 rows of y. Where x has up
 /// to 32 rows of bf16, K is short, blocks are few and C is plain bf16, there is only one kernel:
 /// each block makes x's elements as it makes y's (from 16 rows on a group's two warps one half of
-/// x, and 16 rows of y, each), and images of x only where what comes next does. Two tiles of 128
-/// rows of x: see slice_pairs.hpp.
+/// x, and 16 rows of y, each), and images of x only where what comes next does. 64 rows of x,
+/// or two tiles of 128: see slice_shared.hpp.
 ///
 /// What that does not hold comes after it: groups of y with blocks outside of the four scales of
 /// their rows, with zeros, with what is not finite or near the ends of the range; and blocks of x
@@ -432,9 +432,10 @@ struct SliceGemm {
   /// Where a warp is in its stages, and in filling them.
   struct Turn {
     int stage = 0, turn = 0;
-    __device__ void advance(int of) {
-      if (++stage < of) return;
-      stage = 0;
+    __device__ void advance(int of, int by = 1) {
+      stage += by;
+      if (stage < of) return;
+      stage -= of;
       ++turn;
     }
   };
@@ -553,11 +554,14 @@ struct SliceGemm {
     int to, own;  ///< places in the scratch: of a copy, and of the lane's part of even blocks
   };
   __device__ Ahead ahead_of(const Place& at) const {
+    return ahead_of(
+        at, static_cast<int>(sizeof(Scratch)) + stages_bytes() + (at.thread >> 5) * ahead_bytes);
+  }
+  /// all: where the warp's memory for it begins.
+  __device__ Ahead ahead_of(const Place& at, [[maybe_unused]] int all) const {
     Ahead ahead{};
     if constexpr (is_dense && !MakesX) {
       constexpr int row_bytes = 2 * block_size * group_blocks_k;
-      const int all =
-          static_cast<int>(sizeof(Scratch)) + stages_bytes() + (at.thread >> 5) * ahead_bytes;
       const int own_row = at.lane >> 2, row = at.lane >> 3, eighth = 16 * (at.lane & 7);
       ahead.own = opaque(all + row_bytes * own_row + 64 * (own_row & 1) + 16 * at.part);
       ahead.to = opaque(all + row_bytes * row + (eighth ^ 64 * (row & 1)));
@@ -569,18 +573,32 @@ struct SliceGemm {
     }
     return ahead;
   }
+  /// Begins to copy a group of bf16; and takes it from there.
+  __device__ static void copy_rows(std::uint8_t* memory, const Ahead& ahead, int group) {
+    unrolled<Atom::rows / 4>([&](auto i) {
+      const std::uint8_t* begin =
+          ahead.from[i] + group * std::int64_t{2 * block_size * group_blocks_k};
+      unrolled<2>([&](auto h) {
+        CudaUnit::begin_copy<1024 * i + 128 * h, 128 * h>(memory + ahead.to, begin);
+      });
+    });
+  }
+  __device__ static void take_rows(const std::uint8_t* memory, Raw& raw, const Ahead& ahead) {
+#pragma unroll
+    for (int i = 0; i < 2 * group_blocks_k; ++i) {
+      const int place =
+          (ahead.own ^ 64 * (i % 2)) + 2048 * (i / group_blocks_k) + 128 * (i % group_blocks_k / 2);
+      raw.of[i / group_blocks_k][i % group_blocks_k] =
+          *reinterpret_cast<const Words*>(memory + place);
+    }
+  }
   /// Where the kernel makes x a warp has one group.
   __device__ void load_ahead(Scratch& scratch, Ahead& ahead, const Source& from, int group) const {
     if constexpr (MakesX) return;
     if constexpr (is_dense) {
       if (!is_whole(group)) return;
       CudaUnit::warp_barrier();
-      std::uint8_t* to = reinterpret_cast<std::uint8_t*>(&scratch) + ahead.to;
-      unrolled<Atom::rows / 4>([&](auto i) {
-        const std::uint8_t* begin =
-            ahead.from[i] + group * std::int64_t{2 * block_size * group_blocks_k};
-        unrolled<2>([&](auto h) { CudaUnit::begin_copy<1024 * i + 128 * h, 128 * h>(to, begin); });
-      });
+      copy_rows(reinterpret_cast<std::uint8_t*>(&scratch), ahead, group);
     } else {
       load(ahead.codes, from, group);
     }
@@ -591,13 +609,7 @@ struct SliceGemm {
       CudaUnit::wait_for_copies();
       CudaUnit::warp_barrier();
       if (is_whole(group)) {
-#pragma unroll
-        for (int i = 0; i < 2 * group_blocks_k; ++i) {
-          const int place = (ahead.own ^ 64 * (i % 2)) + 2048 * (i / group_blocks_k) +
-                            128 * (i % group_blocks_k / 2);
-          raw.of[i / group_blocks_k][i % group_blocks_k] = *reinterpret_cast<const Words*>(
-              reinterpret_cast<const std::uint8_t*>(&scratch) + place);
-        }
+        take_rows(reinterpret_cast<const std::uint8_t*>(&scratch), raw, ahead);
       }
     } else {
       raw = ahead.codes;
@@ -715,7 +727,7 @@ struct SliceGemm {
   __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
                                     std::uint32_t from) {
     constexpr std::uint32_t width = 0x10001u * Atom::max_shift << Shift;
-    return larger_halves(lo, from) == lo && smaller_halves(hi, base + width) == hi;
+    return ((larger_halves(lo, from) ^ lo) | (smaller_halves(hi, base + width) ^ hi)) == 0;
   }
   /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
   template <bool Saturates, int Count>

@@ -5,7 +5,7 @@
 
 #include "gemm_select.hpp"
 #include "slice_kernel.hpp"
-#include "slice_pairs.hpp"
+#include "slice_shared.hpp"
 
 #include <string>
 
@@ -59,21 +59,21 @@ bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
   return true;
 }
 
-/// Whether a kernel is launched whose blocks make y in pairs.
-template <SliceForm Form>
-bool launch_pairs(const Kokkos::Cuda& exec, const SliceProblem& p) {
-  using Kernel = SlicePairs<Form>;
+/// Whether a kernel is launched that has both operands in shared memory.
+template <int ColumnTiles, SliceForm Form>
+bool launch_shared(const Kokkos::Cuda& exec, const SliceProblem& p) {
+  using Kernel = SliceShared<ColumnTiles, Form>;
   const Epilogue& e = p.epilogue;
   const bool stores_whole_words = reinterpret_cast<std::uintptr_t>(e.c) % 16 == 0 &&
                                   e.row % 8 == 0 && e.batch % 8 == 0 && p.y_rows % 8 == 0;
   const bool can = stores_whole_words && p.elements.tiles % Kernel::cluster_y == 0 &&
-                   p.y.is_aligned && p.blocks % (2 * Kernel::group_blocks_k) == 0 &&
+                   p.y.is_aligned && p.blocks % (Kernel::cluster_y * Kernel::group_blocks_k) == 0 &&
                    p.elements.groups >= Kernel::makers &&
                    p.elements.groups <= Kernel::most_groups && p.is_plain_bf16 &&
                    p.counts == nullptr && p.minimum_tier <= Tier::aligned;
   if (!can) return false;
   launch_align<true>(exec, p);
-  launch_kernel_of(exec, p, Kernel{{p, Kernel::makers, 1}, Kernel::stages_for(p.elements.groups)});
+  launch_kernel_of(exec, p, Kernel{{p, Kernel::makers, 1}});
   return true;
 }
 
@@ -82,8 +82,8 @@ void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
   if constexpr (ColumnTiles <= 4) {
     if (launch_alone<ColumnTiles, Form>(exec, p)) return;
   }
-  if constexpr (ColumnTiles == 16) {
-    if (launch_pairs<Form>(exec, p)) return;
+  if constexpr (ColumnTiles >= 8) {
+    if (launch_shared<ColumnTiles, Form>(exec, p)) return;
   }
   launch_align<false>(exec, p);
   using Kernel = SliceGemm<ColumnTiles, Form, false>;

@@ -423,12 +423,16 @@ struct WgmmaInt8Atom : Int8Images {
 
   /// Begins to add the product of a step of two images in shared memory, 64 rows by tile_n, by a
   /// warpgroup. Neither may change until it has waited for that.
+  __device__ __forceinline__ static void begin_step(std::int32_t (&d)[values], const void* rows_a,
+                                                    const void* rows_b) {
+    begin_step(d, describe(rows_a), describe(rows_b));
+  }
+  /// The same of images that are described.
   __device__ __forceinline__ static void begin_step([[maybe_unused]] std::int32_t (&d)[values],
-                                                    [[maybe_unused]] const void* rows_a,
-                                                    [[maybe_unused]] const void* rows_b) {
+                                                    [[maybe_unused]] std::uint64_t a,
+                                                    [[maybe_unused]] std::uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    const std::uint64_t a = describe(rows_a), b = describe(rows_b);
 #pragma unroll
     for (int k = 0; k < step_bytes / 32; ++k) multiply(d, a + 2 * k, b + 2 * k, 1);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -442,6 +446,17 @@ struct WgmmaInt8Atom : Int8Images {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Last) : "memory");
 #endif
+  }
+
+  /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
+  __device__ static std::uint64_t describe(const void* rows) {
+    const std::uint64_t address = CudaUnit::shared_address(rows);
+    return ((address & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
+           (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
+  }
+  /// That of what lies so many bytes behind it, in the same block's memory.
+  __device__ static constexpr std::uint64_t described_after(std::uint64_t rows, int bytes) {
+    return rows + (bytes >> 4);
   }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -460,12 +475,6 @@ struct WgmmaInt8Atom : Int8Images {
     for (int i = 1; i < pieces; ++i) {
       CudaUnit::bulk_copy(to + i * bytes, from + (i < 3 ? i * piece : 0), bytes, barrier);
     }
-  }
-  /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
-  __device__ static std::uint64_t describe(const void* rows) {
-    const std::uint64_t address = CudaUnit::shared_address(rows);
-    return ((address & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
-           (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
   }
   /// d = A * B^T, plus d where add is not 0: 64 x tile_n, 32 of K.
   __device__ static void multiply(std::int32_t (&d)[values], std::uint64_t a, std::uint64_t b,
