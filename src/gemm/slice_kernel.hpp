@@ -41,6 +41,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace KokkosMX::Impl {
 
@@ -416,16 +417,20 @@ struct SliceGemm {
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
-                             int image_number, int group, int pair) const {
+                             const std::uint8_t* first, int image_number, int group,
+                             int pair) const {
     const int begin = (2 * group + pair) * (x_tile * 2 * block_size) + 16 * at.lane;
-    const std::uint8_t* first = image(at, 0);
+    const auto load_tile = [&](int j, const std::uint8_t* of_row) {
+      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + j * (16 * 32));
+    };
+    if (image_number == 0) {
 #pragma unroll
-    for (int j = 0; j < ColumnTiles; ++j) {
-      const std::uint8_t* of_row =
-          image_number == 0
-              ? first
-              : image_of_row(at, scratch, image_number, Atom::cols * j + (at.lane >> 2));
-      to[j] = *reinterpret_cast<const TwoSteps*>(of_row + begin + j * (16 * 32));
+      for (int j = 0; j < ColumnTiles; ++j) load_tile(j, first);
+    } else {
+#pragma unroll
+      for (int j = 0; j < ColumnTiles; ++j) {
+        load_tile(j, image_of_row(at, scratch, image_number, Atom::cols * j + (at.lane >> 2)));
+      }
     }
   }
 
@@ -516,13 +521,28 @@ struct SliceGemm {
   __device__ bool is_whole(int group) const {
     return p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
   }
-  __device__ const std::uint8_t* words_at(const Source& from, int group, int second, int i) const {
-    const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
-    return from.data[second] + group * step + 2 * block_size * i;
+  /// From one group to another, from an even one to one so many on.
+  __device__ std::int64_t data_step(int groups) const {
+    return groups *
+           (is_dense ? std::int64_t{2 * block_size * group_blocks_k} : p.y.matrix.codes.block_4);
+  }
+  __device__ std::int64_t scales_step(int groups) const {
+    const ScalesMap& scales = p.y.matrix.scales;
+    return (groups >> 1) * scales.col_8 + (groups & 1) * scales.col_4;
+  }
+  __device__ static void move(Source& from, std::int64_t data, std::int64_t scales) {
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      from.data[second] += data;
+      if constexpr (!is_dense) from.scales[second] += scales;
+    }
   }
   /// Nothing where the group is not whole; zeros, which is faster there, where the kernel makes x.
-  __device__ void load(Raw& raw, const Source& from, int group) const {
-    const bool is_there = is_whole(group);
+  __device__ void load(Raw& raw, Source from, int group) const {
+    move(from, data_step(group), scales_step(group));
+    load_at(raw, from, is_whole(group));
+  }
+  __device__ void load_at(Raw& raw, const Source& from, bool is_there) const {
     if (!MakesX && !is_there) return;
     const bool is_loaded = !MakesX || is_there;
 #pragma unroll
@@ -530,15 +550,13 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
         raw.of[second][i] =
-            is_loaded ? CudaUnit::load_past_first_cache<Words>(words_at(from, group, second, i))
-                      : Words{};
+            is_loaded
+                ? CudaUnit::load_past_first_cache<Words>(from.data[second] + 2 * block_size * i)
+                : Words{};
       }
       if constexpr (!is_dense) {
-        const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] = is_loaded ? CudaUnit::load_past_first_cache<std::uint8_t>(
-                                            from.scales[second] + (group >> 1) * scales.col_8 +
-                                            (group & 1) * scales.col_4)
-                                      : 255u;
+        raw.scale[second] =
+            is_loaded ? CudaUnit::load_past_first_cache<std::uint8_t>(from.scales[second]) : 255u;
       }
     }
   }
@@ -549,11 +567,21 @@ struct SliceGemm {
   /// rows lie in all banks.
   struct Ahead {
     Raw codes;
+    Source next;                              ///< where the next group of codes begins
+    std::int64_t data_step, scales_steps[2];  ///< to the one after it, and the one after that
     const std::uint8_t* from[Atom::rows / 4];
     int to, own;  ///< places in the scratch: of a copy, and of the lane's part of even blocks
   };
-  __device__ Ahead ahead_of(const Place& at) const {
+  __device__ Ahead ahead_of(const Place& at, const Source& from) const {
     Ahead ahead{};
+    if constexpr (!is_dense && !MakesX) {
+      ahead.next = from;
+      const int group = at.warp + warps, odd = group & 1;
+      move(ahead.next, data_step(group), scales_step(group));
+      ahead.data_step = opaque(data_step(warps));
+      ahead.scales_steps[0] = opaque(scales_step(warps + odd) - scales_step(odd));
+      ahead.scales_steps[1] = opaque(scales_step(2 * warps) - ahead.scales_steps[0]);
+    }
     if constexpr (is_dense && !MakesX) {
       constexpr int row_bytes = 2 * block_size * group_blocks_k;
       const int all =
@@ -570,7 +598,7 @@ struct SliceGemm {
     return ahead;
   }
   /// Where the kernel makes x a warp has one group.
-  __device__ void load_ahead(Scratch& scratch, Ahead& ahead, const Source& from, int group) const {
+  __device__ void load_ahead(Scratch& scratch, Ahead& ahead, int group) const {
     if constexpr (MakesX) return;
     if constexpr (is_dense) {
       if (!is_whole(group)) return;
@@ -582,7 +610,9 @@ struct SliceGemm {
         unrolled<2>([&](auto h) { CudaUnit::begin_copy<1024 * i + 128 * h, 128 * h>(to, begin); });
       });
     } else {
-      load(ahead.codes, from, group);
+      load_at(ahead.codes, ahead.next, is_whole(group));
+      move(ahead.next, ahead.data_step, ahead.scales_steps[0]);
+      std::swap(ahead.scales_steps[0], ahead.scales_steps[1]);
     }
   }
   __device__ void take_ahead(Scratch& scratch, Raw& raw, const Ahead& ahead, int group) const {
@@ -612,7 +642,7 @@ struct SliceGemm {
     std::uint32_t lo, hi;
     bool are_known;  ///< as far as the lane sees: no block is zeros
   };
-  /// Finds them; words of codes are brought into their order: word i of step i.
+  /// Finds them; words of codes are brought into the order that make expects.
   __device__ Scales find_scales(const Place& at, const QuadQuantizer& quantizer, Raw& raw) const {
     Scales scales;
     scales.are_known = true;
@@ -626,6 +656,7 @@ struct SliceGemm {
       }
     } else {
       const std::uint32_t own = raw.scale[0] | raw.scale[1] << 16;
+      [[maybe_unused]] std::uint32_t least = 0xFFFFFFFFu;  // of halves that blocks have
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         Words& w = raw.of[second][0];
@@ -634,16 +665,17 @@ struct SliceGemm {
           scales.are_known =
               scales.are_known && ((w.w[0] | w.w[1] | w.w[2] | w.w[3]) & magnitudes) != 0;
         } else {
-          w = ordered(w);
+          w = halves_ordered(w);
 #pragma unroll
-          for (int i = 0; i < group_blocks_k; ++i) {
-            scales.are_known = scales.are_known && (w.w[i] & magnitudes) != 0;
+          for (int i = 0; i < 2; ++i) {
+            least = smaller_halves(least, (w.w[2 * i] | w.w[2 * i + 1]) & magnitudes);
           }
         }
       }
       if constexpr (Form == SliceForm::blocks) {
         scales.of[0] = own;
       } else {
+        scales.are_known = (least & 0xFFFFu) != 0 && least >> 16 != 0;
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
           scales.of[i] = CudaUnit::from_lane(own, (at.lane & 28) + i);
@@ -658,15 +690,13 @@ struct SliceGemm {
     }
     return scales;
   }
-  /// Byte 4 j + b of a group is byte j of block b.
-  __device__ static Words ordered(const Words& from) {
-    const std::uint32_t low_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140);
-    const std::uint32_t low_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140);
-    const std::uint32_t high_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362);
-    const std::uint32_t high_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362);
-    return {{CudaUnit::bytes_of(low_01, low_23, 0x5410), CudaUnit::bytes_of(low_01, low_23, 0x7632),
-             CudaUnit::bytes_of(high_01, high_23, 0x5410),
-             CudaUnit::bytes_of(high_01, high_23, 0x7632)}};
+  /// Byte 4 j + b of a group is byte j of block b. Words 0 and 1 get the first and the second half
+  /// of blocks 0 and 1, one block in each half of the word; words 2 and 3 those of blocks 2 and 3.
+  __device__ static Words halves_ordered(const Words& from) {
+    return {{CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140),
+             CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140),
+             CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362),
+             CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362)}};
   }
 
   /// What a lane knows of its two rows: as Scales. base: the least of four scales.
@@ -715,7 +745,7 @@ struct SliceGemm {
   __device__ static bool are_within(std::uint32_t lo, std::uint32_t hi, std::uint32_t base,
                                     std::uint32_t from) {
     constexpr std::uint32_t width = 0x10001u * Atom::max_shift << Shift;
-    return larger_halves(lo, from) == lo && smaller_halves(hi, base + width) == hi;
+    return ((larger_halves(lo, from) ^ lo) | (smaller_halves(hi, base + width) ^ hi)) == 0;
   }
   /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
   template <bool Saturates, int Count>
@@ -746,30 +776,34 @@ struct SliceGemm {
     if constexpr (is_dense) {
       make_dense<Saturates>(quantizer, raw.of, scales.of, rows.base, above, parts);
     } else {
+      // As expand_codes does it, times 2^shift, which is 1 to 8. Products leave the other unit of
+      // integers free; compilers that see powers of two make shifts of them.
+      constexpr std::uint32_t powers = 0x08040201u, numbers = 0x44404440u, sign = 0x80808080u;
+      const auto low = static_cast<std::uint32_t>(opaque(static_cast<int>(halves_low)));
+      const std::uint32_t base = rows.base - numbers;
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu);
+        std::uint32_t power[scales_each];
+#pragma unroll
+        for (int i = 0; i < scales_each; ++i) {
+          power[i] = CudaUnit::permute(powers, 0, (scales.of[i] - base) >> (16 * second));
+        }
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          const int scale =
-              static_cast<int>(scales.of[scales_each == 1 ? 0 : i] >> (16 * second) & 0xFFu);
-          parts[i][second] = expand_eight_within(raw.of[second][0].w[i], scale - base);
+          const std::uint32_t codes = raw.of[second][0].w[i], negative = codes ^ 0x88888888u;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            // A word has one block, or halves of two: see halves_ordered.
+            const int block = scales_each == 1 ? i : 2 * (i / 2) + h;
+            const int half = scales_each == 1 ? h : i % 2;
+            const std::uint32_t times = power[scales_each == 1 ? 0 : block];
+            const std::uint32_t plus = CudaUnit::permute(low, halves_high, codes >> (16 * h));
+            const std::uint32_t minus = CudaUnit::permute(low, halves_high, negative >> (16 * h));
+            parts[block][second].word[half] = (plus * times + sign + minus * (0u - times)) ^ sign;
+          }
         }
       }
     }
-  }
-  /// Codes as int8, times 2^shift, which is 1 to 8.
-  __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
-    // As expand_codes does it. Products with powers of two leave the other unit of integers free.
-    const std::uint32_t power = 1u << shift, negative = codes ^ 0x88888888u;
-    Atom::Part part;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const std::uint32_t plus = CudaUnit::permute(halves_low, halves_high, codes >> (16 * h));
-      const std::uint32_t minus = CudaUnit::permute(halves_low, halves_high, negative >> (16 * h));
-      part.word[h] = (plus * power + 0x80808080u + minus * (0u - power)) ^ 0x80808080u;
-    }
-    return part;
   }
 
   /// Adds the product of the warp's groups with an image of x; returns those that are left for
@@ -781,10 +815,12 @@ struct SliceGemm {
     const Source from = source(at);
     Raw raw{};
     load(raw, from, at.warp);
-    Ahead ahead = ahead_of(at);
+    Ahead ahead = ahead_of(at, from);
+    // Found once, not for every group.
+    const std::uint8_t* const first_image = opaque(image(at, 0));
     if (image_number == 0) clear(at, scratch);
     // No sooner: what comes first shall not wait for it.
-    load_ahead(scratch, ahead, from, at.warp + warps);
+    load_ahead(scratch, ahead, at.warp + warps);
     std::uint64_t left = 0;
 #pragma unroll 1
     for (int group = at.warp, count = 0; group < at.groups; group += warps, ++count) {
@@ -810,11 +846,11 @@ struct SliceGemm {
       TwoSteps b[group_blocks_k / 2][ColumnTiles];
 #pragma unroll
       for (int i = 0; i < pairs_ahead; ++i) {
-        load_steps(b[i], at, scratch, image_number, group, i);
+        load_steps(b[i], at, scratch, first_image, image_number, group, i);
       }
       const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
       // What is not whole is not in registers.
-      const bool fits = (MakesX || is_whole(group)) && scales.are_known &&
+      const bool fits = (MakesX || is_whole(group)) & scales.are_known &
                         are_within<scale_shift>(scales.lo, scales.hi, rows.base,
                                                 rows.base + (above << scale_shift));
       const bool all_fit = !CudaUnit::any_lane(!fits);
@@ -843,18 +879,18 @@ struct SliceGemm {
         CudaUnit::barrier_wait(&scratch.full[number], pipeline.done.turn & 1);
         Wide::begin(sums, parts, stages_after(scratch) + number * group_bytes_x);
         take_ahead(scratch, raw, ahead, group + warps);
-        load_ahead(scratch, ahead, from, group + 2 * warps);
+        load_ahead(scratch, ahead, group + 2 * warps);
         Wide::wait();
         if (at.lane == 0) CudaUnit::barrier_arrive(&scratch.empty[number]);
         pipeline.done.advance(pipeline.stages);
       } else {
         take_ahead(scratch, raw, ahead, group + warps);
-        load_ahead(scratch, ahead, from, group + 2 * warps);
+        load_ahead(scratch, ahead, group + 2 * warps);
         if (all_fit) {
 #pragma unroll
           for (int i = 0; i < group_blocks_k; ++i) {
             if (i % 2 == 0 && i / 2 >= pairs_ahead) {
-              load_steps(b[i / 2], at, scratch, image_number, group, i / 2);
+              load_steps(b[i / 2], at, scratch, first_image, image_number, group, i / 2);
             }
 #pragma unroll
             for (int j = 0; j < ColumnTiles; ++j) {
