@@ -81,16 +81,18 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: a block takes a row, four lanes a block of it. Where they lie: see
-/// SliceElements.
-template <bool IsDense>
+/// Makes x's elements: blocks take a row together, four lanes a block of it. Where elements lie:
+/// see SliceElements. Each block finds all scales of the row, so that none waits for another, and
+/// makes a part of it. IsShort: one block makes all of it.
+template <bool IsDense, bool IsShort>
 struct RowAligner {
   const SliceProblem& p;
 
-  static constexpr int most_threads = 1024;
+  /// Few, so that a unit has room for them beside a block that multiplies.
+  static constexpr int most_threads = 256;
   struct Scratch {
-    std::int32_t lo[most_threads / 32], hi[most_threads / 32];  ///< of what a warp has seen
-    std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
+    std::int32_t lo[32], hi[32];  ///< of what a warp of the caller's has seen
+    std::uint32_t bands[2];       ///< of four scales: bit b says that a block lies in band b
     std::int16_t scale[slice_most_blocks];
   };
 
@@ -100,41 +102,54 @@ struct RowAligner {
     const int most = (eights() + 31) / 32 * 32;
     return most < most_threads ? most : most_threads;
   }
+  /// Blocks that make a row.
+  KOKKOS_INLINE_FUNCTION int parts() const {
+    // As threads() has it.
+    return IsShort || eights() <= most_threads ? 1 : (eights() + most_threads - 1) / most_threads;
+  }
 
-  /// Makes a row by the first threads() of a block, all of whose threads call this; begin() is
-  /// called before x is read, but after all that can be known before.
+  /// Makes a part of a row by the first threads() of a block, all of whose threads call this;
+  /// begin() is called before x is read, but after all that can be known before.
   template <class Begin>
-  __device__ void make_row(int thread, Scratch& scratch, int batch, int row,
+  __device__ void make_row(int thread, Scratch& scratch, int batch, int row, int part_of_row,
                            const Begin& begin) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
     const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
-    const auto offset = [&](int block) {
-      const int step = elements.by_blocks ? (block & ~3) + part : block;
-      return elements.offset(step, in_tile, elements.by_blocks ? block & 3 : part);
-    };
-    const std::uint8_t* const from = opaque(source(batch, row, thread >> 2, part));
-    std::uint8_t* const to_first = opaque(elements.image(batch, tile, 0));
-    const int first_offset = opaque(offset(thread >> 2));
+    const int own = threads() * part_of_row + thread, own_block = own >> 2;
+    const int step = elements.by_blocks ? (own_block & ~3) + part : own_block;
+    const int at =
+        opaque(elements.offset(step, in_tile, elements.by_blocks ? own_block & 3 : part));
+    const std::uint8_t* const from = opaque(source(batch, row, own_block, part));
+    const std::uint8_t* const first = IsShort ? from : opaque(source(batch, row, thread, 0));
+    std::uint8_t* to = opaque(elements.image(batch, tile, 0));
     SliceRow* const to_state = opaque(elements.states + batch * elements.rows() + row);
     if (thread == 0) scratch.bands[0] = scratch.bands[1] = 0;
+    if (row < p.x_rows && own_block < p.blocks) CudaUnit::prefetch(from);
+    if (!IsShort && row < p.x_rows && thread < p.blocks) CudaUnit::prefetch(first);
     begin();
-    const Words first = load(from, row, thread >> 2);
+    const Words words = load(from, row, own_block);
     int lo = slice_no_lo, hi = 0;
-#pragma unroll 1
-    for (int i = thread; (i & ~31) < eights(); i += threads()) {
-      const int block = i >> 2;
-      const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
-      const int scale = scale_of(quantizer, words, batch, row, block);
-      if (part == 0 && block < slice_most_blocks) {
-        scratch.scale[block] = static_cast<std::int16_t>(scale);
-      }
+    const auto see = [&](int scale, int block) {
+      if (block < slice_most_blocks) scratch.scale[block] = static_cast<std::int16_t>(scale);
       if (scale >= 0) {
         lo = min(lo, scale);
         hi = max(hi, scale);
       } else if (scale == QuadQuantizer::not_a_number) {
         hi = slice_nan_hi;
+      }
+    };
+    if (parts() == 1) {
+      const int scale = scale_of(quantizer, words, batch, row, own_block);
+      if (part == 0) see(scale, own_block);
+    } else {
+      // A thread has blocks of its own.
+#pragma unroll 1
+      for (int block = thread; block < p.blocks; block += threads()) {
+        Words all[4];
+        load_all(all, block == thread ? first : source(batch, row, block, 0), row, block);
+        see(scale_of_all(quantizer, all, batch, row, block), block);
       }
     }
     lo = CudaUnit::least_of_warp(lo);
@@ -155,9 +170,10 @@ struct RowAligner {
     state.images = 1;
     state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
     if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
-    if (thread == 0) *to_state = state;
+    if (part_of_row == 0 && thread == 0) *to_state = state;
+    if (own >= eights()) return;
+    const int scale = own_block < p.blocks ? scratch.scale[own_block] : QuadQuantizer::empty;
     const int images = state.images == 0 ? 1 : state.images;
-    std::uint8_t* to = to_first;
 #pragma unroll 1
     for (int image = 0; image < images; ++image, to += elements.image_bytes()) {
       int base = state.unit[0];
@@ -165,16 +181,10 @@ struct RowAligner {
       for (int i = 1; i < SliceRow::most_images; ++i) {  // registers have no index
         if (i == image) base = state.unit[i];
       }
-#pragma unroll 1
-      for (int i = thread; i < eights(); i += threads()) {
-        const int block = i >> 2, scale = scratch.scale[block];
-        const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
-        const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words, scale, base)
-                                               : expand_eight(words.w[3], scale, base);
-        const int at = i == thread ? first_offset : offset(block);
-        *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
-        *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
-      }
+      const MmaInt8Atom::Part made =
+          IsDense ? quantizer.elements(words, scale, base) : expand_eight(words.w[3], scale, base);
+      *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
+      *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
     }
   }
 
@@ -200,6 +210,25 @@ struct RowAligner {
       return load_bytes(from, codes.byte, 4);
     }
   }
+  /// All parts of a block that is there, where its row is.
+  __device__ void load_all(Words (&to)[4], const std::uint8_t* from, int row, int block) const {
+    if (IsDense && p.x.is_aligned) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[i] = row < p.x_rows ? CudaUnit::load_past_first_cache<Words>(from + 16 * i) : Words{};
+      }
+      return;
+    }
+    const std::int64_t step = IsDense ? 16 : 4 * p.x.matrix.codes.byte;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      const Words words = load(from + i * step, row, block);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // registers have no index
+        if (i == j) to[j] = words;
+      }
+    }
+  }
   __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
                           int block) const {
     if constexpr (IsDense) {
@@ -208,10 +237,23 @@ struct RowAligner {
       std::uint32_t any = words.w[3] & 0x77777777u;
       any |= CudaUnit::from_lane_xor(any, 1);
       any |= CudaUnit::from_lane_xor(any, 2);
-      return row < p.x_rows && block < p.blocks
-                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
-                 : QuadQuantizer::empty;
+      return scale_of_any(any, batch, row, block);
     }
+  }
+  /// The same where the lane has all of the block.
+  __device__ int scale_of_all(const QuadQuantizer& quantizer, const Words (&all)[4], int batch,
+                              int row, int block) const {
+    if constexpr (IsDense) {
+      return quantizer.scale_of_block(all);
+    } else {
+      const std::uint32_t any = all[0].w[3] | all[1].w[3] | all[2].w[3] | all[3].w[3];
+      return scale_of_any(any & 0x77777777u, batch, row, block);
+    }
+  }
+  __device__ int scale_of_any(std::uint32_t any, int batch, int row, int block) const {
+    return row < p.x_rows && block < p.blocks
+               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+               : QuadQuantizer::empty;
   }
 
   /// The row's images where it needs more than one; none where it needs too many.
@@ -246,11 +288,12 @@ template <bool IsDense, bool IsShort>
 struct AlignRows {
   SliceProblem p;
 
-  using Aligner = RowAligner<IsDense>;
-  static constexpr int most_threads = IsShort ? 256 : Aligner::most_threads;
-  static constexpr int groups_together = IsShort ? 6 : 1;
+  using Aligner = RowAligner<IsDense, IsShort>;
+  static constexpr int most_threads = Aligner::most_threads;
+  static constexpr int groups_together = IsShort ? 6 : 4;
   static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
   KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
+  int parts() const { return Aligner{p}.parts(); }
   int shared_bytes() const { return most_shared_bytes; }
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
@@ -263,7 +306,7 @@ struct AlignRows {
   __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
     auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
     CudaUnit::read_ahead(*this, thread, scratch.lo);
-    Aligner{p}.make_row(thread, scratch, item.z, item.x, [] {
+    Aligner{p}.make_row(thread, scratch, item.z, item.x, item.y, [] {
       // What the next kernel reads before it waits for this one is there, too.
       CudaUnit::wait_for_earlier();
       CudaUnit::dependents_may_begin();
@@ -281,15 +324,16 @@ struct SliceGemm {
   int least_bytes = 0;  ///< of shared memory
 
   using Atom = MmaInt8Atom;
-  using Aligner = RowAligner<true>;
+  using Aligner = RowAligner<true, true>;
   /// Wide tiles of x come to shared memory, some groups ahead, from where all warps of a warpgroup
   /// multiply by them; of others a warp loads what it needs.
   static constexpr bool is_wide = ColumnTiles >= 8;
   using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
   /// Warps of the same part of K.
   static constexpr int together = is_wide ? Wide::warps : MakesX && ColumnTiles > 1 ? 2 : 1;
-  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16;
-  static constexpr int most_threads = 32 * most_warps;
+  /// Where a kernel comes before, a unit has room for one of its blocks, too.
+  static constexpr int most_warps = MakesX || ColumnTiles == 8 ? 16 : 12;
+  static constexpr int most_threads = 32 * (is_wide ? most_warps : 16);  ///< no more registers
   static constexpr int groups_together = 1;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
   static constexpr int group_blocks_k = 4;
@@ -1235,7 +1279,7 @@ struct SliceGemm {
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, [] {});
+      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {});
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();
@@ -1444,6 +1488,10 @@ struct SliceGemm {
     CudaUnit::block_barrier();
   }
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
+    if constexpr (!MakesX && !is_wide) {
+      // To where nobody writes before all have met.
+      CudaUnit::read_ahead(*this, thread, reinterpret_cast<std::int32_t*>(stages_after(scratch)));
+    }
     CudaUnit::dependents_may_begin();
     const Place at = place_of(thread, item);
     if constexpr (MakesX) {
