@@ -103,6 +103,11 @@ __device__ inline void read_ahead(const Parameters& parameters, int thread, std:
       reinterpret_cast<const std::int32_t*>(&parameters)[warp % lines * (line / 4)];
   if ((thread & 31) == 0) to[warp] = word;
 }
+/// Has what lies there come near: to the cache that all multiprocessors share, where others' writes
+/// are seen, so that this may be done before them.
+__device__ inline void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
+}
 /// Does nothing for about so long.
 __device__ inline void sleep([[maybe_unused]] int nanoseconds) {
 #if __CUDA_ARCH__ >= 700

@@ -41,6 +41,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace KokkosMX::Impl {
 
@@ -80,16 +81,18 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: a block takes a row, four lanes a block of it. Where they lie: see
-/// SliceElements.
-template <bool IsDense>
+/// Makes x's elements: blocks take a row together, four lanes a block of it. Where elements lie:
+/// see SliceElements. Each block finds all scales of the row, so that none waits for another, and
+/// makes a part of it. IsShort: one block makes all of it.
+template <bool IsDense, bool IsShort>
 struct RowAligner {
   const SliceProblem& p;
 
-  static constexpr int most_threads = 1024;
+  /// Few, so that a unit has room for them beside a block that multiplies.
+  static constexpr int most_threads = 256;
   struct Scratch {
-    std::int32_t lo[most_threads / 32], hi[most_threads / 32];  ///< of what a warp has seen
-    std::uint32_t bands[2];  ///< of four scales: bit b says that a block lies in band b
+    std::int32_t lo[32], hi[32];  ///< of what a warp of the caller's has seen
+    std::uint32_t bands[2];       ///< of four scales: bit b says that a block lies in band b
     std::int16_t scale[slice_most_blocks];
   };
 
@@ -99,41 +102,54 @@ struct RowAligner {
     const int most = (eights() + 31) / 32 * 32;
     return most < most_threads ? most : most_threads;
   }
+  /// Blocks that make a row.
+  KOKKOS_INLINE_FUNCTION int parts() const {
+    // As threads() has it.
+    return IsShort || eights() <= most_threads ? 1 : (eights() + most_threads - 1) / most_threads;
+  }
 
-  /// Makes a row by the first threads() of a block, all of whose threads call this; begin() is
-  /// called before x is read, but after all that can be known before.
+  /// Makes a part of a row by the first threads() of a block, all of whose threads call this;
+  /// begin() is called before x is read, but after all that can be known before.
   template <class Begin>
-  __device__ void make_row(int thread, Scratch& scratch, int batch, int row,
+  __device__ void make_row(int thread, Scratch& scratch, int batch, int row, int part_of_row,
                            const Begin& begin) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
     const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
-    const auto offset = [&](int block) {
-      const int step = elements.by_blocks ? (block & ~3) + part : block;
-      return elements.offset(step, in_tile, elements.by_blocks ? block & 3 : part);
-    };
-    const std::uint8_t* const from = opaque(source(batch, row, thread >> 2, part));
-    std::uint8_t* const to_first = opaque(elements.image(batch, tile, 0));
-    const int first_offset = opaque(offset(thread >> 2));
+    const int own = threads() * part_of_row + thread, own_block = own >> 2;
+    const int step = elements.by_blocks ? (own_block & ~3) + part : own_block;
+    const int at =
+        opaque(elements.offset(step, in_tile, elements.by_blocks ? own_block & 3 : part));
+    const std::uint8_t* const from = opaque(source(batch, row, own_block, part));
+    const std::uint8_t* const first = IsShort ? from : opaque(source(batch, row, thread, 0));
+    std::uint8_t* to = opaque(elements.image(batch, tile, 0));
     SliceRow* const to_state = opaque(elements.states + batch * elements.rows() + row);
     if (thread == 0) scratch.bands[0] = scratch.bands[1] = 0;
+    if (row < p.x_rows && own_block < p.blocks) CudaUnit::prefetch(from);
+    if (!IsShort && row < p.x_rows && thread < p.blocks) CudaUnit::prefetch(first);
     begin();
-    const Words first = load(from, row, thread >> 2);
+    const Words words = load(from, row, own_block);
     int lo = slice_no_lo, hi = 0;
-#pragma unroll 1
-    for (int i = thread; (i & ~31) < eights(); i += threads()) {
-      const int block = i >> 2;
-      const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
-      const int scale = scale_of(quantizer, words, batch, row, block);
-      if (part == 0 && block < slice_most_blocks) {
-        scratch.scale[block] = static_cast<std::int16_t>(scale);
-      }
+    const auto see = [&](int scale, int block) {
+      if (block < slice_most_blocks) scratch.scale[block] = static_cast<std::int16_t>(scale);
       if (scale >= 0) {
         lo = min(lo, scale);
         hi = max(hi, scale);
       } else if (scale == QuadQuantizer::not_a_number) {
         hi = slice_nan_hi;
+      }
+    };
+    if (parts() == 1) {
+      const int scale = scale_of(quantizer, words, batch, row, own_block);
+      if (part == 0) see(scale, own_block);
+    } else {
+      // A thread has blocks of its own.
+#pragma unroll 1
+      for (int block = thread; block < p.blocks; block += threads()) {
+        Words all[4];
+        load_all(all, block == thread ? first : source(batch, row, block, 0), row, block);
+        see(scale_of_all(quantizer, all, batch, row, block), block);
       }
     }
     lo = CudaUnit::least_of_warp(lo);
@@ -154,9 +170,10 @@ struct RowAligner {
     state.images = 1;
     state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
     if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
-    if (thread == 0) *to_state = state;
+    if (part_of_row == 0 && thread == 0) *to_state = state;
+    if (own >= eights()) return;
+    const int scale = own_block < p.blocks ? scratch.scale[own_block] : QuadQuantizer::empty;
     const int images = state.images == 0 ? 1 : state.images;
-    std::uint8_t* to = to_first;
 #pragma unroll 1
     for (int image = 0; image < images; ++image, to += elements.image_bytes()) {
       int base = state.unit[0];
@@ -164,16 +181,10 @@ struct RowAligner {
       for (int i = 1; i < SliceRow::most_images; ++i) {  // registers have no index
         if (i == image) base = state.unit[i];
       }
-#pragma unroll 1
-      for (int i = thread; i < eights(); i += threads()) {
-        const int block = i >> 2, scale = scratch.scale[block];
-        const Words words = i == thread ? first : load(source(batch, row, block, part), row, block);
-        const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words, scale, base)
-                                               : expand_eight(words.w[3], scale, base);
-        const int at = i == thread ? first_offset : offset(block);
-        *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
-        *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
-      }
+      const MmaInt8Atom::Part made =
+          IsDense ? quantizer.elements(words, scale, base) : expand_eight(words.w[3], scale, base);
+      *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
+      *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
     }
   }
 
@@ -199,6 +210,25 @@ struct RowAligner {
       return load_bytes(from, codes.byte, 4);
     }
   }
+  /// All parts of a block that is there, where its row is.
+  __device__ void load_all(Words (&to)[4], const std::uint8_t* from, int row, int block) const {
+    if (IsDense && p.x.is_aligned) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[i] = row < p.x_rows ? CudaUnit::load_past_first_cache<Words>(from + 16 * i) : Words{};
+      }
+      return;
+    }
+    const std::int64_t step = IsDense ? 16 : 4 * p.x.matrix.codes.byte;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      const Words words = load(from + i * step, row, block);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // registers have no index
+        if (i == j) to[j] = words;
+      }
+    }
+  }
   __device__ int scale_of(const QuadQuantizer& quantizer, const Words& words, int batch, int row,
                           int block) const {
     if constexpr (IsDense) {
@@ -207,10 +237,23 @@ struct RowAligner {
       std::uint32_t any = words.w[3] & 0x77777777u;
       any |= CudaUnit::from_lane_xor(any, 1);
       any |= CudaUnit::from_lane_xor(any, 2);
-      return row < p.x_rows && block < p.blocks
-                 ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
-                 : QuadQuantizer::empty;
+      return scale_of_any(any, batch, row, block);
     }
+  }
+  /// The same where the lane has all of the block.
+  __device__ int scale_of_all(const QuadQuantizer& quantizer, const Words (&all)[4], int batch,
+                              int row, int block) const {
+    if constexpr (IsDense) {
+      return quantizer.scale_of_block(all);
+    } else {
+      const std::uint32_t any = all[0].w[3] | all[1].w[3] | all[2].w[3] | all[3].w[3];
+      return scale_of_any(any & 0x77777777u, batch, row, block);
+    }
+  }
+  __device__ int scale_of_any(std::uint32_t any, int batch, int row, int block) const {
+    return row < p.x_rows && block < p.blocks
+               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+               : QuadQuantizer::empty;
   }
 
   /// The row's images where it needs more than one; none where it needs too many.
@@ -245,11 +288,12 @@ template <bool IsDense, bool IsShort>
 struct AlignRows {
   SliceProblem p;
 
-  using Aligner = RowAligner<IsDense>;
-  static constexpr int most_threads = IsShort ? 256 : Aligner::most_threads;
-  static constexpr int groups_together = IsShort ? 6 : 1;
+  using Aligner = RowAligner<IsDense, IsShort>;
+  static constexpr int most_threads = Aligner::most_threads;
+  static constexpr int groups_together = IsShort ? 6 : 4;
   static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
   KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
+  int parts() const { return Aligner{p}.parts(); }
   int shared_bytes() const { return most_shared_bytes; }
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
@@ -262,7 +306,7 @@ struct AlignRows {
   __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
     auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
     CudaUnit::read_ahead(*this, thread, scratch.lo);
-    Aligner{p}.make_row(thread, scratch, item.z, item.x, [] {
+    Aligner{p}.make_row(thread, scratch, item.z, item.x, item.y, [] {
       // What the next kernel reads before it waits for this one is there, too.
       CudaUnit::wait_for_earlier();
       CudaUnit::dependents_may_begin();
@@ -280,15 +324,16 @@ struct SliceGemm {
   int least_bytes = 0;  ///< of shared memory
 
   using Atom = MmaInt8Atom;
-  using Aligner = RowAligner<true>;
+  using Aligner = RowAligner<true, true>;
   /// Wide tiles of x come to shared memory, some groups ahead, from where all warps of a warpgroup
   /// multiply by them; of others a warp loads what it needs.
   static constexpr bool is_wide = ColumnTiles >= 8;
   using Wide = WgmmaFragments<is_wide ? ColumnTiles : 8>;
   /// Warps of the same part of K.
   static constexpr int together = is_wide ? Wide::warps : MakesX && ColumnTiles > 1 ? 2 : 1;
-  static constexpr int most_warps = ColumnTiles > 8 ? 12 : 16;
-  static constexpr int most_threads = 32 * most_warps;
+  /// Where a kernel comes before, a unit has room for one of its blocks, too.
+  static constexpr int most_warps = MakesX || ColumnTiles == 8 ? 16 : 12;
+  static constexpr int most_threads = 32 * (is_wide ? most_warps : 16);  ///< no more registers
   static constexpr int groups_together = 1;
   static constexpr int x_tile = Atom::cols * ColumnTiles, y_tile = Atom::rows * together;
   static constexpr int group_blocks_k = 4;
@@ -416,16 +461,20 @@ struct SliceGemm {
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
-                             int image_number, int group, int pair) const {
+                             const std::uint8_t* first, int image_number, int group,
+                             int pair) const {
     const int begin = (2 * group + pair) * (x_tile * 2 * block_size) + 16 * at.lane;
-    const std::uint8_t* first = image(at, 0);
+    const auto load_tile = [&](int j, const std::uint8_t* of_row) {
+      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + j * (16 * 32));
+    };
+    if (image_number == 0) {
 #pragma unroll
-    for (int j = 0; j < ColumnTiles; ++j) {
-      const std::uint8_t* of_row =
-          image_number == 0
-              ? first
-              : image_of_row(at, scratch, image_number, Atom::cols * j + (at.lane >> 2));
-      to[j] = *reinterpret_cast<const TwoSteps*>(of_row + begin + j * (16 * 32));
+      for (int j = 0; j < ColumnTiles; ++j) load_tile(j, first);
+    } else {
+#pragma unroll
+      for (int j = 0; j < ColumnTiles; ++j) {
+        load_tile(j, image_of_row(at, scratch, image_number, Atom::cols * j + (at.lane >> 2)));
+      }
     }
   }
 
@@ -517,13 +566,28 @@ struct SliceGemm {
   __device__ bool is_whole(int group) const {
     return p.y.is_aligned && group_blocks_k * (group + 1) <= p.blocks;
   }
-  __device__ const std::uint8_t* words_at(const Source& from, int group, int second, int i) const {
-    const std::int64_t step = is_dense ? 2 * block_size * group_blocks_k : p.y.matrix.codes.block_4;
-    return from.data[second] + group * step + 2 * block_size * i;
+  /// From one group to another, from an even one to one so many on.
+  __device__ std::int64_t data_step(int groups) const {
+    return groups *
+           (is_dense ? std::int64_t{2 * block_size * group_blocks_k} : p.y.matrix.codes.block_4);
+  }
+  __device__ std::int64_t scales_step(int groups) const {
+    const ScalesMap& scales = p.y.matrix.scales;
+    return (groups >> 1) * scales.col_8 + (groups & 1) * scales.col_4;
+  }
+  __device__ static void move(Source& from, std::int64_t data, std::int64_t scales) {
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      from.data[second] += data;
+      if constexpr (!is_dense) from.scales[second] += scales;
+    }
   }
   /// Nothing where the group is not whole; zeros, which is faster there, where the kernel makes x.
-  __device__ void load(Raw& raw, const Source& from, int group) const {
-    const bool is_there = is_whole(group);
+  __device__ void load(Raw& raw, Source from, int group) const {
+    move(from, data_step(group), scales_step(group));
+    load_at(raw, from, is_whole(group));
+  }
+  __device__ void load_at(Raw& raw, const Source& from, bool is_there) const {
     if (!MakesX && !is_there) return;
     const bool is_loaded = !MakesX || is_there;
 #pragma unroll
@@ -531,15 +595,13 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
         raw.of[second][i] =
-            is_loaded ? CudaUnit::load_past_first_cache<Words>(words_at(from, group, second, i))
-                      : Words{};
+            is_loaded
+                ? CudaUnit::load_past_first_cache<Words>(from.data[second] + 2 * block_size * i)
+                : Words{};
       }
       if constexpr (!is_dense) {
-        const ScalesMap& scales = p.y.matrix.scales;
-        raw.scale[second] = is_loaded ? CudaUnit::load_past_first_cache<std::uint8_t>(
-                                            from.scales[second] + (group >> 1) * scales.col_8 +
-                                            (group & 1) * scales.col_4)
-                                      : 255u;
+        raw.scale[second] =
+            is_loaded ? CudaUnit::load_past_first_cache<std::uint8_t>(from.scales[second]) : 255u;
       }
     }
   }
@@ -550,26 +612,38 @@ struct SliceGemm {
   /// rows lie in all banks.
   struct Ahead {
     Raw codes;
+    Source next;                              ///< where the next group of codes begins
+    std::int64_t data_step, scales_steps[2];  ///< to the one after it, and the one after that
     const std::uint8_t* from[Atom::rows / 4];
     int to, own;  ///< places in the scratch: of a copy, and of the lane's part of even blocks
   };
-  __device__ Ahead ahead_of(const Place& at) const {
-    return ahead_of(
-        at, static_cast<int>(sizeof(Scratch)) + stages_bytes() + (at.thread >> 5) * ahead_bytes);
-  }
-  /// all: where the warp's memory for it begins.
-  __device__ Ahead ahead_of(const Place& at, [[maybe_unused]] int all) const {
+  __device__ Ahead ahead_of(const Place& at, const Source& from) const {
     Ahead ahead{};
+    if constexpr (!is_dense && !MakesX) {
+      ahead.next = from;
+      const int group = at.warp + warps, odd = group & 1;
+      move(ahead.next, data_step(group), scales_step(group));
+      ahead.data_step = opaque(data_step(warps));
+      ahead.scales_steps[0] = opaque(scales_step(warps + odd) - scales_step(odd));
+      ahead.scales_steps[1] = opaque(scales_step(2 * warps) - ahead.scales_steps[0]);
+    }
     if constexpr (is_dense && !MakesX) {
-      constexpr int row_bytes = 2 * block_size * group_blocks_k;
-      const int own_row = at.lane >> 2, row = at.lane >> 3, eighth = 16 * (at.lane & 7);
-      ahead.own = opaque(all + row_bytes * own_row + 64 * (own_row & 1) + 16 * at.part);
-      ahead.to = opaque(all + row_bytes * row + (eighth ^ 64 * (row & 1)));
+      ahead = rows_ahead(
+          at, static_cast<int>(sizeof(Scratch)) + stages_bytes() + (at.thread >> 5) * ahead_bytes);
+    }
+    return ahead;
+  }
+  /// Of bf16, whose copies begin so many bytes after the scratch.
+  __device__ Ahead rows_ahead(const Place& at, int all) const {
+    constexpr int row_bytes = 2 * block_size * group_blocks_k;
+    Ahead ahead{};
+    const int own_row = at.lane >> 2, row = at.lane >> 3, eighth = 16 * (at.lane & 7);
+    ahead.own = opaque(all + row_bytes * own_row + 64 * (own_row & 1) + 16 * at.part);
+    ahead.to = opaque(all + row_bytes * row + (eighth ^ 64 * (row & 1)));
 #pragma unroll
-      for (int i = 0; i < Atom::rows / 4; ++i) {
-        const int y = at.y_row + at.below + 4 * i + row;
-        ahead.from[i] = opaque(p.y.dense.at(at.batch, y < p.y_rows ? y : p.y_rows - 1, eighth));
-      }
+    for (int i = 0; i < Atom::rows / 4; ++i) {
+      const int y = at.y_row + at.below + 4 * i + row;
+      ahead.from[i] = opaque(p.y.dense.at(at.batch, y < p.y_rows ? y : p.y_rows - 1, eighth));
     }
     return ahead;
   }
@@ -593,14 +667,16 @@ struct SliceGemm {
     }
   }
   /// Where the kernel makes x a warp has one group.
-  __device__ void load_ahead(Scratch& scratch, Ahead& ahead, const Source& from, int group) const {
+  __device__ void load_ahead(Scratch& scratch, Ahead& ahead, int group) const {
     if constexpr (MakesX) return;
     if constexpr (is_dense) {
       if (!is_whole(group)) return;
       CudaUnit::warp_barrier();
       copy_rows(reinterpret_cast<std::uint8_t*>(&scratch), ahead, group);
     } else {
-      load(ahead.codes, from, group);
+      load_at(ahead.codes, ahead.next, is_whole(group));
+      move(ahead.next, ahead.data_step, ahead.scales_steps[0]);
+      std::swap(ahead.scales_steps[0], ahead.scales_steps[1]);
     }
   }
   __device__ void take_ahead(Scratch& scratch, Raw& raw, const Ahead& ahead, int group) const {
@@ -624,7 +700,7 @@ struct SliceGemm {
     std::uint32_t lo, hi;
     bool are_known;  ///< as far as the lane sees: no block is zeros
   };
-  /// Finds them; words of codes are brought into their order: word i of step i.
+  /// Finds them; words of codes are brought into the order that make expects.
   __device__ Scales find_scales(const Place& at, const QuadQuantizer& quantizer, Raw& raw) const {
     Scales scales;
     scales.are_known = true;
@@ -638,6 +714,7 @@ struct SliceGemm {
       }
     } else {
       const std::uint32_t own = raw.scale[0] | raw.scale[1] << 16;
+      [[maybe_unused]] std::uint32_t least = 0xFFFFFFFFu;  // of halves that blocks have
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         Words& w = raw.of[second][0];
@@ -646,16 +723,17 @@ struct SliceGemm {
           scales.are_known =
               scales.are_known && ((w.w[0] | w.w[1] | w.w[2] | w.w[3]) & magnitudes) != 0;
         } else {
-          w = ordered(w);
+          w = halves_ordered(w);
 #pragma unroll
-          for (int i = 0; i < group_blocks_k; ++i) {
-            scales.are_known = scales.are_known && (w.w[i] & magnitudes) != 0;
+          for (int i = 0; i < 2; ++i) {
+            least = smaller_halves(least, (w.w[2 * i] | w.w[2 * i + 1]) & magnitudes);
           }
         }
       }
       if constexpr (Form == SliceForm::blocks) {
         scales.of[0] = own;
       } else {
+        scales.are_known = (least & 0xFFFFu) != 0 && least >> 16 != 0;
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
           scales.of[i] = CudaUnit::from_lane(own, (at.lane & 28) + i);
@@ -670,15 +748,13 @@ struct SliceGemm {
     }
     return scales;
   }
-  /// Byte 4 j + b of a group is byte j of block b.
-  __device__ static Words ordered(const Words& from) {
-    const std::uint32_t low_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140);
-    const std::uint32_t low_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140);
-    const std::uint32_t high_01 = CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362);
-    const std::uint32_t high_23 = CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362);
-    return {{CudaUnit::bytes_of(low_01, low_23, 0x5410), CudaUnit::bytes_of(low_01, low_23, 0x7632),
-             CudaUnit::bytes_of(high_01, high_23, 0x5410),
-             CudaUnit::bytes_of(high_01, high_23, 0x7632)}};
+  /// Byte 4 j + b of a group is byte j of block b. Words 0 and 1 get the first and the second half
+  /// of blocks 0 and 1, one block in each half of the word; words 2 and 3 those of blocks 2 and 3.
+  __device__ static Words halves_ordered(const Words& from) {
+    return {{CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140),
+             CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140),
+             CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362),
+             CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362)}};
   }
 
   /// What a lane knows of its two rows: as Scales. base: the least of four scales.
@@ -758,30 +834,34 @@ struct SliceGemm {
     if constexpr (is_dense) {
       make_dense<Saturates>(quantizer, raw.of, scales.of, rows.base, above, parts);
     } else {
+      // As expand_codes does it, times 2^shift, which is 1 to 8. Products leave the other unit of
+      // integers free; compilers that see powers of two make shifts of them.
+      constexpr std::uint32_t powers = 0x08040201u, numbers = 0x44404440u, sign = 0x80808080u;
+      const auto low = static_cast<std::uint32_t>(opaque(static_cast<int>(halves_low)));
+      const std::uint32_t base = rows.base - numbers;
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
-        const int base = static_cast<int>(rows.base >> (16 * second) & 0xFFFFu);
+        std::uint32_t power[scales_each];
+#pragma unroll
+        for (int i = 0; i < scales_each; ++i) {
+          power[i] = CudaUnit::permute(powers, 0, (scales.of[i] - base) >> (16 * second));
+        }
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          const int scale =
-              static_cast<int>(scales.of[scales_each == 1 ? 0 : i] >> (16 * second) & 0xFFu);
-          parts[i][second] = expand_eight_within(raw.of[second][0].w[i], scale - base);
+          const std::uint32_t codes = raw.of[second][0].w[i], negative = codes ^ 0x88888888u;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            // A word has one block, or halves of two: see halves_ordered.
+            const int block = scales_each == 1 ? i : 2 * (i / 2) + h;
+            const int half = scales_each == 1 ? h : i % 2;
+            const std::uint32_t times = power[scales_each == 1 ? 0 : block];
+            const std::uint32_t plus = CudaUnit::permute(low, halves_high, codes >> (16 * h));
+            const std::uint32_t minus = CudaUnit::permute(low, halves_high, negative >> (16 * h));
+            parts[block][second].word[half] = (plus * times + sign + minus * (0u - times)) ^ sign;
+          }
         }
       }
     }
-  }
-  /// Codes as int8, times 2^shift, which is 1 to 8.
-  __device__ static Atom::Part expand_eight_within(std::uint32_t codes, int shift) {
-    // As expand_codes does it. Products with powers of two leave the other unit of integers free.
-    const std::uint32_t power = 1u << shift, negative = codes ^ 0x88888888u;
-    Atom::Part part;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const std::uint32_t plus = CudaUnit::permute(halves_low, halves_high, codes >> (16 * h));
-      const std::uint32_t minus = CudaUnit::permute(halves_low, halves_high, negative >> (16 * h));
-      part.word[h] = (plus * power + 0x80808080u + minus * (0u - power)) ^ 0x80808080u;
-    }
-    return part;
   }
 
   /// Adds the product of the warp's groups with an image of x; returns those that are left for
@@ -793,10 +873,12 @@ struct SliceGemm {
     const Source from = source(at);
     Raw raw{};
     load(raw, from, at.warp);
-    Ahead ahead = ahead_of(at);
+    Ahead ahead = ahead_of(at, from);
+    // Found once, not for every group.
+    const std::uint8_t* const first_image = opaque(image(at, 0));
     if (image_number == 0) clear(at, scratch);
     // No sooner: what comes first shall not wait for it.
-    load_ahead(scratch, ahead, from, at.warp + warps);
+    load_ahead(scratch, ahead, at.warp + warps);
     std::uint64_t left = 0;
 #pragma unroll 1
     for (int group = at.warp, count = 0; group < at.groups; group += warps, ++count) {
@@ -822,11 +904,11 @@ struct SliceGemm {
       TwoSteps b[group_blocks_k / 2][ColumnTiles];
 #pragma unroll
       for (int i = 0; i < pairs_ahead; ++i) {
-        load_steps(b[i], at, scratch, image_number, group, i);
+        load_steps(b[i], at, scratch, first_image, image_number, group, i);
       }
       const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
       // What is not whole is not in registers.
-      const bool fits = (MakesX || is_whole(group)) && scales.are_known &&
+      const bool fits = (MakesX || is_whole(group)) & scales.are_known &
                         are_within<scale_shift>(scales.lo, scales.hi, rows.base,
                                                 rows.base + (above << scale_shift));
       const bool all_fit = !CudaUnit::any_lane(!fits);
@@ -855,18 +937,18 @@ struct SliceGemm {
         CudaUnit::barrier_wait(&scratch.full[number], pipeline.done.turn & 1);
         Wide::begin(sums, parts, stages_after(scratch) + number * group_bytes_x);
         take_ahead(scratch, raw, ahead, group + warps);
-        load_ahead(scratch, ahead, from, group + 2 * warps);
+        load_ahead(scratch, ahead, group + 2 * warps);
         Wide::wait();
         if (at.lane == 0) CudaUnit::barrier_arrive(&scratch.empty[number]);
         pipeline.done.advance(pipeline.stages);
       } else {
         take_ahead(scratch, raw, ahead, group + warps);
-        load_ahead(scratch, ahead, from, group + 2 * warps);
+        load_ahead(scratch, ahead, group + 2 * warps);
         if (all_fit) {
 #pragma unroll
           for (int i = 0; i < group_blocks_k; ++i) {
             if (i % 2 == 0 && i / 2 >= pairs_ahead) {
-              load_steps(b[i / 2], at, scratch, image_number, group, i / 2);
+              load_steps(b[i / 2], at, scratch, first_image, image_number, group, i / 2);
             }
 #pragma unroll
             for (int j = 0; j < ColumnTiles; ++j) {
@@ -1105,6 +1187,9 @@ struct SliceGemm {
     return reinterpret_cast<Made*>(stages_after(scratch))[at.warp];
   }
 
+  /// When the next kernel may begin: at once, or when all that is loaded is there. Measured on an
+  /// H200.
+  static constexpr bool begins_others_late = MakesX && ColumnTiles > 1;
   /// All of the block's work where both operands' scales are few and near each other; false, and
   /// nothing is stored, where they are not.
   __device__ bool run_plain(const Place& at, Scratch& scratch, const GridItem& item) const {
@@ -1122,6 +1207,7 @@ struct SliceGemm {
     const Scales scales = find_scales(at, quantizer, raw);
     tell(at, scratch, scales);
     CudaUnit::block_barrier();
+    if constexpr (begins_others_late) CudaUnit::dependents_may_begin();
     Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
     const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
     std::uint32_t base_x = 0;
@@ -1211,7 +1297,7 @@ struct SliceGemm {
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, [] {});
+      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {});
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();
@@ -1420,7 +1506,11 @@ struct SliceGemm {
     CudaUnit::block_barrier();
   }
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
-    CudaUnit::dependents_may_begin();
+    if constexpr (!MakesX && !is_wide) {
+      // To where nobody writes before all have met.
+      CudaUnit::read_ahead(*this, thread, reinterpret_cast<std::int32_t*>(stages_after(scratch)));
+    }
+    if constexpr (!begins_others_late) CudaUnit::dependents_may_begin();
     const Place at = place_of(thread, item);
     if constexpr (MakesX) {
       if (run_plain(at, scratch, item)) return;

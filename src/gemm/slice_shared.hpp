@@ -298,8 +298,10 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       const int group = at.warp + makers * i;
       if (group < m.count) this->load(raw[i], from, place_in_k(m, group));
     }
-    const auto ahead =
-        this->ahead_of(at, ahead_at + (at.thread >> 5) * ahead_groups * Base::ahead_bytes);
+    typename Base::Ahead ahead;
+    if constexpr (ahead_groups > 0) {
+      ahead = this->rows_ahead(at, ahead_at + (at.thread >> 5) * ahead_groups * Base::ahead_bytes);
+    }
     int slot = 0;
     if (at.thread < y_tile) m.scratch.base[at.thread] = Base::most_base;
     CudaUnit::block_barrier();

@@ -17,7 +17,7 @@ template <bool IsShort>
 void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
   static const std::string label = "KokkosMX::gemm: images";
   const auto launch = [&](const auto& kernel) {
-    launch_grid(label, exec, p.elements.rows(), 1, p.x_batch, true, kernel);
+    launch_grid(label, exec, p.elements.rows(), kernel.parts(), p.x_batch, true, kernel);
   };
   if (p.x.is_dense) {
     launch(AlignRows<true, IsShort>{p});

@@ -82,6 +82,12 @@ KOKKOS_INLINE_FUNCTION int opaque(int x) {
 #endif
   return x;
 }
+KOKKOS_INLINE_FUNCTION std::int64_t opaque(std::int64_t x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
 template <class T>
 KOKKOS_INLINE_FUNCTION T* opaque(T* x) {
 #if defined(__CUDA_ARCH__)

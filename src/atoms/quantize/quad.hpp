@@ -46,8 +46,12 @@ class QuadQuantizer {
     std::uint32_t largest = Bf16Pairs::largest(x);
     largest = max(largest, CudaUnit::from_lane_xor(largest, 1));
     largest = max(largest, CudaUnit::from_lane_xor(largest, 2));
-    const int scale = pairs_.scale(largest);
-    return Bf16Pairs::takes(scale) ? scale : rare_scale(largest, pairs_.rule());
+    return scale_of(largest);
+  }
+  /// Of a block that one lane has.
+  __device__ int scale_of_block(const Words (&x)[4]) const {
+    return scale_of(max(max(Bf16Pairs::largest(x[0]), Bf16Pairs::largest(x[1])),
+                        max(Bf16Pairs::largest(x[2]), Bf16Pairs::largest(x[3]))));
   }
 
   /// A lane's elements times 2^(scale - base), zeros where that is not 1, 2, 4 or 8.
@@ -64,6 +68,10 @@ class QuadQuantizer {
   }
 
  private:
+  __device__ int scale_of(std::uint32_t largest) const {
+    const int scale = pairs_.scale(largest);
+    return Bf16Pairs::takes(scale) ? scale : rare_scale(largest, pairs_.rule());
+  }
   __device__ __noinline__ static int rare_scale(std::uint32_t largest, QuantizeRule rule) {
     if (largest == 0) return empty;
     const int scale = QuantizeLoops<BF16Format>::scale_of_block(largest, rule);
