@@ -1321,8 +1321,9 @@ struct SliceGemm {
   }
   /// What a warp knows of its rows.
   __device__ void tell_range(const Place& at, Scratch& scratch, const Rows& rows) const {
-    // In the other forms all lanes of a quad have the same.
-    if ((Form == SliceForm::blocks || at.part == 0) && rows.hi != 0) {
+    // In the other forms all lanes of a quad have the same. Scale 0 is one, too.
+    const bool has_seen = rows.lo != 0xFFFFFFFFu;
+    if ((Form == SliceForm::blocks || at.part == 0) && has_seen) {
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         const int row = row_of_block(at, second);

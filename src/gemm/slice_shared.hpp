@@ -12,7 +12,8 @@
 /// same rows of y, and a tile of x each, are a pair: each makes the groups of one half of K and
 /// copies them to the other one's memory, too. The rows of y have a scale that all who make them
 /// agree upon, from what they see first. What does not fit it is left out, and added in absolute
-/// units; where x is not plain, a block does all of its work again as SliceGemm does it.
+/// units; where x is not plain, or a base of y is not common, a block does all of its work again as
+/// SliceGemm does it.
 
 #include "slice_kernel.hpp"
 
@@ -77,17 +78,21 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   static_assert(x_stages > most_own || !is_pair);  // or who would release what a pair waits for?
   /// Groups that are multiplied after one look at what is there. Measured on an H200.
   static constexpr int at_once = is_dense ? 1 : 2;
-  static_assert(most_own % at_once == 0 && y_stages >= 2 * at_once);
+  static_assert(most_own % at_once == 0 && y_stages >= 2 * at_once && x_stages >= at_once + 2);
+  /// Or makers of different groups would wait for turns of the same stage.
+  static_assert(y_stages % makers == 0 || most_groups <= 2 * y_stages);
   static constexpr int x_at = header_bytes, y_at = x_at + x_stages * group_bytes_x;
   static constexpr int ahead_at = y_at + y_stages * group_bytes_y;
   static constexpr int tail_at = ahead_at + ahead_bytes;
   static_assert(sizeof(Scratch) + makers * group_bytes_x + x_tile * sizeof(typename Base::Rest) +
                     maker_threads / 32 * Base::ahead_bytes <=
                 tail_at);
+  /// What the copy engine writes for Base lies where nothing but it has written.
+  static_assert(sizeof(Scratch) + makers * group_bytes_x <= y_at);
   /// The outputs in bf16, row after row of x, lie in the place of x.
   static constexpr int pitch_bytes = 2 * y_tile + 16;
-  static_assert(x_tile * pitch_bytes <= y_at - x_at);
-  KOKKOS_INLINE_FUNCTION int threads() const { return maker_threads + 128; }
+  static_assert(x_at + x_tile * pitch_bytes <= sizeof(Scratch));
+  KOKKOS_INLINE_FUNCTION int threads() const { return most_threads; }
   int shared_bytes() const { return tail_at + static_cast<int>(sizeof(Tail)); }
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
@@ -266,7 +271,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   }
   /// Where a thread stores a part of each so many rows of x: the first of them, or nothing.
   static constexpr int threads_in_row = y_tile / 8;
-  static constexpr int rows_together = (maker_threads + 128) / threads_in_row;
+  static constexpr int rows_together = most_threads / threads_in_row;
   __device__ std::uint16_t* first_output(const Place& at, const GridItem& item) const {
     const Epilogue& e = p.epilogue;
     const int y = at.y_row + 8 * (at.thread % threads_in_row);
@@ -378,7 +383,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       is_left = is_left || m.tail.is_left[at.thread >> 5] != 0;
     }
     if (is_left) m.tail.is_any_left = 1;
-    CudaUnit::named_arrive(all_made, maker_threads + 128);
+    CudaUnit::named_arrive(all_made, most_threads);
     return is_left;
   }
   /// Begins to copy a group of y to one of the warp's places, or none.
@@ -452,7 +457,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       m.scratch.x[own] = state;
       m.tail.unit_x[own] = power(state.unit[0]);
     }
-    CudaUnit::named_barrier(all_made, maker_threads + 128);
+    CudaUnit::named_barrier(all_made, most_threads);
     if constexpr (is_pair) CudaUnit::barrier_wait(&m.tail.base_told, 0);
     const Rows rows = rows_of(at, m);
     bool is_special = state.spread < 0 || state.images != 1 || !Base::is_common(state.unit[0]);
@@ -496,7 +501,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     if constexpr (is_pair) CudaUnit::cluster_arrive();  // nothing is under way from the other block
     Outcome outcome = Outcome::stored;
     if (CudaUnit::barrier_any(is_left || is_special)) {
-      // SliceGemm makes its own there.
+      // Where x is not plain SliceGemm makes its own there.
       if (at.thread < most_groups) CudaUnit::barrier_forget(&m.scratch.full[at.thread]);
       outcome = CudaUnit::barrier_any(is_special) ? Outcome::special : Outcome::left;
     } else {
