@@ -673,8 +673,9 @@ TEST(Gemm, FewRowsToBf16) {
   std::uint64_t seed = 900;
   for (const Case& x :
        {Case{1, 128}, Case{5, 512}, Case{2, 2048}, Case{9, 128}, Case{16, 256}, Case{17, 512},
-        Case{32, 384}, Case{12, 4224}, Case{1, 1664, 8464}, Case{33, 640, 80}, Case{50, 1664, 208},
-        Case{64, 2048, 144}, Case{129, 512, 144}, Case{200, 1024, 272}, Case{256, 1536, 256}}) {
+        Case{32, 384}, Case{12, 4224}, Case{1, 1664, 8464}, Case{64, 384}, Case{33, 640, 80},
+        Case{50, 1664, 208}, Case{64, 2048, 144}, Case{130, 768}, Case{256, 1280},
+        Case{129, 512, 144}, Case{200, 1024, 272}, Case{256, 1536, 256}}) {
     const std::int64_t n = x.n;
     for (int kind = 0; kind < (n > 1000 ? 1 : 2 * kinds); ++kind) {
       const bool of_a = kind < kinds;

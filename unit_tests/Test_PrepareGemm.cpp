@@ -109,6 +109,34 @@ TEST(PrepareGemm, EveryDataAndTier) {
   }
 }
 
+// The least scale there is counts in a row's spread: what large blocks add and take away again must
+// not take its small sum with them.
+TEST(PrepareGemm, LeastScaleBesideLargeOnes) {
+  constexpr std::int64_t n = 16, k = 384;
+  constexpr int one = 2, minus_one = 10;
+  for (const std::int64_t m : {1, 20, 64}) {
+    HostMatrix a(m, k, 200), b(n, k, 100);
+    for (std::int64_t col = 0; col < k; ++col) {
+      for (std::int64_t row = 0; row < m; ++row) a.set_code(row, col, one);
+      for (std::int64_t row = 0; row < n; ++row) b.set_code(row, col, col < 256 ? one : minus_one);
+    }
+    for (std::int64_t row = 0; row < n; ++row) {
+      for (std::int64_t block = 0; block < 4; ++block) b.scale(row, block) = 0;
+    }
+    const Bits expected = ReferenceProduct(a, b).all();
+    EXPECT_EQ(expected[0], 0x28000000u);  // 2^-47
+    const DeviceMatrix plain_a(a, {}), plain_b(b, {});
+    const PreparedBatch prepared_a({a}), prepared_b({b});
+    const std::string name = std::to_string(m) + " rows";
+    expect_equal_bits(expected, product(plain_a.plain(), plain_b.plain()), n, name);
+    expect_equal_bits(expected, product(plain_a.plain(), prepared_b.without_summaries()), n,
+                      name + ": B prepared");
+    expect_equal_bits(expected,
+                      product(prepared_a.without_summaries(), prepared_b.without_summaries()), n,
+                      name + ": both prepared");
+  }
+}
+
 TEST(PrepareGemm, OutliersInBatches) {
   constexpr std::int64_t m = 37, n = 150, k = 352;
   const Outliers columns{.up = 9, .column_every = 48}, blocks{.up = 25, .block_every = 20};
