@@ -1367,24 +1367,25 @@ struct SliceGemm {
   }
   static constexpr int outputs = x_tile * y_tile;
 
+  /// 2^(unit - 128), of common units.
+  __device__ static float float_power_of_two(int unit) {
+    return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(unit - 1) << 23);
+  }
   /// Two rows of y at a time, all of them plain bf16 that int32 sums hold.
   __device__ void store_plain(int thread, const GridItem& item, const Scratch& scratch) const {
     const Epilogue& e = p.epilogue;
-    const auto power = [](int unit) {  // 2^(unit - 128)
-      return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(unit - 1) << 23);
-    };
     // The thread's rows of y are the same for every row of x.
     static_assert(64 % y_tile == 0);
     const Output first = output_of(item, 2 * thread);
     if (first.y >= p.y_rows) return;
-    const float unit_low = power(y_unit(scratch, first.row));
-    const float unit_high = power(y_unit(scratch, first.row + 1));
+    const float unit_low = float_power_of_two(y_unit(scratch, first.row));
+    const float unit_high = float_power_of_two(y_unit(scratch, first.row + 1));
     const int step = 2 * threads() / y_tile, end = min(x_tile, p.x_rows - x_tile * item.y);
     std::uint16_t* to =
         static_cast<std::uint16_t*>(e.c) + item.z * e.batch + first.x * e.row + first.y;
 #pragma unroll 2
     for (int col = first.col; col < end; col += step, to += step * e.row) {
-      const float unit_x = power(scratch.x[col].unit[0]);
+      const float unit_x = float_power_of_two(scratch.x[col].unit[0]);
       const int2 sum = *reinterpret_cast<const int2*>(&scratch.sums[col][first.row]);
       // The conversion is the one rounding: powers of two change no bit of a normal number.
       const float low = __int2float_rn(sum.x) * unit_x * unit_low;

@@ -241,14 +241,11 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     Unit::template wait_for_steps<0>();
   }
 
-  __device__ static float power(int unit) {  // 2^(unit - 128)
-    return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(unit - 1) << 23);
-  }
   /// The outputs of a warpgroup's sums, to shared memory.
   __device__ void round_all(const Place& at, const Memory& m, const Rows& rows,
                             const Sums& sums) const {
-    const float low = power(Base::scale_in(rows.base, 0));
-    const float high = power(Base::scale_in(rows.base, 1));
+    const float low = Base::float_power_of_two(Base::scale_in(rows.base, 0));
+    const float high = Base::float_power_of_two(Base::scale_in(rows.base, 1));
     // Of four matrices of 8 by 8: two tiles of 8 rows of x, of each two of y.
     std::uint8_t* to = m.all + x_at + (at.lane >> 4) * 8 * pitch_bytes +
                        (at.lane & 7) * pitch_bytes + 2 * (at.below + (at.lane & 8));
@@ -455,7 +452,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     multiply_all(at, x, m, own == 0, sums);
     if (own < x_tile) {
       m.scratch.x[own] = state;
-      m.tail.unit_x[own] = power(state.unit[0]);
+      m.tail.unit_x[own] = Base::float_power_of_two(state.unit[0]);
     }
     CudaUnit::named_barrier(all_made, most_threads);
     if constexpr (is_pair) CudaUnit::barrier_wait(&m.tail.base_told, 0);
