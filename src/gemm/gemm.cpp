@@ -341,13 +341,15 @@ class SliceProduct {
       : y_is_b_(call.n > call.m),
         x_(side(y_is_b_ ? a : b, y_is_b_ ? call.a : call.b)),
         y_(side(y_is_b_ ? b : a, y_is_b_ ? call.b : call.a)),
+        x_matrix_(y_is_b_ ? call.a.matrix : call.b.matrix),
+        y_matrix_(y_is_b_ ? call.b.matrix : call.a.matrix),
         call_(call) {
     const std::int64_t x_rows = std::min(call.m, call.n);
     elements_.log_tile = slice_log_tile(x_rows);
     elements_.tiles = static_cast<int>((x_rows + elements_.tile() - 1) >> elements_.log_tile);
     elements_.groups = static_cast<int>((call.blocks + 3) / 4);
-    elements_.by_blocks = !y_.is_dense && y_.matrix.codes.byte == 1;
-    const std::int64_t batch = x_.matrix.batch;
+    elements_.by_blocks = !y_.is_dense && y_matrix_.codes.byte == 1;
+    const std::int64_t batch = x_matrix_.batch;
     elements_.data = pieces.take<std::uint8_t>(batch * elements_.tiles * SliceRow::most_images *
                                                elements_.image_bytes());
     elements_.states = pieces.take<SliceRow>(batch * elements_.rows());
@@ -368,12 +370,12 @@ class SliceProduct {
                        epilogue.batch % 2 == 0 &&
                        reinterpret_cast<std::uintptr_t>(epilogue.c) % 4 == 0;
     launch_slices(
-        exec, {x_, y_, elements_, y_is_b_, epilogue,
-               product.rule == nullptr ? rules::reference : *product.rule,
-               static_cast<int>(call_.batch), static_cast<int>(x_.matrix.batch),
+        exec, {x_, y_, elements_, static_cast<int>(call_.batch), static_cast<int>(x_matrix_.batch),
                static_cast<int>(call_.blocks), static_cast<int>(x_rows), static_cast<int>(y_rows),
-               bits_of_sum(call_.blocks), product.minimum_tier, product.counts,
-               epilogue.is_plain() && epilogue.element == Element::bf16 && pairs});
+               bits_of_sum(call_.blocks), product.rule == nullptr ? rules::reference : *product.rule,
+               product.minimum_tier, y_is_b_,
+               epilogue.is_plain() && epilogue.element == Element::bf16 && pairs, epilogue,
+               product.counts, y_matrix_, x_matrix_});
   }
 
  private:
@@ -386,7 +388,7 @@ class SliceProduct {
     const auto lie_on_16 = [](const void* data, auto... strides) {
       return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ((strides % 16 == 0) && ...);
     };
-    return {prepared.matrix, dense, operand.is_dense,
+    return {dense, operand.is_dense,
             operand.is_dense ? lie_on_16(dense.data, dense.batch, dense.row)
                              : lie_on_16(codes.data, codes.batch, codes.row, codes.tile_of_16_rows,
                                          codes.block_4, codes.byte == 1 ? codes.block_1 : 0)};
@@ -394,6 +396,7 @@ class SliceProduct {
 
   bool y_is_b_;
   SliceSide x_, y_;
+  MatrixMap x_matrix_, y_matrix_;
   Call call_;
   SliceElements elements_{};
 };

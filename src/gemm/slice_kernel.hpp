@@ -81,15 +81,17 @@ __device__ __noinline__ inline Words load_bytes(const std::uint8_t* from, std::i
 /// As a row's least scale where no block has one; as its largest where one is 255.
 inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
-/// Makes x's elements: blocks take a row together, four lanes a block of it. Where elements lie:
-/// see SliceElements. Each block finds all scales of the row, so that none waits for another, and
-/// makes a part of it. IsShort: one block makes all of it.
+/// Makes x's elements: threads take a row together, four lanes a block of it. Where elements lie:
+/// see SliceElements. Each team finds all scales of the row, so that none waits for another, and
+/// makes a part of it. IsShort: one team makes all of it.
 template <bool IsDense, bool IsShort>
 struct RowAligner {
   const SliceProblem& p;
 
-  /// Few, so that a unit has room for them beside a block that multiplies.
-  static constexpr int most_threads = 256;
+  /// Of a team: few, so that a unit has room for them beside a block that multiplies.
+  static constexpr int most_threads = IsShort ? 128 : 256;
+  /// Eights of a block that a thread makes.
+  static constexpr int each = IsShort ? 2 : 1;
   struct Scratch {
     std::int32_t lo[32], hi[32];  ///< of what a warp of the caller's has seen
     std::uint32_t bands[2];       ///< of four scales: bit b says that a block lies in band b
@@ -99,7 +101,7 @@ struct RowAligner {
   /// A block's eights, each by a thread.
   KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
   KOKKOS_INLINE_FUNCTION int threads() const {
-    const int most = (eights() + 31) / 32 * 32;
+    const int most = (eights() / each + 31) / 32 * 32;
     return most < most_threads ? most : most_threads;
   }
   /// Blocks that make a row.
@@ -108,28 +110,37 @@ struct RowAligner {
     return IsShort || eights() <= most_threads ? 1 : (eights() + most_threads - 1) / most_threads;
   }
 
-  /// Makes a part of a row by the first threads() of a block, all of whose threads call this;
-  /// begin() is called before x is read, but after all that can be known before.
-  template <class Begin>
+  /// Makes a part of a row by threads() threads. All that meet at barrier() call this, with numbers
+  /// from 0; begin() is called before x is read, but after all that can be known before.
+  template <class Begin, class Barrier>
   __device__ void make_row(int thread, Scratch& scratch, int batch, int row, int part_of_row,
-                           const Begin& begin) const {
+                           const Begin& begin, const Barrier& barrier) const {
     const SliceElements& elements = p.elements;
     const QuadQuantizer quantizer(p.rule);
     const int part = thread & 3, lane = thread & 31, warp = thread >> 5;
     const int tile = row >> elements.log_tile, in_tile = row & (elements.tile() - 1);
-    const int own = threads() * part_of_row + thread, own_block = own >> 2;
-    const int step = elements.by_blocks ? (own_block & ~3) + part : own_block;
-    const int at =
-        opaque(elements.offset(step, in_tile, elements.by_blocks ? own_block & 3 : part));
-    const std::uint8_t* const from = opaque(source(batch, row, own_block, part));
-    const std::uint8_t* const first = IsShort ? from : opaque(source(batch, row, thread, 0));
+    int own[each], at[each];
+    const std::uint8_t* from[each];
+#pragma unroll
+    for (int e = 0; e < each; ++e) {
+      own[e] = threads() * (part_of_row + e) + thread;
+      const int block = own[e] >> 2, step = elements.by_blocks ? (block & ~3) + part : block;
+      at[e] = opaque(elements.offset(step, in_tile, elements.by_blocks ? block & 3 : part));
+      from[e] = opaque(source(batch, row, block, part));
+    }
+    const std::uint8_t* const first = IsShort ? from[0] : opaque(source(batch, row, thread, 0));
     std::uint8_t* to = opaque(elements.image(batch, tile, 0));
     SliceRow* const to_state = opaque(elements.states + batch * elements.rows() + row);
     if (thread == 0) scratch.bands[0] = scratch.bands[1] = 0;
-    if (row < p.x_rows && own_block < p.blocks) CudaUnit::prefetch(from);
+#pragma unroll
+    for (int e = 0; e < each; ++e) {
+      if (row < p.x_rows && own[e] >> 2 < p.blocks) CudaUnit::prefetch(from[e]);
+    }
     if (!IsShort && row < p.x_rows && thread < p.blocks) CudaUnit::prefetch(first);
     begin();
-    const Words words = load(from, row, own_block);
+    Words words[each];
+#pragma unroll
+    for (int e = 0; e < each; ++e) words[e] = load(from[e], row, own[e] >> 2);
     int lo = slice_no_lo, hi = 0;
     const auto see = [&](int scale, int block) {
       if (block < slice_most_blocks) scratch.scale[block] = static_cast<std::int16_t>(scale);
@@ -141,8 +152,11 @@ struct RowAligner {
       }
     };
     if (parts() == 1) {
-      const int scale = scale_of(quantizer, words, batch, row, own_block);
-      if (part == 0) see(scale, own_block);
+#pragma unroll
+      for (int e = 0; e < each; ++e) {
+        const int scale = scale_of(quantizer, words[e], batch, row, own[e] >> 2);
+        if (part == 0) see(scale, own[e] >> 2);
+      }
     } else {
       // A thread has blocks of its own.
 #pragma unroll 1
@@ -158,7 +172,7 @@ struct RowAligner {
       scratch.lo[warp] = lo;
       scratch.hi[warp] = hi;
     }
-    CudaUnit::block_barrier();
+    barrier();
     const bool is_one = 32 * lane < threads();
     lo = CudaUnit::least_of_warp(is_one ? scratch.lo[lane] : slice_no_lo);
     hi = -CudaUnit::least_of_warp(is_one ? -scratch.hi[lane] : 0);
@@ -169,10 +183,8 @@ struct RowAligner {
                                                                  : hi - lo);
     state.images = 1;
     state.unit[0] = lo == slice_no_lo ? std::int16_t{127} : state.lo;
-    if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state);
+    if (state.spread > MmaInt8Atom::max_shift) find_bands(thread, scratch, state, barrier);
     if (part_of_row == 0 && thread == 0) *to_state = state;
-    if (own >= eights()) return;
-    const int scale = own_block < p.blocks ? scratch.scale[own_block] : QuadQuantizer::empty;
     const int images = state.images == 0 ? 1 : state.images;
 #pragma unroll 1
     for (int image = 0; image < images; ++image, to += elements.image_bytes()) {
@@ -181,10 +193,16 @@ struct RowAligner {
       for (int i = 1; i < SliceRow::most_images; ++i) {  // registers have no index
         if (i == image) base = state.unit[i];
       }
-      const MmaInt8Atom::Part made =
-          IsDense ? quantizer.elements(words, scale, base) : expand_eight(words.w[3], scale, base);
-      *reinterpret_cast<std::uint32_t*>(to + at) = made.word[0];
-      *reinterpret_cast<std::uint32_t*>(to + (at ^ elements.second())) = made.word[1];
+#pragma unroll
+      for (int e = 0; e < each; ++e) {
+        if (thread >= threads() || own[e] >= eights()) break;
+        const int block = own[e] >> 2;
+        const int scale = block < p.blocks ? scratch.scale[block] : QuadQuantizer::empty;
+        const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words[e], scale, base)
+                                               : expand_eight(words[e].w[3], scale, base);
+        *reinterpret_cast<std::uint32_t*>(to + at[e]) = made.word[0];
+        *reinterpret_cast<std::uint32_t*>(to + (at[e] ^ elements.second())) = made.word[1];
+      }
     }
   }
 
@@ -194,7 +212,7 @@ struct RowAligner {
     if constexpr (IsDense) {
       return p.x.dense.at(batch, row, 2 * block_size * std::int64_t{block} + 16 * part);
     } else {
-      const CodesMap& codes = p.x.matrix.codes;
+      const CodesMap& codes = p.x_matrix.codes;
       return codes.at(batch, row, block) + 4 * part * codes.byte;
     }
   }
@@ -205,7 +223,7 @@ struct RowAligner {
       return p.x.is_aligned ? CudaUnit::load_past_first_cache<Words>(from)
                             : load_bytes(from, 1, 16);
     } else {
-      const CodesMap& codes = p.x.matrix.codes;
+      const CodesMap& codes = p.x_matrix.codes;
       if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};
       return load_bytes(from, codes.byte, 4);
     }
@@ -219,7 +237,7 @@ struct RowAligner {
       }
       return;
     }
-    const std::int64_t step = IsDense ? 16 : 4 * p.x.matrix.codes.byte;
+    const std::int64_t step = IsDense ? 16 : 4 * p.x_matrix.codes.byte;
 #pragma unroll 1
     for (int i = 0; i < 4; ++i) {
       const Words words = load(from + i * step, row, block);
@@ -252,19 +270,21 @@ struct RowAligner {
   }
   __device__ int scale_of_any(std::uint32_t any, int batch, int row, int block) const {
     return row < p.x_rows && block < p.blocks
-               ? scale_of_codes(*p.x.matrix.scales.at(batch, row, block), any != 0)
+               ? scale_of_codes(*p.x_matrix.scales.at(batch, row, block), any != 0)
                : QuadQuantizer::empty;
   }
 
   /// The row's images where it needs more than one; none where it needs too many.
-  __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state) const {
+  template <class Barrier>
+  __device__ void find_bands(int thread, Scratch& scratch, SliceRow& state,
+                             const Barrier& barrier) const {
     for (int block = thread; block < p.blocks; block += threads()) {
       const int scale = scratch.scale[block];
       if (scale < 0) continue;
       const int band = (scale - state.lo) >> 2;
       atomicOr(&scratch.bands[band >> 5], 1u << (band & 31));
     }
-    CudaUnit::block_barrier();
+    barrier();
     state.images = 0;
 #pragma unroll 1
     for (int band = 0; band < 64; ++band) {
@@ -282,17 +302,20 @@ struct RowAligner {
   }
 };
 
-/// A kernel that does no more than that. IsShort: rows need few threads, and a unit holds more of
-/// them: many rows at once in units that the kernel before leaves free.
+/// A kernel that does no more than that. IsShort: a block has several rows, each by a team of its
+/// threads. Blocks that multiply, which leave no room beside them, come where none of these are:
+/// few blocks of many rows leave most units to them, as many of each part of the device, whose units
+/// share their way to the second cache.
 template <bool IsDense, bool IsShort>
 struct AlignRows {
   SliceProblem p;
 
   using Aligner = RowAligner<IsDense, IsShort>;
-  static constexpr int most_threads = Aligner::most_threads;
-  static constexpr int groups_together = IsShort ? 6 : 4;
-  static constexpr int most_shared_bytes = sizeof(typename Aligner::Scratch);
-  KOKKOS_INLINE_FUNCTION int threads() const { return Aligner{p}.threads(); }
+  static constexpr int rows_together = IsShort ? 8 : 1;
+  static constexpr int most_threads = rows_together * Aligner::most_threads;
+  static constexpr int groups_together = IsShort ? 1 : 4;
+  static constexpr int most_shared_bytes = rows_together * sizeof(typename Aligner::Scratch);
+  KOKKOS_INLINE_FUNCTION int threads() const { return rows_together * Aligner{p}.threads(); }
   int parts() const { return Aligner{p}.parts(); }
   int shared_bytes() const { return most_shared_bytes; }
 
@@ -304,13 +327,21 @@ struct AlignRows {
 
  private:
   __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
-    auto& scratch = *reinterpret_cast<typename Aligner::Scratch*>(memory);
-    CudaUnit::read_ahead(*this, thread, scratch.lo);
-    Aligner{p}.make_row(thread, scratch, item.z, item.x, item.y, [] {
+    auto* const scratch = reinterpret_cast<typename Aligner::Scratch*>(memory);
+    CudaUnit::read_ahead(*this, thread, scratch->lo);
+    const auto begin = [] {
       // What the next kernel reads before it waits for this one is there, too.
       CudaUnit::wait_for_earlier();
       CudaUnit::dependents_may_begin();
-    });
+    };
+    const Aligner align{p};
+    if constexpr (rows_together == 1) {
+      align.make_row(thread, *scratch, item.z, item.x, item.y, begin, CudaUnit::block_barrier);
+    } else {
+      const int of_row = align.threads(), team = thread / of_row;
+      align.make_row(thread - team * of_row, scratch[team], item.z, item.x * rows_together + team,
+                     item.y, begin, [&] { CudaUnit::named_barrier(1 + team, of_row); });
+    }
   }
 };
 
@@ -318,9 +349,9 @@ struct AlignRows {
 /// group, or two have it where x has several tiles, and makes its part of x as it makes y's.
 template <int ColumnTiles, SliceForm Form, bool MakesX>
 struct SliceGemm {
+  int warps;   ///< that share K: warpgroups where x's tiles are wide
+  int stages;  ///< groups of x that shared memory holds for each of them
   SliceProblem p;
-  int warps;            ///< that share K: warpgroups where x's tiles are wide
-  int stages;           ///< groups of x that shared memory holds for each of them
   int least_bytes = 0;  ///< of shared memory
 
   using Atom = MmaInt8Atom;
@@ -398,6 +429,11 @@ struct SliceGemm {
     const int most = left / (warps * group_bytes_x), each = (groups + warps - 1) / warps;
     return std::max(1, std::min({most, each, most_stages / warps}));
   }
+
+  /// When the next kernel may begin: at once, or when all that is loaded is there. Then its blocks
+  /// find room beside these, and what they do before they load is done when these end. Measured on
+  /// an H200.
+  static constexpr bool begins_others_late = MakesX && ColumnTiles > 1;
 
   KOKKOS_FUNCTION void operator()([[maybe_unused]] const DeviceGroup& group,
                                   [[maybe_unused]] unsigned char* memory,
@@ -546,8 +582,8 @@ struct SliceGemm {
       from.data[0] = p.y.dense.at(at.batch, row, 16 * at.part);
       from.data[1] = from.data[0] + below * p.y.dense.row;
     } else {
-      const CodesMap& codes = p.y.matrix.codes;
-      const ScalesMap& scales = p.y.matrix.scales;
+      const CodesMap& codes = p.y_matrix.codes;
+      const ScalesMap& scales = p.y_matrix.scales;
       from.data[0] =
           codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
       from.data[1] = from.data[0] + below * codes.row;
@@ -569,10 +605,10 @@ struct SliceGemm {
   /// From one group to another, from an even one to one so many on.
   __device__ std::int64_t data_step(int groups) const {
     return groups *
-           (is_dense ? std::int64_t{2 * block_size * group_blocks_k} : p.y.matrix.codes.block_4);
+           (is_dense ? std::int64_t{2 * block_size * group_blocks_k} : p.y_matrix.codes.block_4);
   }
   __device__ std::int64_t scales_step(int groups) const {
-    const ScalesMap& scales = p.y.matrix.scales;
+    const ScalesMap& scales = p.y_matrix.scales;
     return (groups >> 1) * scales.col_8 + (groups & 1) * scales.col_4;
   }
   __device__ static void move(Source& from, std::int64_t data, std::int64_t scales) {
@@ -1012,7 +1048,7 @@ struct SliceGemm {
           }
           scale[second] =
               block < p.blocks
-                  ? scale_of_codes(*p.y.matrix.scales.at(at.batch, y_row(at, second), block),
+                  ? scale_of_codes(*p.y_matrix.scales.at(at.batch, y_row(at, second), block),
                                    any != 0)
                   : QuadQuantizer::empty;
         }
@@ -1096,7 +1132,7 @@ struct SliceGemm {
           p.y.dense.at(at.batch, row, 2 * block_size * std::int64_t{block} + 16 * eighth);
       return p.y.is_aligned ? load_words<Words>(from) : load_bytes(from, 1, 16);
     } else {
-      const CodesMap& codes = p.y.matrix.codes;
+      const CodesMap& codes = p.y_matrix.codes;
       return load_bytes(codes.at(at.batch, row, block) + 4 * eighth * codes.byte, codes.byte, 4);
     }
   }
@@ -1187,9 +1223,6 @@ struct SliceGemm {
     return reinterpret_cast<Made*>(stages_after(scratch))[at.warp];
   }
 
-  /// When the next kernel may begin: at once, or when all that is loaded is there. Measured on an
-  /// H200.
-  static constexpr bool begins_others_late = MakesX && ColumnTiles > 1;
   /// All of the block's work where both operands' scales are few and near each other; false, and
   /// nothing is stored, where they are not.
   __device__ bool run_plain(const Place& at, Scratch& scratch, const GridItem& item) const {
@@ -1297,7 +1330,8 @@ struct SliceGemm {
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {});
+      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {},
+                     CudaUnit::block_barrier);
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();
@@ -1455,7 +1489,8 @@ struct SliceGemm {
     int scale;
   };
   /// A block of either operand: quantized once more where the operand is dense.
-  __device__ Block block_of(const SliceSide& side, int batch, int row, int block) const {
+  __device__ Block block_of(const SliceSide& side, const MatrixMap& matrix, int batch, int row,
+                            int block) const {
     Block result;
     if (side.is_dense) {
       alignas(16) std::uint8_t codes[block_bytes];
@@ -1464,9 +1499,9 @@ struct SliceGemm {
       memcpy(result.codes.word, codes, sizeof(codes));
       result.scale = made.scale;
     } else {
-      const CodesMap& codes = side.matrix.codes;
+      const CodesMap& codes = matrix.codes;
       result.codes = load_block(codes, codes.at(batch, row, block));
-      result.scale = *side.matrix.scales.at(batch, row, block);
+      result.scale = *matrix.scales.at(batch, row, block);
     }
     return result;
   }
@@ -1474,8 +1509,8 @@ struct SliceGemm {
   __device__ __noinline__ std::uint32_t wide_product(int in_batch, int x_row, int y_row_at) const {
     WideSum sum;
     for (int k = 0; k < p.blocks; ++k) {
-      const Block a = block_of(p.x, in_batch, x_row, k);
-      const Block b = block_of(p.y, in_batch, y_row_at, k);
+      const Block a = block_of(p.x, p.x_matrix, in_batch, x_row, k);
+      const Block b = block_of(p.y, p.y_matrix, in_batch, y_row_at, k);
       sum.add(dot_blocks(a.codes, b.codes), a.scale + b.scale);
     }
     return sum.round(unit_exponent(0, 0));

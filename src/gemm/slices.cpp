@@ -17,7 +17,8 @@ template <bool IsShort>
 void launch_align(const Kokkos::Cuda& exec, const SliceProblem& p) {
   static const std::string label = "KokkosMX::gemm: images";
   const auto launch = [&](const auto& kernel) {
-    launch_grid(label, exec, p.elements.rows(), kernel.parts(), p.x_batch, true, kernel);
+    launch_grid(label, exec, p.elements.rows() / kernel.rows_together, kernel.parts(), p.x_batch,
+                true, kernel);
   };
   if (p.x.is_dense) {
     launch(AlignRows<true, IsShort>{p});
@@ -53,9 +54,10 @@ bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
   const std::int64_t blocks = std::int64_t{p.batch} * y_tiles_of<Kernel>(p);
   const std::int64_t units = exec.cuda_device_prop().multiProcessorCount;
   if (!can || !prefers_making_x(blocks, p.elements.groups * Kernel::together, units)) return false;
-  // Blocks come while those of the call before still run: no unit shall take more than its part.
+  // Where blocks come while others of the call before load, no unit shall take more than its part.
   const auto in_unit = static_cast<int>((blocks + units - 1) / units);
-  launch_kernel_of(exec, p, Kernel{p, p.elements.groups, 0, bytes_for<Kernel>(in_unit)});
+  const int least_bytes = Kernel::begins_others_late ? 0 : bytes_for<Kernel>(in_unit);
+  launch_kernel_of(exec, p, Kernel{p.elements.groups, 0, p, least_bytes});
   return true;
 }
 
@@ -73,7 +75,7 @@ bool launch_shared(const Kokkos::Cuda& exec, const SliceProblem& p) {
                    p.counts == nullptr && p.minimum_tier <= Tier::aligned;
   if (!can) return false;
   launch_align<true>(exec, p);
-  launch_kernel_of(exec, p, Kernel{{p, Kernel::makers, 1}});
+  launch_kernel_of(exec, p, Kernel{{Kernel::makers, 1, p}});
   return true;
 }
 
@@ -93,13 +95,13 @@ void launch_form(const Kokkos::Cuda& exec, const SliceProblem& p) {
       Kernel::most_warps / Kernel::together, exec.cuda_device_prop().multiProcessorCount);
   const int bytes = bytes_for<Kernel>(config.in_unit);
   launch_kernel_of(exec, p,
-                   Kernel{p, config.warps, Kernel::stages_for(config.warps, groups, bytes)});
+                   Kernel{config.warps, Kernel::stages_for(config.warps, groups, bytes), p});
 }
 
 template <int ColumnTiles>
 void launch_tile(const Kokkos::Cuda& exec, const SliceProblem& p) {
   if (p.y.is_dense) return launch_form<ColumnTiles, SliceForm::dense>(exec, p);
-  if (p.y.matrix.codes.byte == 1) return launch_form<ColumnTiles, SliceForm::blocks>(exec, p);
+  if (p.y_matrix.codes.byte == 1) return launch_form<ColumnTiles, SliceForm::blocks>(exec, p);
   launch_form<ColumnTiles, SliceForm::interleaved>(exec, p);
 }
 

@@ -20,7 +20,6 @@ namespace KokkosMX::Impl {
 
 /// An operand: codes and scales in a layout whose blocks or groups lie together, or bf16.
 struct SliceSide {
-  MatrixMap matrix;
   DenseMap dense;
   bool is_dense;
   bool is_aligned;  ///< 16 bytes can be loaded at once
@@ -69,19 +68,22 @@ struct SliceElements {
   KOKKOS_INLINE_FUNCTION int second() const { return is_wide() ? 16 : 4; }
 };
 
-/// A product whose arguments were checked: x has fewer rows than y, or as many.
+/// A product whose arguments were checked: x has fewer rows than y, or as many. What every kernel
+/// reads comes first, in few lines: the first read of each takes a block long.
 struct SliceProblem {
   SliceSide x, y;
   SliceElements elements;
-  bool y_is_b;
-  Epilogue epilogue;
-  QuantizeRule rule;
   int batch, x_batch, blocks, x_rows, y_rows;
   int sum_bits;
+  QuantizeRule rule;
   Tier minimum_tier;
-  std::uint64_t* counts;  ///< null where nobody counts
+  bool y_is_b;
   /// C is the product in bf16, and pairs of rows of y lie in words of it.
   bool is_plain_bf16;
+  Epilogue epilogue;
+  std::uint64_t* counts;  ///< null where nobody counts
+  /// Of operands that are not dense.
+  MatrixMap y_matrix, x_matrix;
 };
 
 #ifdef KOKKOS_ENABLE_CUDA
