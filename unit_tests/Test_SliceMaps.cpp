@@ -154,6 +154,52 @@ void check_sums(const Elements& elements, const Sums<Columns>& sums, const RowOf
   ASSERT_EQ(visits, std::vector<int>(y_rows * Columns, 1));
 }
 
+// Few rows of x: a warp multiplies 16 rows of y by tiles of 8 rows of x, both from registers.
+template <int Rows>
+void check_tiles(int log_tile) {
+  using Steps = Impl::TwoStepsOfTile<Rows>;
+  const Elements elements(Rows, 24);
+  const std::vector<std::uint8_t> image = elements.image(elements_of(log_tile));
+  std::int32_t sums[Rows / 8][32][Atom::values] = {};
+  for (int group = 0; group < groups; ++group) {
+    Impl::PartsToImage::Parts parts[32];
+    for (int lane = 0; lane < 32; ++lane) elements.make(parts[lane], 0, group, lane);
+    for (int i = 0; i < steps; ++i) {
+      for (int tile = 0; tile < Rows / 8; ++tile) {
+        Atom::Registers registers[32];
+        for (int lane = 0; lane < 32; ++lane) {
+          const int from = Steps::begin(2 * group + i / 2, lane) + Steps::behind(tile);
+          std::uint32_t words[4];
+          ASSERT_LE(static_cast<std::size_t>(from) + sizeof(words), image.size());
+          std::memcpy(words, &image[static_cast<std::size_t>(from)], sizeof(words));
+          registers[lane] =
+              Atom::registers(parts[lane][i][0], parts[lane][i][1], Steps::part(words, i % 2));
+        }
+        KokkosMXTest::ModelMmaInt8::multiply_add([&](int lane) { return registers[lane].a; },
+                                                 [&](int lane) { return registers[lane].b; },
+                                                 [&](int lane) { return sums[tile][lane]; });
+      }
+    }
+  }
+  std::vector<int> visits(Atom::rows * Rows, 0);
+  for (int tile = 0; tile < Rows / 8; ++tile) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int v = 0; v < Atom::values; ++v) {
+        const int row = Atom::row_of(lane, v), col = Atom::col_of_tile(tile, lane, v);
+        ASSERT_TRUE(row >= 0 && row < Atom::rows && col >= 0 && col < Rows);
+        ++visits[row * Rows + col];
+        ASSERT_EQ(sums[tile][lane][v], elements.product(row, col)) << tile << ' ' << lane;
+      }
+    }
+  }
+  ASSERT_EQ(visits, std::vector<int>(Atom::rows * Rows, 1));
+}
+TEST(SliceMaps, BothOperandsInRegisters) {
+  check_tiles<8>(3);
+  check_tiles<16>(4);
+  check_tiles<32>(5);
+}
+
 // Both operands in shared memory (SliceShared): y's parts by stmatrix to images there.
 template <int Columns>
 void multiply_images(const Elements& elements, Block& block, Sums<Columns>& sums) {

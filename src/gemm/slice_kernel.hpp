@@ -454,19 +454,20 @@ struct SliceGemm {
   struct alignas(16) TwoSteps {
     std::uint32_t w[4];
   };
+  using StepsOfTile = TwoStepsOfTile<x_tile>;
   /// Adds the product of a step with a tile of x, whose first or second one of two it is.
   __device__ static void multiply_step(std::int32_t (&sums)[Atom::values],
                                        const Atom::Part (&parts)[2], const TwoSteps& x, int h) {
-    Atom::multiply_add(sums, parts[0], parts[1], {{x.w[2 * h], x.w[2 * h + 1]}});
+    Atom::multiply_add(sums, parts[0], parts[1], StepsOfTile::part(x.w, h));
   }
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
                              const std::uint8_t* first, int image_number, int group,
                              int pair) const {
-    const int begin = (2 * group + pair) * (x_tile * 2 * block_size) + 16 * at.lane;
+    const int begin = StepsOfTile::begin(2 * group + pair, at.lane);
     const auto load_tile = [&](int j, const std::uint8_t* of_row) {
-      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + j * (16 * 32));
+      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + StepsOfTile::behind(j));
     };
     if (image_number == 0) {
 #pragma unroll

@@ -15,6 +15,23 @@
 
 namespace KokkosMX::Impl {
 
+/// The elements of x in tiles of XTile rows that no matrix unit reads from shared memory
+/// (SliceElements), as a lane loads them: its parts of two steps of 32 of K, 16 bytes, of a row of
+/// each 8.
+template <int XTile>
+struct TwoStepsOfTile {
+  /// Where a lane's are, of the first 8 rows; and how far behind it those of the next ones.
+  KOKKOS_INLINE_FUNCTION static constexpr int begin(int pair, int lane) {
+    return pair * (XTile * 2 * block_size) + 16 * lane;
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int behind(int tile) { return tile * (16 * 32); }
+  /// The first or the second step's part.
+  KOKKOS_INLINE_FUNCTION static constexpr MmaInt8Atom::Part part(const std::uint32_t (&words)[4],
+                                                                 int h) {
+    return {{words[2 * h], words[2 * h + 1]}};
+  }
+};
+
 /// A lane's parts of 16 rows (MmaInt8Atom::Part) on their way to an image (Int8Images), two steps
 /// of 32 of K at a time: four matrices of 8 rows of 16 bytes, as CudaUnit::store_matrices has them.
 /// The lanes of a quad, which have a row, have the four words of a chunk.
