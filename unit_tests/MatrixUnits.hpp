@@ -3,13 +3,15 @@
 #define KOKKOSMX_UNIT_TESTS_MATRIX_UNITS_HPP
 
 // Models of matrix instructions as their manuals define them (AMD Instinct MI300 and CDNA 4 ISA:
-// matrix fused-multiply-add; PTX ISA: matrix fragments for mma.m16n8k32), register by register.
-// They share no code with the library.
+// matrix fused-multiply-add; PTX ISA: matrix fragments for mma.m16n8k32, stmatrix, and of wgmma
+// matrix fragments, shared memory layouts and the matrix descriptor), register by register. They
+// share no code with the library.
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace KokkosMXTest {
 
@@ -151,6 +153,115 @@ struct ModelMmaInt8 {
  private:
   static int byte(const std::uint32_t* registers, int i) {
     return static_cast<std::int8_t>(registers[i / 4] >> (8 * (i % 4)) & 255u);
+  }
+};
+
+// Shared memory by its 32-bit addresses. What reaches out of it, or is not aligned as instructions
+// need it, does nothing but to be remembered.
+struct ModelSharedMemory {
+  std::vector<std::uint8_t> bytes;
+  int mistakes = 0;
+
+  std::uint8_t* at(std::uint64_t address, std::uint64_t count, std::uint64_t alignment) {
+    if (address % alignment == 0 && address + count <= bytes.size()) return &bytes[address];
+    ++mistakes;
+    static std::uint8_t nowhere[16];
+    return nowhere;
+  }
+};
+
+// stmatrix.m8n8.x4.b16, 32 lanes: the address of row r (8 elements, 16 bytes) of matrix i is that
+// of lane 8 * i + r; of the matrix lane l has elements 2 * (l % 4) and 2 * (l % 4) + 1 of row l / 4
+// in register i, the first one in the low half. With .trans what lanes have are columns: element e
+// of row r is stored as element r of row e.
+template <bool Transposed>
+struct ModelStoreMatrices {
+  // addresses(lane): an address; registers(lane): four registers.
+  template <class Addresses, class Registers>
+  static void store(ModelSharedMemory& memory, const Addresses& addresses,
+                    const Registers& registers) {
+    for (int i = 0; i < 4; ++i) {
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int half = 0; half < 2; ++half) {
+          const int row = lane / 4, element = 2 * (lane % 4) + half;
+          const int to_row = Transposed ? element : row, to_element = Transposed ? row : element;
+          std::uint8_t* to = memory.at(addresses(8 * i + to_row), 16, 16) + 2 * to_element;
+          const std::uint32_t value = registers(lane)[i] >> (16 * half);
+          to[0] = static_cast<std::uint8_t>(value & 255u);
+          to[1] = static_cast<std::uint8_t>(value >> 8 & 255u);
+        }
+      }
+    }
+  }
+};
+
+// wgmma.mma_async.m64nNk32 .s32.s8.s8, 128 threads. A matrix in shared memory has 32 elements of K
+// of each row one after the other ("K-major"), and a descriptor:
+//   bits 0-13: the address >> 4;  16-29: the leading dimension's offset, unused where swizzled;
+//   32-45: the offset from 8 rows to the next 8, >> 4;  49-51: the base offset;
+//   62-63: the swizzle: 0 none, 1 of 128 bytes, 2 of 64, 3 of 32.
+// With that of 128 bytes the 8 rows of a pattern, which begins at a multiple of 1024 where the base
+// offset is 0, are 128 bytes apart, and bits 4-6 of an address are its own ones xor its bits 7-9.
+//   A in registers: byte i of a0..a3 of thread t, with w = t / 32, groupID = t % 32 / 4,
+//            threadID_in_group = t % 4: as of mma.m16n8k32, of rows 16 * w and on;
+//   D: register i: row 16 * w + groupID, and 8 more where i & 2; column threadID_in_group * 2 +
+//            (i & 1) + 8 * (i / 4).
+template <int N>
+struct ModelWgmmaInt8 {
+  static constexpr int threads = 128, values = N / 2;
+
+  // d(thread)[i] += what the two descriptors name.
+  template <class D>
+  static void multiply_add(ModelSharedMemory& memory, std::uint64_t a, std::uint64_t b,
+                           const D& d) {
+    std::vector<int> x(64 * 32);
+    for (int row = 0; row < 64; ++row) {
+      for (int k = 0; k < 32; ++k) x[32 * row + k] = element(memory, a, row, k);
+    }
+    add(x, memory, b, d);
+  }
+  // The same with A in registers: a(thread)[0..3].
+  template <class A, class D>
+  static void multiply_add_registers(ModelSharedMemory& memory, const A& a, std::uint64_t b,
+                                     const D& d) {
+    std::vector<int> x(64 * 32);
+    for (int thread = 0; thread < threads; ++thread) {
+      const int group = thread % 32 / 4, in_group = thread % 4;
+      for (int i = 0; i < 16; ++i) {
+        const int row = thread / 32 * 16 + (i < 4 || (i >= 8 && i < 12) ? group : group + 8);
+        const int k = in_group * 4 + (i & 3) + (i >= 8 ? 16 : 0);
+        x[32 * row + k] = static_cast<std::int8_t>(a(thread)[i / 4] >> (8 * (i % 4)) & 255u);
+      }
+    }
+    add(x, memory, b, d);
+  }
+
+ private:
+  static int element(ModelSharedMemory& memory, std::uint64_t descriptor, int row, int k) {
+    const std::uint64_t start = (descriptor & 0x3FFFu) << 4;
+    const std::uint64_t eight_rows = (descriptor >> 32 & 0x3FFFu) << 4;
+    const std::uint64_t base_offset = descriptor >> 49 & 7u, swizzle = descriptor >> 62;
+    // No other swizzle is modelled. Rows of the pattern hold 128 bytes.
+    if (swizzle != 1 || base_offset != 0 || start % 1024 + 32 > 128) ++memory.mistakes;
+    std::uint64_t address = start + static_cast<std::uint64_t>(row / 8) * eight_rows +
+                            static_cast<std::uint64_t>(row % 8 * 128 + k);
+    address ^= (address >> 7 & 7u) << 4;
+    return static_cast<std::int8_t>(*memory.at(address, 1, 1));
+  }
+  template <class D>
+  static void add(const std::vector<int>& x, ModelSharedMemory& memory, std::uint64_t b,
+                  const D& d) {
+    std::vector<int> y(N * 32);
+    for (int col = 0; col < N; ++col) {
+      for (int k = 0; k < 32; ++k) y[32 * col + k] = element(memory, b, col, k);
+    }
+    for (int thread = 0; thread < threads; ++thread) {
+      for (int i = 0; i < values; ++i) {
+        const int row = thread / 32 * 16 + thread % 32 / 4 + ((i & 2) != 0 ? 8 : 0);
+        const int col = thread % 4 * 2 + (i & 1) + i / 4 * 8;
+        for (int k = 0; k < 32; ++k) d(thread)[i] += x[32 * row + k] * y[32 * col + k];
+      }
+    }
   }
 };
 

@@ -13,10 +13,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
+#include <iterator>
 #include <limits>
 #include <set>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -70,6 +72,8 @@ class PrintCounted : public ::testing::Environment {
     ::testing::AddGlobalTestEnvironment(new PrintCounted);
 
 constexpr Tier all_tiers[] = {Tier::automatic, Tier::aligned, Tier::window, Tier::wide};
+constexpr int all_tiers_count = 4;
+static_assert(std::size(all_tiers) == all_tiers_count);
 
 // The tiers in which outputs end, where the library's definitions leave no choice: those that need
 // no sum, and those outside the window's certificate. What is left is aligned, where its
@@ -82,6 +86,19 @@ KOKKOSMX_TEST_OUT_OF_LINE void expect_tiers(const HostMatrix& a, const HostMatri
   EXPECT_EQ(counts[3], expected.outputs - expected.none - expected.window_certified) << name;
 }
 
+// Compares one product in one of all_tiers, and counts.
+KOKKOSMX_TEST_OUT_OF_LINE TierCounts check_tier(const Operands& x, const Bits& products, int n,
+                                                const std::string& name) {
+  Variation v;
+  v.minimum_tier = all_tiers[n];
+  v.a.tile_codes = v.b.tile_scales = n % 2 == 1;
+  v.a.summaries = n < 2;
+  const TierCounts counts = check_product<float>(x.a, x.b, products, v, name);
+  if (all_tiers[n] == Tier::automatic) expect_tiers(x.a, x.b, counts, name);
+  Counted::total().tiers += counts;
+  return counts;
+}
+
 // Compares one product in every forced tier, and counts. Returns the counts of the automatic one.
 KOKKOSMX_TEST_OUT_OF_LINE TierCounts check_all_tiers(const Operands& x, const std::string& name,
                                                      Tally* tally = nullptr) {
@@ -90,21 +107,8 @@ KOKKOSMX_TEST_OUT_OF_LINE TierCounts check_all_tiers(const Operands& x, const st
   Counted::total().outputs += own;
   Counted::total().shapes += 1;
   if (tally != nullptr) *tally += own;
-  TierCounts automatic{};
-  int n = 0;
-  for (const Tier tier : all_tiers) {
-    Variation v;
-    v.minimum_tier = tier;
-    v.a.tile_codes = v.b.tile_scales = n % 2 == 1;
-    v.a.summaries = n < 2;
-    ++n;
-    const TierCounts counts = check_product<float>(x.a, x.b, products, v, name);
-    if (tier == Tier::automatic) {
-      expect_tiers(x.a, x.b, counts, name);
-      automatic = counts;
-    }
-    Counted::total().tiers += counts;
-  }
+  const TierCounts automatic = check_tier(x, products, 0, name);
+  for (int n = 1; n < all_tiers_count; ++n) check_tier(x, products, n, name);
   return automatic;
 }
 
@@ -631,6 +635,9 @@ enum class Few {
   four_above,
   count
 };
+constexpr const char* few_names[] = {"bell",          "outliers", "zeros",       "subnormal",
+                                     "subnormal_row", "infinite", "three_above", "four_above"};
+static_assert(std::size(few_names) == static_cast<std::size_t>(Few::count));
 std::vector<std::uint16_t> few_rows(Few kind, std::int64_t rows, std::int64_t k,
                                     std::uint64_t seed) {
   std::vector<std::uint16_t> x =
@@ -663,62 +670,75 @@ std::vector<std::uint16_t> few_rows(Few kind, std::int64_t rows, std::int64_t k,
 // Few rows, of whose scales one sum holds all or not, in every rule: to bf16, with B dense and in
 // every form of its codes; each call without waiting for the one before. From 129 rows of A on,
 // blocks of a GPU make B in pairs; several make a long row of A. Of many rows of B, a bell alone.
-TEST(Gemm, FewRowsToBf16) {
+struct FewRows {
+  std::int64_t m, k, n;
+  bool of_a;  // A holds the other kind, else B
+  Few other;
+  std::uint64_t seed;
+};
+std::string few_rows_name(const FewRows& x) {
+  return "M" + std::to_string(x.m) + "_K" + std::to_string(x.k) + "_N" + std::to_string(x.n) +
+         (x.of_a ? "_A_" : "_B_") + few_names[static_cast<int>(x.other)];
+}
+void PrintTo(const FewRows& x, std::ostream* to) { *to << few_rows_name(x); }
+std::vector<FewRows> all_few_rows() {
   struct Case {
     std::int64_t m, k, n = 48;
   };
-  const KokkosMX::QuantizeRule rules[] = {KokkosMX::rules::reference, KokkosMX::rules::ocp_floor,
-                                          KokkosMX::rules::quark_even, KokkosMX::rules::rceil};
   constexpr int kinds = static_cast<int>(Few::count);
   std::uint64_t seed = 900;
+  std::vector<FewRows> all;
   for (const Case& x :
        {Case{1, 128}, Case{5, 512}, Case{2, 2048}, Case{9, 128}, Case{16, 256}, Case{17, 512},
         Case{32, 384}, Case{12, 4224}, Case{1, 1664, 8464}, Case{64, 384}, Case{33, 640, 80},
         Case{50, 1664, 208}, Case{64, 2048, 144}, Case{130, 768}, Case{256, 1280},
         Case{129, 512, 144}, Case{200, 1024, 272}, Case{256, 1536, 256}}) {
-    const std::int64_t n = x.n;
-    for (int kind = 0; kind < (n > 1000 ? 1 : 2 * kinds); ++kind) {
-      const bool of_a = kind < kinds;
-      const Few other = static_cast<Few>(kind % kinds);
-      const auto a =
-          device_matrix<BFloat16>(few_rows(of_a ? other : Few::bell, x.m, x.k, seed), x.m, x.k);
-      const auto b =
-          device_matrix<BFloat16>(few_rows(of_a ? Few::bell : other, n, x.k, seed + 2), n, x.k);
-      const KokkosMX::QuantizeRule rule = rules[seed % 4];
-      ++seed;
-      const Exec exec;
-      const auto codes = [&](const auto& dense, std::int64_t rows) {
-        HostMatrix q(rows, x.k);
-        const auto storage = KokkosMX::quantize(exec, dense, rule);
-        q.codes = to_host(DeviceArray<std::uint8_t>(storage.codes().data(), q.codes.size()));
-        q.scales = to_host(DeviceArray<std::uint8_t>(storage.scales().data(), q.scales.size()));
-        return q;
-      };
-      const Bits expected = expected_output(ReferenceProduct(codes(a, x.m), codes(b, n)).all(), n,
-                                            {}, OutputType<BFloat16>::format);
-      const KokkosMX::MatrixStorage<RowMajor, RowMajor, Space> rows("b", n, x.k);
-      const KokkosMX::MatrixStorage<Tile16x16, Tile32x8, Space> tiles("b", n, x.k);
-      const KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space> prepared(
-          "b", n, x.k);
-      KokkosMX::quantize(exec, b, rows.matrix(), rule);
-      KokkosMX::quantize(exec, b, tiles.matrix(), rule);
-      KokkosMX::quantize(exec, b, prepared.matrix(), rule);
-      const DeviceOutput<BFloat16> c[] = {{x.m, n, n, 1, 0, {}},
-                                          {x.m, n, n, 1, 0, {}},
-                                          {x.m, n, n, 1, 0, {}},
-                                          {x.m, n, n, 1, 0, {}}};
-      call_quantize_gemm(a, b, c[0].view(), rule);
-      call_quantize_gemm(a, rows.matrix(), c[1].view(), rule);
-      call_quantize_gemm(a, tiles.matrix(), c[2].view(), rule);
-      call_quantize_gemm(a, prepared.matrix(), c[3].view(), rule);
-      for (int i = 0; i < 4; ++i) {
-        expect_equal_bits(expected, c[i].result(), n,
-                          std::to_string(x.m) + " rows, K " + std::to_string(x.k) + ", kind " +
-                              std::to_string(kind) + ", form " + std::to_string(i));
-      }
+    for (int kind = 0; kind < (x.n > 1000 ? 1 : 2 * kinds); ++kind) {
+      all.push_back({x.m, x.k, x.n, kind < kinds, static_cast<Few>(kind % kinds), seed++});
     }
   }
+  return all;
 }
+class GemmFewRows : public ::testing::TestWithParam<FewRows> {};
+TEST_P(GemmFewRows, ToBf16) {
+  const FewRows& x = GetParam();
+  const KokkosMX::QuantizeRule rules[] = {KokkosMX::rules::reference, KokkosMX::rules::ocp_floor,
+                                          KokkosMX::rules::quark_even, KokkosMX::rules::rceil};
+  const std::int64_t n = x.n;
+  const auto a =
+      device_matrix<BFloat16>(few_rows(x.of_a ? x.other : Few::bell, x.m, x.k, x.seed), x.m, x.k);
+  const auto b =
+      device_matrix<BFloat16>(few_rows(x.of_a ? Few::bell : x.other, n, x.k, x.seed + 2), n, x.k);
+  const KokkosMX::QuantizeRule rule = rules[x.seed % 4];
+  const Exec exec;
+  const auto codes = [&](const auto& dense, std::int64_t rows) {
+    HostMatrix q(rows, x.k);
+    const auto storage = KokkosMX::quantize(exec, dense, rule);
+    q.codes = to_host(DeviceArray<std::uint8_t>(storage.codes().data(), q.codes.size()));
+    q.scales = to_host(DeviceArray<std::uint8_t>(storage.scales().data(), q.scales.size()));
+    return q;
+  };
+  const Bits expected = expected_output(ReferenceProduct(codes(a, x.m), codes(b, n)).all(), n, {},
+                                        OutputType<BFloat16>::format);
+  const KokkosMX::MatrixStorage<RowMajor, RowMajor, Space> rows("b", n, x.k);
+  const KokkosMX::MatrixStorage<Tile16x16, Tile32x8, Space> tiles("b", n, x.k);
+  const KokkosMX::MatrixStorage<KokkosMX::Tile16x128, KokkosMX::Tile16x4, Space> prepared("b", n,
+                                                                                          x.k);
+  KokkosMX::quantize(exec, b, rows.matrix(), rule);
+  KokkosMX::quantize(exec, b, tiles.matrix(), rule);
+  KokkosMX::quantize(exec, b, prepared.matrix(), rule);
+  const DeviceOutput<BFloat16> c[] = {
+      {x.m, n, n, 1, 0, {}}, {x.m, n, n, 1, 0, {}}, {x.m, n, n, 1, 0, {}}, {x.m, n, n, 1, 0, {}}};
+  call_quantize_gemm(a, b, c[0].view(), rule);
+  call_quantize_gemm(a, rows.matrix(), c[1].view(), rule);
+  call_quantize_gemm(a, tiles.matrix(), c[2].view(), rule);
+  call_quantize_gemm(a, prepared.matrix(), c[3].view(), rule);
+  for (int i = 0; i < 4; ++i) {
+    expect_equal_bits(expected, c[i].result(), n, few_rows_name(x) + ", form " + std::to_string(i));
+  }
+}
+INSTANTIATE_TEST_SUITE_P(, GemmFewRows, ::testing::ValuesIn(all_few_rows()),
+                         [](const auto& info) { return few_rows_name(info.param); });
 
 // The types LayoutRight and LayoutLeft themselves, and both ways of calling.
 template <class T, class Layout>
@@ -818,7 +838,22 @@ TEST(GemmTiers, EverySpread) {
 }
 
 // Sums that reach Cauchy and Schwarz's bound: just below 2^31, at it, above it.
-void check_aligned_edge(int shift, std::int64_t q, bool must_align) {
+struct AlignedEdge {
+  int shift;
+  std::int64_t q;
+  bool must_align;
+};
+// And which of all_tiers.
+using EdgeInTier = std::tuple<AlignedEdge, int>;
+std::string aligned_edge_name(const EdgeInTier& param) {
+  constexpr const char* names[] = {"automatic", "aligned", "window", "wide"};
+  static_assert(std::size(names) == all_tiers_count);
+  const auto& [edge, tier] = param;
+  return "Shift" + std::to_string(edge.shift) + "_Q" + std::to_string(edge.q) + "_" + names[tier];
+}
+class GemmAlignedEdge : public ::testing::TestWithParam<EdgeInTier> {};
+TEST_P(GemmAlignedEdge, Tiers) {
+  const auto& [edge, tier] = GetParam();
   std::vector<EdgeRow> rows(8);
   rows[1].negative = true;
   rows[2].last_halves = 6;  // the sum with row 0 is 2^31 - 16
@@ -830,26 +865,36 @@ void check_aligned_edge(int shift, std::int64_t q, bool must_align) {
   rows[6].halves = 12;  // n is 9/4 as large
   rows[6].last_halves = 12;
   rows[7].alternate = 3;  // as large an n, a smaller sum
-  const Operands x{make_edge_rows(shift, q, 100, rows), make_edge_rows(shift, q, 130, rows)};
-  const std::string name = "shift " + std::to_string(shift);
-  const TierCounts counts = check_all_tiers(x, name);
+  const Operands x{make_edge_rows(edge.shift, edge.q, 100, rows),
+                   make_edge_rows(edge.shift, edge.q, 130, rows)};
+  const std::string name = "shift " + std::to_string(edge.shift);
+  const bool is_first = all_tiers[tier] == Tier::automatic;
+  Tally tally;
+  const TierCounts counts = check_tier(x, ReferenceProduct(x.a, x.b).all(&tally), tier, name);
+  if (!is_first) return;
+  Counted::total().outputs += tally;
+  Counted::total().shapes += 1;
   const ExpectedTiers expected = expected_tiers(x.a, x.b);
   std::cout << name << ": " << counts[1] << " of " << expected.outputs << " outputs aligned, "
             << expected.aligned_at_most << " certified\n";
   EXPECT_LT(expected.aligned_at_most, expected.outputs);
-  if (must_align) {
+  if (edge.must_align) {
     EXPECT_EQ(counts[1], expected.aligned_at_most) << name;
   } else {
     EXPECT_TRUE(counts[1] == expected.aligned_at_most || counts[1] == 0) << name;
   }
 }
-TEST(GemmTiers, AlignedEdge) {
-  check_aligned_edge(11, 8, false);      // n = 2^31
-  check_aligned_edge(11, 16, false);     // n = 2^32, whose square wraps to 0 in 64 bits
-  check_aligned_edge(8, 512, false);     // n = 2^31
-  check_aligned_edge(7, 2048, false);    // n = 2^31
-  check_aligned_edge(3, 1 << 19, true);  // n = 2^31, within any atom's shift
-}
+constexpr AlignedEdge aligned_edges[] = {
+    {11, 8, false},      // n = 2^31
+    {11, 16, false},     // n = 2^32, whose square wraps to 0 in 64 bits
+    {8, 512, false},     // n = 2^31
+    {7, 2048, false},    // n = 2^31
+    {3, 1 << 19, true},  // n = 2^31, within any atom's shift
+};
+INSTANTIATE_TEST_SUITE_P(, GemmAlignedEdge,
+                         ::testing::Combine(::testing::ValuesIn(aligned_edges),
+                                            ::testing::Range(0, all_tiers_count)),
+                         [](const auto& info) { return aligned_edge_name(info.param); });
 
 // Sums just inside and just outside 63 bits.
 TEST(GemmTiers, WindowEdge) {

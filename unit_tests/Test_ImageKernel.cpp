@@ -56,14 +56,6 @@ struct ModelAtom : Impl::Int8Images {
     int a_pieces, b_pieces;
     std::int64_t a_piece, b_piece;
   };
-  static int row_of(int thread, int v) {
-    return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
-  }
-  static int col_of(int thread, int v) { return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1); }
-  static int thread_of(int row, int col) {
-    return (row >> 4) * 32 + (row & 7) * 4 + (col >> 1 & 3);
-  }
-  static int value_of(int row, int col) { return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1); }
 
   // Element i of a row of a step.
   static std::int32_t element(const std::uint8_t* image, int row, int i) {

@@ -14,6 +14,8 @@
 #include <Kokkos_Core.hpp>
 
 #include <cstdint>
+#include <iterator>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -76,38 +78,56 @@ Bits product(const A& a, const B& b, Tier tier = Tier::automatic) {
   return c.result();
 }
 
-TEST(PrepareGemm, EveryDataAndTier) {
-  struct Case {
+struct EveryCase {
+  std::int64_t m, n, k;
+  int data;
+  std::uint64_t seed;
+};
+std::string every_name(const EveryCase& c) {
+  constexpr const char* names[] = {"narrow", "medium",    "wide",     "full",  "nan",
+                                   "zeros",  "subnormal", "overflow", "equal", "two_clusters"};
+  static_assert(std::size(names) == data_count);
+  return "M" + std::to_string(c.m) + "_N" + std::to_string(c.n) + "_K" + std::to_string(c.k) + "_" +
+         names[c.data];
+}
+void PrintTo(const EveryCase& c, std::ostream* to) { *to << every_name(c); }
+std::vector<EveryCase> every_case() {
+  struct Shape {
     std::int64_t m, n, k;
   };
-  int i = 0;
-  for (const Case& c :
-       {Case{1, 1, 32}, Case{17, 33, 160}, Case{16, 16, 128}, Case{5, 70, 96}, Case{64, 15, 64},
-        Case{33, 48, 1056}, Case{3, 100, 512}, Case{7, 5, 0}, Case{0, 5, 64}}) {
-    for (int data = 0; data < data_count; ++data) {
-      const std::string name = "(" + std::to_string(c.m) + ", " + std::to_string(c.n) + ", " +
-                               std::to_string(c.k) + "), data " + std::to_string(data);
-      ++i;
-      const HostMatrix a = make_data(static_cast<Data>(data), c.m, c.k, 7 * i);
-      const HostMatrix b = make_data(static_cast<Data>(data), c.n, c.k, 7 * i + 1);
-      const Bits expected = ReferenceProduct(a, b).all();
-      const DeviceMatrix plain_a(a, {}), plain_b(b, {});
-      const PreparedBatch prepared_a({a}), prepared_b({b});
-      expect_equal_bits(expected, product(plain_a.plain(), plain_b.plain()), c.n, name);
-      expect_equal_bits(expected, product(plain_a.plain(), prepared_b.matrix()), c.n,
-                        name + ": B prepared");
-      expect_equal_bits(expected, product(prepared_a.matrix(), plain_b.plain()), c.n,
-                        name + ": A prepared");
-      for (const Tier tier : {Tier::automatic, Tier::aligned, Tier::window, Tier::wide}) {
-        expect_equal_bits(expected, product(prepared_a.matrix(), prepared_b.matrix(), tier), c.n,
-                          name + ": both prepared, tier " + std::to_string(static_cast<int>(tier)));
-      }
-      expect_equal_bits(expected,
-                        product(prepared_a.without_summaries(), prepared_b.without_summaries()),
-                        c.n, name + ": both prepared, without summaries");
-    }
+  std::uint64_t i = 0;
+  std::vector<EveryCase> all;
+  for (const Shape& s : {Shape{1, 1, 32}, Shape{17, 33, 160}, Shape{16, 16, 128}, Shape{5, 70, 96},
+                         Shape{64, 15, 64}, Shape{33, 48, 1056}, Shape{3, 100, 512}, Shape{7, 5, 0},
+                         Shape{0, 5, 64}}) {
+    for (int data = 0; data < data_count; ++data) all.push_back({s.m, s.n, s.k, data, 7 * ++i});
   }
+  return all;
 }
+class PrepareGemmEvery : public ::testing::TestWithParam<EveryCase> {};
+TEST_P(PrepareGemmEvery, DataAndTier) {
+  const EveryCase& c = GetParam();
+  const std::string name = every_name(c);
+  const HostMatrix a = make_data(static_cast<Data>(c.data), c.m, c.k, c.seed);
+  const HostMatrix b = make_data(static_cast<Data>(c.data), c.n, c.k, c.seed + 1);
+  const Bits expected = ReferenceProduct(a, b).all();
+  const DeviceMatrix plain_a(a, {}), plain_b(b, {});
+  const PreparedBatch prepared_a({a}), prepared_b({b});
+  expect_equal_bits(expected, product(plain_a.plain(), plain_b.plain()), c.n, name);
+  expect_equal_bits(expected, product(plain_a.plain(), prepared_b.matrix()), c.n,
+                    name + ": B prepared");
+  expect_equal_bits(expected, product(prepared_a.matrix(), plain_b.plain()), c.n,
+                    name + ": A prepared");
+  for (const Tier tier : {Tier::automatic, Tier::aligned, Tier::window, Tier::wide}) {
+    expect_equal_bits(expected, product(prepared_a.matrix(), prepared_b.matrix(), tier), c.n,
+                      name + ": both prepared, tier " + std::to_string(static_cast<int>(tier)));
+  }
+  expect_equal_bits(expected,
+                    product(prepared_a.without_summaries(), prepared_b.without_summaries()), c.n,
+                    name + ": both prepared, without summaries");
+}
+INSTANTIATE_TEST_SUITE_P(, PrepareGemmEvery, ::testing::ValuesIn(every_case()),
+                         [](const auto& info) { return every_name(info.param); });
 
 // The least scale there is counts in a row's spread: what large blocks add and take away again must
 // not take its small sum with them.

@@ -26,6 +26,7 @@
 
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/mma.hpp"
+#include "../atoms/gemm/slice_places.hpp"
 #include "../atoms/gemm/wgmma_fragments.hpp"
 #include "../atoms/quantize/cuda.hpp"
 #include "../atoms/quantize/quad.hpp"
@@ -413,7 +414,7 @@ struct SliceGemm {
     return more > least ? more : least;
   }
   /// Then what warps have of y ahead of the groups that they are at: see load_ahead.
-  static constexpr int ahead_bytes = is_dense ? 32 * 2 * group_blocks_k * 16 : 0;
+  static constexpr int ahead_bytes = is_dense ? RowsThrough::bytes : 0;
 
   KOKKOS_INLINE_FUNCTION int threads() const { return 32 * warps * together; }
   int shared_bytes() const {
@@ -489,19 +490,20 @@ struct SliceGemm {
   struct alignas(16) TwoSteps {
     std::uint32_t w[4];
   };
+  using StepsOfTile = TwoStepsOfTile<x_tile>;
   /// Adds the product of a step with a tile of x, whose first or second one of two it is.
   __device__ static void multiply_step(std::int32_t (&sums)[Atom::values],
                                        const Atom::Part (&parts)[2], const TwoSteps& x, int h) {
-    Atom::multiply_add(sums, parts[0], parts[1], {{x.w[2 * h], x.w[2 * h + 1]}});
+    Atom::multiply_add(sums, parts[0], parts[1], StepsOfTile::part(x.w, h));
   }
   /// Pairs of steps that are loaded before a group of y is made: as there are registers for.
   static constexpr int pairs_ahead = is_wide ? 0 : ColumnTiles == 4 ? 1 : 2;
   __device__ void load_steps(TwoSteps (&to)[ColumnTiles], const Place& at, const Scratch& scratch,
                              const std::uint8_t* first, int image_number, int group,
                              int pair) const {
-    const int begin = (2 * group + pair) * (x_tile * 2 * block_size) + 16 * at.lane;
+    const int begin = StepsOfTile::begin(2 * group + pair, at.lane);
     const auto load_tile = [&](int j, const std::uint8_t* of_row) {
-      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + j * (16 * 32));
+      to[j] = CudaUnit::load_past_first_cache<TwoSteps>(of_row + begin + StepsOfTile::behind(j));
     };
     if (image_number == 0) {
 #pragma unroll
@@ -643,14 +645,12 @@ struct SliceGemm {
   }
 
   /// The group after the one at hand is under way: in registers, or, where that is too much for
-  /// them, to shared memory. There a row of the warp has 256 bytes, of which eight lanes copy half
-  /// at a time. Where rows are odd, 64 bytes and the next 64 change places, so that those of two
-  /// rows lie in all banks.
+  /// them, to shared memory (RowsThrough).
   struct Ahead {
     Raw codes;
     Source next;                              ///< where the next group of codes begins
     std::int64_t data_step, scales_steps[2];  ///< to the one after it, and the one after that
-    const std::uint8_t* from[Atom::rows / 4];
+    const std::uint8_t* from[RowsThrough::rows];
     int to, own;  ///< places in the scratch: of a copy, and of the lane's part of even blocks
   };
   __device__ Ahead ahead_of(const Place& at, const Source& from) const {
@@ -671,35 +671,33 @@ struct SliceGemm {
   }
   /// Of bf16, whose copies begin so many bytes after the scratch.
   __device__ Ahead rows_ahead(const Place& at, int all) const {
-    constexpr int row_bytes = 2 * block_size * group_blocks_k;
     Ahead ahead{};
-    const int own_row = at.lane >> 2, row = at.lane >> 3, eighth = 16 * (at.lane & 7);
-    ahead.own = opaque(all + row_bytes * own_row + 64 * (own_row & 1) + 16 * at.part);
-    ahead.to = opaque(all + row_bytes * row + (eighth ^ 64 * (row & 1)));
+    const int in_row = RowsThrough::copied_from(at.lane);
+    ahead.own = opaque(RowsThrough::own(all, at.lane));
+    ahead.to = opaque(RowsThrough::copied_to(all, at.lane));
 #pragma unroll
-    for (int i = 0; i < Atom::rows / 4; ++i) {
-      const int y = at.y_row + at.below + 4 * i + row;
-      ahead.from[i] = opaque(p.y.dense.at(at.batch, y < p.y_rows ? y : p.y_rows - 1, eighth));
+    for (int i = 0; i < RowsThrough::rows; ++i) {
+      const int y = at.y_row + at.below + RowsThrough::copied_row(at.lane, i);
+      ahead.from[i] = opaque(p.y.dense.at(at.batch, y < p.y_rows ? y : p.y_rows - 1, in_row));
     }
     return ahead;
   }
   /// Begins to copy a group of bf16; and takes it from there.
   __device__ static void copy_rows(std::uint8_t* memory, const Ahead& ahead, int group) {
-    unrolled<Atom::rows / 4>([&](auto i) {
-      const std::uint8_t* begin =
-          ahead.from[i] + group * std::int64_t{2 * block_size * group_blocks_k};
-      unrolled<2>([&](auto h) {
-        CudaUnit::begin_copy<1024 * i + 128 * h, 128 * h>(memory + ahead.to, begin);
+    unrolled<RowsThrough::rows>([&](auto i) {
+      const std::uint8_t* begin = ahead.from[i] + group * std::int64_t{RowsThrough::row_bytes};
+      unrolled<RowsThrough::pieces>([&](auto h) {
+        CudaUnit::begin_copy<RowsThrough::to_behind(i, h), RowsThrough::from_behind(h)>(
+            memory + ahead.to, begin);
       });
     });
   }
   __device__ static void take_rows(const std::uint8_t* memory, Raw& raw, const Ahead& ahead) {
 #pragma unroll
     for (int i = 0; i < 2 * group_blocks_k; ++i) {
-      const int place =
-          (ahead.own ^ 64 * (i % 2)) + 2048 * (i / group_blocks_k) + 128 * (i % group_blocks_k / 2);
-      raw.of[i / group_blocks_k][i % group_blocks_k] =
-          *reinterpret_cast<const Words*>(memory + place);
+      const int second = i / group_blocks_k, block = i % group_blocks_k;
+      raw.of[second][block] =
+          *reinterpret_cast<const Words*>(memory + RowsThrough::of_block(ahead.own, block, second));
     }
   }
   /// Where the kernel makes x a warp has one group.
@@ -1346,9 +1344,9 @@ struct SliceGemm {
     for (int j = 0; j < ColumnTiles; ++j) {
 #pragma unroll
       for (int v = 0; v < Atom::values; ++v) {
-        add_shared(&scratch.sums[Atom::cols * j + Atom::col_of(at.lane, v)]
-                                [at.below + Atom::row_of(at.lane, v)],
-                   sums[j][v]);
+        add_shared(
+            &scratch.sums[Atom::col_of_tile(j, at.lane, v)][at.below + Atom::row_of(at.lane, v)],
+            sums[j][v]);
       }
     }
     tell_range(at, scratch, rows);

@@ -84,14 +84,15 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   static constexpr int x_at = header_bytes, y_at = x_at + x_stages * group_bytes_x;
   static constexpr int ahead_at = y_at + y_stages * group_bytes_y;
   static constexpr int tail_at = ahead_at + ahead_bytes;
+  static_assert(ahead_at % 128 == 0);  // as RowsThrough needs it
   static_assert(sizeof(Scratch) + makers * group_bytes_x + x_tile * sizeof(typename Base::Rest) +
                     maker_threads / 32 * Base::ahead_bytes <=
                 tail_at);
   /// What the copy engine writes for Base lies where nothing but it has written.
   static_assert(sizeof(Scratch) + makers * group_bytes_x <= y_at);
   /// The outputs in bf16, row after row of x, lie in the place of x.
-  static constexpr int pitch_bytes = 2 * y_tile + 16;
-  static_assert(x_at + x_tile * pitch_bytes <= sizeof(Scratch));
+  using Outputs = OutputsByRow<y_tile>;
+  static_assert(x_at + x_tile * Outputs::pitch_bytes <= sizeof(Scratch));
   KOKKOS_INLINE_FUNCTION int threads() const { return most_threads; }
   int shared_bytes() const { return tail_at + static_cast<int>(sizeof(Tail)); }
 
@@ -170,17 +171,19 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
                         group_bytes_x, full);
   }
 
-  /// A warp's elements of a group, into its image: lanes of a row have the chunks' four words.
+  /// A warp's elements of a group, into its image.
   __device__ static void store_parts(const Place& at, std::uint8_t* image,
                                      const typename Atom::Part (&parts)[group_blocks_k][2]) {
-    const int place = Int8Images::offset(at.below + (at.lane & 7), at.lane >> 3);
+    const int place = PartsToImage::named(at.below, at.lane);
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
 #pragma unroll
       for (int i = 0; i < group_blocks_k; i += 2) {
-        const std::uint32_t words[] = {parts[i][second].word[0], parts[i][second].word[1],
-                                       parts[i + 1][second].word[0], parts[i + 1][second].word[1]};
-        CudaUnit::store_matrices(image + (place ^ 32 * i) + 1024 * second, words);
+        std::uint32_t words[4];
+#pragma unroll
+        for (int w = 0; w < 4; ++w) words[w] = PartsToImage::stored(parts, i, second, w);
+        CudaUnit::store_matrices(
+            image + PartsToImage::of_step(place, i) + PartsToImage::behind(second), words);
       }
     }
   }
@@ -246,48 +249,45 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
                             const Sums& sums) const {
     const float low = Base::float_power_of_two(Base::scale_in(rows.base, 0));
     const float high = Base::float_power_of_two(Base::scale_in(rows.base, 1));
-    // Of four matrices of 8 by 8: two tiles of 8 rows of x, of each two of y.
-    std::uint8_t* to = m.all + x_at + (at.lane >> 4) * 8 * pitch_bytes +
-                       (at.lane & 7) * pitch_bytes + 2 * (at.below + (at.lane & 8));
+    std::uint8_t* to = m.all + x_at + Outputs::named(at.below, at.lane);
 #pragma unroll
     for (int j = 0; j < Unit::values / 8; ++j) {
       std::uint32_t pairs[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int32_t* d = sums + 8 * j + 4 * i;
+        const std::int32_t* d = sums + Outputs::first_value(j, i);
         const float2 x =
-            *reinterpret_cast<const float2*>(&m.tail.unit_x[16 * j + 8 * i + 2 * at.part]);
+            *reinterpret_cast<const float2*>(&m.tail.unit_x[Outputs::first_x(j, i, at.part)]);
         // The conversion is the one rounding: powers of two change no bit of a normal number.
         pairs[2 * i] =
             bf16_pair(__int2float_rn(d[0]) * x.x * low, __int2float_rn(d[1]) * x.y * low);
         pairs[2 * i + 1] =
             bf16_pair(__int2float_rn(d[2]) * x.x * high, __int2float_rn(d[3]) * x.y * high);
       }
-      CudaUnit::store_transposed(to + j * 16 * pitch_bytes, pairs);
+      CudaUnit::store_transposed(to + Outputs::behind(j), pairs);
     }
   }
   /// Where a thread stores a part of each so many rows of x: the first of them, or nothing.
-  static constexpr int threads_in_row = y_tile / 8;
-  static constexpr int rows_together = most_threads / threads_in_row;
+  static constexpr int rows_together = most_threads / Outputs::threads_in_row;
   __device__ std::uint16_t* first_output(const Place& at, const GridItem& item) const {
     const Epilogue& e = p.epilogue;
-    const int y = at.y_row + 8 * (at.thread % threads_in_row);
+    const int y = at.y_row + Outputs::stored_y(at.thread);
     if (y >= p.y_rows) return nullptr;
     return static_cast<std::uint16_t*>(e.c) + item.z * e.batch +
-           (x_tile * item.y + at.thread / threads_in_row) * e.row + y;
+           (x_tile * item.y + Outputs::stored_x(at.thread)) * e.row + y;
   }
   /// The outputs from there to C.
   __device__ void store_all(const Place& at, const Memory& m, const GridItem& item,
                             std::uint16_t* to) const {
     if (to == nullptr) return;
     const int end = min(x_tile, p.x_rows - x_tile * item.y);
-    const std::uint8_t* from = m.all + x_at + 16 * (at.thread % threads_in_row);
+    const std::uint8_t* from = m.all + x_at + Outputs::stored_place(at.thread);
 #pragma unroll
     for (int i = 0; i < x_tile; i += rows_together) {
-      const int row = i + at.thread / threads_in_row;
+      const int row = i + Outputs::stored_x(at.thread);
       if (row >= end) break;
       *reinterpret_cast<uint4*>(to + i * p.epilogue.row) =
-          *reinterpret_cast<const uint4*>(from + row * pitch_bytes);
+          *reinterpret_cast<const uint4*>(from + row * Outputs::pitch_bytes);
     }
   }
 

@@ -37,6 +37,10 @@ struct MmaInt8Atom {
   KOKKOS_INLINE_FUNCTION static constexpr int col_of(int lane, int v) {
     return 2 * (lane & 3) + (v & 1);
   }
+  /// The column where there are tiles of 8 beside one another.
+  KOKKOS_INLINE_FUNCTION static constexpr int col_of_tile(int tile, int lane, int v) {
+    return cols * tile + col_of(lane, v);
+  }
 
   /// A lane's part of a row: eight int8.
   struct Part {

@@ -50,6 +50,38 @@ struct Int8Images {
   KOKKOS_INLINE_FUNCTION static constexpr int offset(int row, int chunk) {
     return (row >> 3) * 1024 + (row & 7) * 128 + ((chunk ^ (row & 7)) << 4);
   }
+
+  /// Where accumulator v of a multiplying thread belongs in the tile.
+  KOKKOS_INLINE_FUNCTION static constexpr int row_of(int thread, int v) {
+    return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int col_of(int thread, int v) {
+    return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1);
+  }
+  /// The thread and the accumulator of a place in the tile.
+  KOKKOS_INLINE_FUNCTION static constexpr int thread_of(int row, int col) {
+    return (row >> 4) * 32 + (row & 7) * 4 + (col >> 1 & 3);
+  }
+  KOKKOS_INLINE_FUNCTION static constexpr int value_of(int row, int col) {
+    return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1);
+  }
+
+  /// The matrix unit's descriptor of rows of 128 bytes at an address in shared memory, swizzled, 8
+  /// rows every 1024 bytes.
+  KOKKOS_INLINE_FUNCTION static constexpr std::uint64_t describe(std::uint32_t rows) {
+    const std::uint64_t address = rows;
+    return ((address & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
+           (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
+  }
+  /// That of what lies so many bytes behind it, in the same block's memory.
+  KOKKOS_INLINE_FUNCTION static constexpr std::uint64_t described_after(std::uint64_t rows,
+                                                                        int bytes) {
+    return rows + (bytes >> 4);
+  }
+  /// That of an instruction's part of the rows: 32 of K of a step.
+  KOKKOS_INLINE_FUNCTION static constexpr std::uint64_t described_part(std::uint64_t rows, int k) {
+    return rows + 2 * k;
+  }
 };
 
 #ifdef KOKKOS_ENABLE_CUDA
@@ -95,21 +127,6 @@ struct WgmmaInt8Atom : Int8Images {
     int parts;  ///< of 32 columns each: those after them are none
     bool high_a, high_b;
   };
-
-  /// Where accumulator v of a multiplying thread belongs in the tile.
-  KOKKOS_INLINE_FUNCTION static constexpr int row_of(int thread, int v) {
-    return (thread >> 5) * 16 + ((thread & 31) >> 2) + ((v >> 1) & 1) * 8;
-  }
-  KOKKOS_INLINE_FUNCTION static constexpr int col_of(int thread, int v) {
-    return (v >> 2) * 8 + (thread & 3) * 2 + (v & 1);
-  }
-  /// The thread and the accumulator of a place in the tile.
-  KOKKOS_INLINE_FUNCTION static constexpr int thread_of(int row, int col) {
-    return (row >> 4) * 32 + (row & 7) * 4 + (col >> 1 & 3);
-  }
-  KOKKOS_INLINE_FUNCTION static constexpr int value_of(int row, int col) {
-    return (col >> 3) * 4 + (row >> 3 & 1) * 2 + (col & 1);
-  }
 
   /// Of a tile: step s has images at a + s * a_bytes and b + s * b_bytes. Rows are cut into pieces,
   /// of which the first is there, the others of the same step a_piece and b_piece bytes on, each
@@ -434,7 +451,9 @@ struct WgmmaInt8Atom : Int8Images {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int k = 0; k < step_bytes / 32; ++k) multiply(d, a + 2 * k, b + 2 * k, 1);
+    for (int k = 0; k < step_bytes / 32; ++k) {
+      multiply(d, described_part(a, k), described_part(b, k), 1);
+    }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
     Kokkos::abort("KokkosMX: wgmma needs code for sm_90a");
@@ -448,15 +467,9 @@ struct WgmmaInt8Atom : Int8Images {
 #endif
   }
 
-  /// The matrix unit's descriptor of rows of 128 bytes, swizzled, 8 rows every 1024 bytes.
+  /// The matrix unit's descriptor of rows of an image.
   __device__ static std::uint64_t describe(const void* rows) {
-    const std::uint64_t address = CudaUnit::shared_address(rows);
-    return ((address & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
-           (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
-  }
-  /// That of what lies so many bytes behind it, in the same block's memory.
-  __device__ static constexpr std::uint64_t described_after(std::uint64_t rows, int bytes) {
-    return rows + (bytes >> 4);
+    return Int8Images::describe(CudaUnit::shared_address(rows));
   }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

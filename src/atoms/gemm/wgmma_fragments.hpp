@@ -39,7 +39,8 @@ struct WgmmaFragments {
     const std::uint64_t b = WgmmaInt8Atom<1, 64>::describe(image);
 #pragma unroll
     for (int i = 0; i < Int8Images::step_blocks; ++i) {
-      multiply(sums, MmaInt8Atom::registers(parts[i][0], parts[i][1], {}), b + 2 * i);
+      multiply(sums, MmaInt8Atom::registers(parts[i][0], parts[i][1], {}),
+               Int8Images::described_part(b, i));
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
