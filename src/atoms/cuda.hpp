@@ -284,6 +284,20 @@ __device__ inline void bulk_copy_to_block(const void* from, const void* to, int 
       : "memory");
 #endif
 }
+/// All threads of a warpgroup keep so many registers each and leave the others to the block, or wait
+/// for as many as that.
+template <int Registers>
+__device__ inline void keep_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
+template <int Registers>
+__device__ inline void take_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
 /// A barrier of some of the block's threads.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");

@@ -84,7 +84,7 @@ inline constexpr int slice_no_lo = 511, slice_nan_hi = 4096;
 
 /// Makes x's elements: threads take a row together, four lanes a block of it. Where elements lie:
 /// see SliceElements. Each team finds all scales of the row, so that none waits for another, and
-/// makes a part of it. IsShort: one team makes all of it.
+/// makes a part of it. IsShort: one team makes all of it; bf16 are aligned.
 template <bool IsDense, bool IsShort>
 struct RowAligner {
   const SliceProblem& p;
@@ -194,15 +194,25 @@ struct RowAligner {
       for (int i = 1; i < SliceRow::most_images; ++i) {  // registers have no index
         if (i == image) base = state.unit[i];
       }
-#pragma unroll
+      // One after the other, or a block of many threads has too few registers.
+#pragma unroll 1
       for (int e = 0; e < each; ++e) {
-        if (thread >= threads() || own[e] >= eights()) break;
-        const int block = own[e] >> 2;
+        const int own_e = threads() * (part_of_row + e) + thread, block = own_e >> 2;
+        if (thread >= threads() || own_e >= eights()) break;
+        Words of = words[0];
+        int to_e = at[0];
+#pragma unroll
+        for (int i = 1; i < each; ++i) {  // registers have no index
+          if (i == e) {
+            of = words[i];
+            to_e = at[i];
+          }
+        }
         const int scale = block < p.blocks ? scratch.scale[block] : QuadQuantizer::empty;
-        const MmaInt8Atom::Part made = IsDense ? quantizer.elements(words[e], scale, base)
-                                               : expand_eight(words[e].w[3], scale, base);
-        *reinterpret_cast<std::uint32_t*>(to + at[e]) = made.word[0];
-        *reinterpret_cast<std::uint32_t*>(to + (at[e] ^ elements.second())) = made.word[1];
+        const MmaInt8Atom::Part made =
+            IsDense ? quantizer.elements(of, scale, base) : expand_eight(of.w[3], scale, base);
+        *reinterpret_cast<std::uint32_t*>(to + to_e) = made.word[0];
+        *reinterpret_cast<std::uint32_t*>(to + (to_e ^ elements.second())) = made.word[1];
       }
     }
   }
@@ -221,8 +231,8 @@ struct RowAligner {
   __device__ Words load(const std::uint8_t* from, int row, int block) const {
     if (row >= p.x_rows || block >= p.blocks) return {};
     if constexpr (IsDense) {
-      return p.x.is_aligned ? CudaUnit::load_past_first_cache<Words>(from)
-                            : load_bytes(from, 1, 16);
+      return IsShort || p.x.is_aligned ? CudaUnit::load_past_first_cache<Words>(from)
+                                       : load_bytes(from, 1, 16);
     } else {
       const CodesMap& codes = p.x_matrix.codes;
       if (codes.byte == 1 && p.x.is_aligned) return {{0, 0, 0, load_words<std::uint32_t>(from)}};

@@ -53,6 +53,9 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   static_assert(most_groups <= Base::most_stages);
   static_assert(16 * most_groups <= AlignRows<true, true>::most_threads);
   static constexpr int most_threads = maker_threads + 128;
+  /// Of a thread that has done its work, and of the others then: all that a unit has.
+  static constexpr int kept_registers = 24, rare_registers = 160;
+  static_assert(128 * (kept_registers + makers * rare_registers) <= 65536);
   /// A block of the kernel before needs some, too.
   static constexpr int most_shared_bytes = 220 * 1024;
 
@@ -553,7 +556,13 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     const Memory m = memory_of(memory, item);
     const Place at = this->place_of(thread, item);
     const Outcome outcome = run_plain(at, m, item);
-    if (outcome == Outcome::stored || at.warp == makers) return;
+    if (outcome == Outcome::stored) return;
+    // Those that multiplied have done their work: what is rare needs their registers.
+    if (at.warp == makers) {
+      CudaUnit::keep_registers<kept_registers>();
+      return;
+    }
+    CudaUnit::take_registers<rare_registers>();
     if (outcome == Outcome::left) {
       add_left(thread, &m.scratch, item, rows_of(at, m).base);
     } else {

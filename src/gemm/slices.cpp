@@ -69,7 +69,8 @@ bool launch_shared(const Kokkos::Cuda& exec, const SliceProblem& p) {
   const bool stores_whole_words = reinterpret_cast<std::uintptr_t>(e.c) % 16 == 0 &&
                                   e.row % 8 == 0 && e.batch % 8 == 0 && p.y_rows % 8 == 0;
   const bool can = stores_whole_words && p.elements.tiles % Kernel::cluster_y == 0 &&
-                   p.y.is_aligned && p.blocks % (Kernel::cluster_y * Kernel::group_blocks_k) == 0 &&
+                   p.y.is_aligned && (!p.x.is_dense || p.x.is_aligned) &&
+                   p.blocks % (Kernel::cluster_y * Kernel::group_blocks_k) == 0 &&
                    p.elements.groups >= Kernel::makers &&
                    p.elements.groups <= Kernel::most_groups && p.is_plain_bf16 &&
                    p.counts == nullptr && p.minimum_tier <= Tier::aligned;

@@ -338,7 +338,7 @@ struct WgmmaInt8Atom : Int8Images {
     __syncthreads();
     int stage = 0, phase = 0;
     if (threadIdx.x < 128) {
-      if constexpr (N == 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+      if constexpr (N == 256) CudaUnit::keep_registers<56>();
       if (threadIdx.x >= 128 - preparing) {
         const int rank = static_cast<int>(threadIdx.x) - (128 - preparing);
         int turn = 0;
@@ -383,7 +383,7 @@ struct WgmmaInt8Atom : Int8Images {
       }
       return;
     }
-    if constexpr (N == 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    if constexpr (N == 256) CudaUnit::take_registers<224>();
 
     int turn = 0;
     for (std::int32_t tile = first; tile < end; tile += stride, ++turn) {
