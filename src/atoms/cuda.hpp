@@ -284,8 +284,8 @@ __device__ inline void bulk_copy_to_block(const void* from, const void* to, int 
       : "memory");
 #endif
 }
-/// All threads of a warpgroup keep so many registers each and leave the others to the block, or wait
-/// for as many as that.
+/// All threads of a warpgroup keep so many registers each and leave the others to the block, or
+/// wait for as many as that.
 template <int Registers>
 __device__ inline void keep_registers() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

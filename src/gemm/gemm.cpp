@@ -372,9 +372,9 @@ class SliceProduct {
     launch_slices(
         exec, {x_, y_, elements_, static_cast<int>(call_.batch), static_cast<int>(x_matrix_.batch),
                static_cast<int>(call_.blocks), static_cast<int>(x_rows), static_cast<int>(y_rows),
-               bits_of_sum(call_.blocks), product.rule == nullptr ? rules::reference : *product.rule,
-               product.minimum_tier, y_is_b_,
-               epilogue.is_plain() && epilogue.element == Element::bf16 && pairs, epilogue,
+               bits_of_sum(call_.blocks),
+               product.rule == nullptr ? rules::reference : *product.rule, product.minimum_tier,
+               y_is_b_, epilogue.is_plain() && epilogue.element == Element::bf16 && pairs, epilogue,
                product.counts, y_matrix_, x_matrix_});
   }
 

@@ -315,8 +315,8 @@ struct RowAligner {
 
 /// A kernel that does no more than that. IsShort: a block has several rows, each by a team of its
 /// threads. Blocks that multiply, which leave no room beside them, come where none of these are:
-/// few blocks of many rows leave most units to them, as many of each part of the device, whose units
-/// share their way to the second cache.
+/// few blocks of many rows leave most units to them, as many of each part of the device, whose
+/// units share their way to the second cache.
 template <bool IsDense, bool IsShort>
 struct AlignRows {
   SliceProblem p;
@@ -1338,8 +1338,8 @@ struct SliceGemm {
 #pragma unroll 1
     for (int row = 0; row < x_tile; ++row) {
       CudaUnit::block_barrier();
-      align.make_row(thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {},
-                     CudaUnit::block_barrier);
+      align.make_row(
+          thread, scratch, batch, x_tile * tile_of_x + row, 0, [] {}, CudaUnit::block_barrier);
     }
     CudaUnit::written_for_all();
     CudaUnit::block_barrier();
