@@ -22,10 +22,6 @@ __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
                "r"(arrivals)
                : "memory");
 }
-/// Its memory may hold something else, or another barrier, from here on.
-__device__ inline void barrier_forget(std::uint64_t* barrier) {
-  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
 /// Barriers just made are seen by every thread and by the copy engine once the block's threads have
 /// met.
 __device__ inline void barriers_made_for_block() {
@@ -301,10 +297,6 @@ __device__ inline void take_registers() {
 /// A barrier of some of the block's threads.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-/// Comes there, and does not wait.
-__device__ inline void named_arrive(int name, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 }  // namespace KokkosMX::Impl::CudaUnit

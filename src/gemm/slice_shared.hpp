@@ -50,8 +50,8 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   /// Groups that a block makes, and that it multiplies: by number its own ones come first, then, of
   /// a pair, the other's.
   static constexpr int most_own = is_pair ? makers * held : 16, most_groups = cluster_y * most_own;
-  static_assert(most_groups <= Base::most_stages);
-  static_assert(16 * most_groups <= AlignRows<true, true>::most_threads);
+  using Aligner = RowAligner<true, true>;
+  static_assert(16 * most_groups <= Aligner::most_threads * Aligner::each);
   static constexpr int most_threads = maker_threads + 128;
   /// Of a thread that has done its work, and of the others then: all that a unit has.
   static constexpr int kept_registers = 24, rare_registers = 160;
@@ -65,10 +65,10 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   static constexpr int group_bytes_y = y_tile * Int8Images::step_bytes;
   /// Last, behind all that Base has: what tells of y's groups, and what the other block tells.
   struct Tail {
-    std::uint64_t y_full[most_groups], y_empty[most_groups], base_told, left_told;
+    std::uint64_t x_full[most_groups], y_full[most_groups], y_empty[most_groups];
+    std::uint64_t base_told, left_told;
     std::int32_t base[y_tile];
     std::int32_t is_left[maker_threads / 32];  ///< some of a warp's part of y does not fit
-    std::int32_t is_any_left;                  ///< of either block's
     alignas(16) float unit_x[x_tile];
   };
   static constexpr int ahead_bytes = ahead_groups * Base::ahead_bytes * (maker_threads / 32);
@@ -107,8 +107,8 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
 
  private:
   using Sums = std::int32_t[Unit::values];
-  /// Barriers by number: of those that multiply, of those that make y, and of all at the end.
-  static constexpr int multiplying = 1, making = 2, all_made = 3;
+  /// Barriers by number: of those that multiply, and of those that make y.
+  static constexpr int multiplying = 1, making = 2;
 
   /// A block's memory, and which of two it is.
   struct Memory {
@@ -144,7 +144,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       // All there can be: known addresses are quickest.
 #pragma unroll
       for (int i = 0; i < most_groups; ++i) {
-        CudaUnit::barrier_init(&m.scratch.full[i], 1);
+        CudaUnit::barrier_init(&m.tail.x_full[i], 1);
         CudaUnit::barrier_init(&m.tail.y_full[i], i < most_own ? together : 1);
         if constexpr (!is_pair) CudaUnit::barrier_init(&m.tail.y_empty[i], together);
       }
@@ -153,7 +153,6 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
         CudaUnit::barrier_init(&m.tail.left_told, 1);
       }
       CudaUnit::barriers_made();
-      m.tail.is_any_left = 0;
     }
     if constexpr (is_pair) {
       CudaUnit::warp_barrier();
@@ -168,7 +167,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
 
   /// Begins to copy a group of x, which begins there.
   __device__ void copy_x(const std::uint8_t* x, const Memory& m, int group) const {
-    std::uint64_t* full = &m.scratch.full[group % x_stages];
+    std::uint64_t* full = &m.tail.x_full[group % x_stages];
     CudaUnit::barrier_expect(full, group_bytes_x);
     CudaUnit::bulk_copy(image_x(m, group % x_stages), x + place_in_k(m, group) * group_bytes_x,
                         group_bytes_x, full);
@@ -204,7 +203,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       CudaUnit::barrier_wait(&m.tail.y_full[group % y_stages], group / y_stages % 2);
     };
     const auto wait_for_x = [&](int group) {
-      CudaUnit::barrier_wait(&m.scratch.full[group % x_stages], group / x_stages % 2);
+      CudaUnit::barrier_wait(&m.tail.x_full[group % x_stages], group / x_stages % 2);
     };
     // The group is multiplied.
     const auto release = [&](int group) {
@@ -382,8 +381,6 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       CudaUnit::barrier_wait(&m.tail.left_told, 0);
       is_left = is_left || m.tail.is_left[at.thread >> 5] != 0;
     }
-    if (is_left) m.tail.is_any_left = 1;
-    CudaUnit::named_arrive(all_made, most_threads);
     return is_left;
   }
   /// Begins to copy a group of y to one of the warp's places, or none.
@@ -430,7 +427,9 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     return rows;
   }
   /// The part of those that multiply; whether anything but y that does not fit is not plain.
-  __device__ bool multiply_y(const Place& at, const Memory& m) const {
+  /// all_made returns when all of y is made: whether some of it does not fit.
+  template <class AllMade>
+  __device__ bool multiply_y(const Place& at, const Memory& m, const AllMade& all_made) const {
     const int own = at.thread - maker_threads;
     if (own < 32) make_barriers(m, own);
     // Found before what is waited for is there.
@@ -457,7 +456,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       m.scratch.x[own] = state;
       m.tail.unit_x[own] = Base::float_power_of_two(state.unit[0]);
     }
-    CudaUnit::named_barrier(all_made, most_threads);
+    const bool is_any_left = all_made();
     if constexpr (is_pair) CudaUnit::barrier_wait(&m.tail.base_told, 0);
     const Rows rows = rows_of(at, m);
     bool is_special = state.spread < 0 || state.images != 1 || !Base::is_common(state.unit[0]);
@@ -465,10 +464,10 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     for (int second = 0; second < 2; ++second) {
       is_special = is_special || !Base::is_common(Base::scale_in(rows.base, second));
     }
-    if (m.tail.is_any_left == 0) {
-      round_all(at, m, rows, sums);
-    } else {
+    if (is_any_left) {
       leave_all(at, m, sums);
+    } else {
+      round_all(at, m, rows, sums);
     }
     return is_special;
   }
@@ -493,17 +492,21 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     std::uint16_t* to;
     if (at.warp == makers) {
       to = opaque(first_output(at, item));
-      is_special = multiply_y(at, m);
+      is_special = multiply_y(at, m, [&] {
+        // Never so, but ptxas (13.0) does not know it: of a constant it makes two barriers.
+        is_left = CudaUnit::barrier_any(m.count == 0);
+        return is_left;
+      });
     } else {
       is_left = make_y(at, m);
       to = opaque(first_output(at, item));
+      is_left = CudaUnit::barrier_any(is_left);
     }
     if constexpr (is_pair) CudaUnit::cluster_arrive();  // nothing is under way from the other block
     Outcome outcome = Outcome::stored;
-    if (CudaUnit::barrier_any(is_left || is_special)) {
-      // Where x is not plain SliceGemm makes its own there.
-      if (at.thread < most_groups) CudaUnit::barrier_forget(&m.scratch.full[at.thread]);
-      outcome = CudaUnit::barrier_any(is_special) ? Outcome::special : Outcome::left;
+    is_special = CudaUnit::barrier_any(is_special);
+    if (is_left || is_special) {
+      outcome = is_special ? Outcome::special : Outcome::left;
     } else {
       store_all(at, m, item, to);
     }
