@@ -106,6 +106,14 @@ def read_hip(path):
                        "occupancy": facts["Occupancy"]}, body_of(lines, symbol)
 
 
+def registers_at_entry(body):
+    """What setmaxnreg counts on: a block's registers are all that its number of threads allows."""
+    if not any("setmaxnreg" in line for line in body):
+        return None
+    threads = next(int(re.search(r"\d+", line).group()) for line in body if ".maxntid" in line)
+    return 65536 // threads // 8 * 8
+
+
 def read_cuda(path):
     lines = path.with_suffix(".s").read_text().splitlines()
     symbol, facts = None, {}
@@ -121,7 +129,9 @@ def read_cuda(path):
             registers = int(used.group(1))
             facts.update(registers=registers, scalar_spills=0,
                          occupancy=min(16, 65536 // (128 * max(registers, 1))))
-            yield symbol, facts, body_of(lines, symbol)
+            body = body_of(lines, symbol)
+            facts.update(expected_registers=registers_at_entry(body))
+            yield symbol, facts, body
             symbol = None
 
 
@@ -187,7 +197,9 @@ def main():
                               ("spills", facts["spills"] > int(row["spills"])),
                               ("occupancy", facts["occupancy"] < int(row["occupancy"])),
                               ("matrix instructions", matrix < int(row["matrix"])),
-                              ("16-byte loads", loads < int(row["loads"]))):
+                              ("16-byte loads", loads < int(row["loads"])),
+                              ("registers that setmaxnreg counts on",
+                               facts.get("expected_registers") not in (None, facts["registers"]))):
                 if bad:
                     failures.append(f"{target} {name}: {what}")
             if target.startswith("gfx") and matrix > 0 and loop is not None:

@@ -89,7 +89,8 @@ template <bool IsDense, bool IsShort>
 struct RowAligner {
   const SliceProblem& p;
 
-  /// Of a team: few, so that a unit has room for them beside a block that multiplies.
+  /// Of a team. Where one is a block: few, so that a unit has room for it beside one that
+  /// multiplies.
   static constexpr int most_threads = IsShort ? 128 : 256;
   /// Eights of a block that a thread makes.
   static constexpr int each = IsShort ? 2 : 1;
@@ -99,7 +100,7 @@ struct RowAligner {
     std::int16_t scale[slice_most_blocks];
   };
 
-  /// A block's eights, each by a thread.
+  /// Of a row: a thread has `each` of them.
   KOKKOS_INLINE_FUNCTION int eights() const { return 16 * p.elements.groups; }
   KOKKOS_INLINE_FUNCTION int threads() const {
     const int most = (eights() / each + 31) / 32 * 32;
@@ -339,6 +340,7 @@ struct AlignRows {
  private:
   __device__ void run(int thread, unsigned char* memory, const GridItem& item) const {
     auto* const scratch = reinterpret_cast<typename Aligner::Scratch*>(memory);
+    // Warps of other teams, too: nobody reads what they leave there.
     CudaUnit::read_ahead(*this, thread, scratch->lo);
     const auto begin = [] {
       // What the next kernel reads before it waits for this one is there, too.

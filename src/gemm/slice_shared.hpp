@@ -53,7 +53,9 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   using Aligner = RowAligner<true, true>;
   static_assert(16 * most_groups <= Aligner::most_threads * Aligner::each);
   static constexpr int most_threads = maker_threads + 128;
-  /// Of a thread that has done its work, and of the others then: all that a unit has.
+  /// Of a thread that has done its work, and of the others then: all that the block has, whose
+  /// threads begin with 128 each (what their number allows, which ptxas gives kernels that do
+  /// this).
   static constexpr int kept_registers = 24, rare_registers = 160;
   static_assert(128 * (kept_registers + makers * rare_registers) <= 65536);
   /// A block of the kernel before needs some, too.

@@ -55,8 +55,9 @@ bool launch_alone(const Kokkos::Cuda& exec, const SliceProblem& p) {
   const std::int64_t units = exec.cuda_device_prop().multiProcessorCount;
   if (!can || !prefers_making_x(blocks, p.elements.groups * Kernel::together, units)) return false;
   // Where blocks come while others of the call before load, no unit shall take more than its part.
-  const auto in_unit = static_cast<int>((blocks + units - 1) / units);
-  const int least_bytes = Kernel::begins_others_late ? 0 : bytes_for<Kernel>(in_unit);
+  const int least_bytes = Kernel::begins_others_late
+                              ? 0
+                              : bytes_for<Kernel>(static_cast<int>((blocks + units - 1) / units));
   launch_kernel_of(exec, p, Kernel{p.elements.groups, 0, p, least_bytes});
   return true;
 }
