@@ -298,6 +298,19 @@ __device__ inline void take_registers() {
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
+/// The block's barrier of so many threads, all that have not ended; whether any of them said so.
+__device__ inline bool barrier_any_of(int threads, bool mine) {
+  int any;
+  asm volatile(
+      "{\n.reg .pred mine, any;\n"
+      "setp.ne.s32 mine, %1, 0;\n"
+      "bar.red.or.pred any, 0, %2, mine;\n"
+      "selp.s32 %0, 1, 0, any;\n}\n"
+      : "=r"(any)
+      : "r"(mine ? 1 : 0), "r"(threads)
+      : "memory");
+  return any != 0;
+}
 
 }  // namespace KokkosMX::Impl::CudaUnit
 #endif

@@ -476,6 +476,19 @@ struct SliceGemm {
     at.below = Atom::rows * (warp_of_block % together);
     return at;
   }
+  /// The block's barriers. Of wide tiles they say how many threads meet: where others have ended,
+  /// as SliceShared's do, tools (compute-sanitizer's racecheck) wait for those for ever otherwise.
+  __device__ void meet() const {
+    if constexpr (is_wide) {
+      CudaUnit::named_barrier(0, threads());
+    } else {
+      CudaUnit::block_barrier();
+    }
+  }
+  __device__ bool meet_any(bool mine) const {
+    if constexpr (is_wide) return CudaUnit::barrier_any_of(threads(), mine);
+    return CudaUnit::barrier_any(mine);
+  }
   /// Which of the block's rows of y a lane holds.
   __device__ static int row_of_block(const Place& at, int second) {
     return at.below + Atom::operand_row(at.lane, second);
@@ -931,7 +944,7 @@ struct SliceGemm {
       const Scales scales = find_scales(at, quantizer, raw);
       if (image_number == 0 && group == at.warp) {
         tell(at, scratch, scales);
-        CudaUnit::block_barrier();
+        meet();
         rows.base = agreed(at, scratch);
         CudaUnit::wait_for_earlier();
         begin_states(at, scratch);
@@ -1550,7 +1563,7 @@ struct SliceGemm {
       }
     }
     if (at.thread == 0) scratch.images = 1;
-    CudaUnit::block_barrier();
+    meet();
   }
   __device__ void run(int thread, Scratch& scratch, const GridItem& item) const {
     if constexpr (!MakesX && !is_wide) {
@@ -1575,24 +1588,24 @@ struct SliceGemm {
         bool is_special = sees_special(at, scratch);
         is_special = is_special || !p.is_plain_bf16 || p.counts != nullptr ||
                      p.minimum_tier > Tier::aligned || left != 0;
-        if (!CudaUnit::barrier_any(is_special)) {
+        if (!meet_any(is_special)) {
           store_plain(thread, item, scratch);
           return;
         }
         if (thread < x_tile) atomicMax(&scratch.images, static_cast<int>(scratch.x[thread].images));
       } else {
-        CudaUnit::block_barrier();
+        meet();
       }
       if (is_wide && image_number == 0) {  // one stage is left
         const int uses = (at.groups - at.warp + warps - 1) / warps;
         pipeline = {{0, (uses + stages - 1) / stages}, {0, (uses + stages - 1) / stages}, 1};
       }
       add_to_rest(thread, item, scratch, image_number);
-      CudaUnit::block_barrier();
+      meet();
       for (int group = at.warp; left != 0; group += warps, left >>= 1) {
         if ((left & 1) != 0) add_rare(thread, &scratch, item, group, image_number);
       }
-      CudaUnit::block_barrier();
+      meet();
       if (image_number + 1 >= scratch.images) break;
     }
     store_any(thread, item, scratch);

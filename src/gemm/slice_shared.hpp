@@ -50,7 +50,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   /// Groups that a block makes, and that it multiplies: by number its own ones come first, then, of
   /// a pair, the other's.
   static constexpr int most_own = is_pair ? makers * held : 16, most_groups = cluster_y * most_own;
-  using Aligner = RowAligner<true, true>;
+  using typename Base::Aligner;
   static_assert(16 * most_groups <= Aligner::most_threads * Aligner::each);
   static constexpr int most_threads = maker_threads + 128;
   /// Of a thread that has done its work, and of the others then: all that the block has, whose
@@ -522,7 +522,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     const Place at = this->place_of(thread, item);
     const QuadQuantizer quantizer(p.rule);
     Rows rows{base, 0xFFFFFFFFu, 0};
-    CudaUnit::block_barrier();  // all have read what they agreed upon
+    this->meet();  // all have read what they agreed upon
     if (at.warp == 0 && at.part == 0) {
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
@@ -534,9 +534,9 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
         scratch.hi[row] = 0;
       }
     }
-    CudaUnit::block_barrier();
+    this->meet();
     this->add_to_rest(thread, item, scratch, 0);
-    CudaUnit::block_barrier();
+    this->meet();
     const auto from = this->source(at);
 #pragma unroll 1
     for (int group = at.warp; group < p.elements.groups; group += makers) {
@@ -551,7 +551,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       }
     }
     this->tell_range(at, scratch, rows);
-    CudaUnit::block_barrier();
+    this->meet();
     this->store_any(thread, item, scratch);
   }
 
