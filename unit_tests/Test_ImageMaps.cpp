@@ -166,11 +166,11 @@ TEST(ImageMaps, PartsOfImage) {
       std::int32_t sums[32][8] = {};
       for (int k = 0; k < steps; ++k) {
         const auto of_a = [&](int lane) {
-          return static_cast<std::uint64_t>(Parts::of_columns(Parts::named_a(32 * warp + lane), k));
+          return static_cast<std::uint64_t>(
+              Parts::of_columns(Parts::named_a(32 * warp + lane, lane), k));
         };
         const auto of_b = [&](int lane) {
-          return static_cast<std::uint64_t>(
-              Parts::of_columns(Parts::named_b(32 * warp + lane, i), k));
+          return static_cast<std::uint64_t>(Parts::of_columns(Parts::named_b(lane, i), k));
         };
         for (int matrix = 0; matrix < 4; ++matrix) {
           check_banks([&](int row) { return of_a(8 * matrix + row); });

@@ -91,24 +91,22 @@ struct PartsOfImage {
   /// The chunk that a lane names: of the first operand rows 0 to 7 and 8 to 15 of a thread's warp,
   /// first chunks before second ones; of the second, of which accumulators 8 * i to 8 * i + 7 have
   /// 16 rows, two chunks of 8 of them, then of the others.
-  KOKKOS_INLINE_FUNCTION static constexpr int named_a(int thread) {
-    const int lane = thread & 31;
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int named_a(int thread, int lane) {
     return Int8Images::offset((thread >> 5) * 16 + (lane & 15), lane >> 4);
   }
-  KOKKOS_INLINE_FUNCTION static constexpr int named_b(int thread, int i) {
-    const int lane = thread & 31;
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int named_b(int lane, int i) {
     return Int8Images::offset((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1) +
            i * (16 * Int8Images::step_bytes);
   }
   /// That of other columns: these, and 16 rows of the second operand, differ in address bits of
   /// their own.
-  KOKKOS_INLINE_FUNCTION static constexpr int of_columns(int place, int k) {
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int of_columns(int place, int k) {
     return place ^ (32 * k);
   }
   /// Of a tile of 8 rows of the second operand, the first of two: its registers, and the first of
   /// its sums.
-  KOKKOS_INLINE_FUNCTION static constexpr int first_register_b(int tile) { return 2 * tile; }
-  KOKKOS_INLINE_FUNCTION static constexpr int first_sum(int tile) { return 4 * tile; }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_register_b(int tile) { return 2 * tile; }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_sum(int tile) { return 4 * tile; }
 };
 
 #ifdef KOKKOS_ENABLE_CUDA
@@ -206,7 +204,8 @@ struct WgmmaInt8Atom : Int8Images {
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
       std::int32_t high_main[8] = {}, main_high[8] = {};
-      const int of_a = PartsOfImage::named_a(thread_), of_b = PartsOfImage::named_b(thread_, i);
+      const int lane = thread_ & 31;
+      const int of_a = PartsOfImage::named_a(thread_, lane), of_b = PartsOfImage::named_b(lane, i);
       const auto load_a = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
         CudaUnit::load_matrices(to, rows + PartsOfImage::of_columns(of_a, k));
       };
