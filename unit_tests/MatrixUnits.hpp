@@ -3,9 +3,9 @@
 #define KOKKOSMX_UNIT_TESTS_MATRIX_UNITS_HPP
 
 // Models of matrix instructions as their manuals define them (AMD Instinct MI300 and CDNA 4 ISA:
-// matrix fused-multiply-add; PTX ISA: matrix fragments for mma.m16n8k32, stmatrix, and of wgmma
-// matrix fragments, shared memory layouts and the matrix descriptor), register by register. They
-// share no code with the library.
+// matrix fused-multiply-add; PTX ISA: matrix fragments for mma.m16n8k32, ldmatrix, stmatrix, and of
+// wgmma matrix fragments, shared memory layouts and the matrix descriptor), register by register.
+// They share no code with the library.
 
 #include <cmath>
 #include <cstdint>
@@ -167,6 +167,25 @@ struct ModelSharedMemory {
     ++mistakes;
     static std::uint8_t nowhere[16];
     return nowhere;
+  }
+};
+
+// ldmatrix.m8n8.x4.b16, 32 lanes: the address of row r (8 elements, 16 bytes) of matrix i is that
+// of lane 8 * i + r; lane l gets elements 2 * (l % 4) and 2 * (l % 4) + 1 of row l / 4 of it in
+// register i, the first one in the low half.
+struct ModelLoadMatrices {
+  // addresses(lane): an address; registers(lane): four registers.
+  template <class Addresses, class Registers>
+  static void load(ModelSharedMemory& memory, const Addresses& addresses,
+                   const Registers& registers) {
+    for (int i = 0; i < 4; ++i) {
+      for (int lane = 0; lane < 32; ++lane) {
+        const std::uint8_t* from = memory.at(addresses(8 * i + lane / 4), 16, 16) + 4 * (lane % 4);
+        std::uint32_t& value = registers(lane)[i];
+        value = 0;
+        for (int byte = 0; byte < 4; ++byte) value |= std::uint32_t{from[byte]} << (8 * byte);
+      }
+    }
   }
 };
 

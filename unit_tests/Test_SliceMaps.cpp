@@ -200,6 +200,134 @@ TEST(SliceMaps, BothOperandsInRegisters) {
   check_tiles<32>(5);
 }
 
+// How the codes or the bf16 of y lie: what a lane has of a group, and hence in a step, is the
+// form's.
+enum class FormOfY { dense, interleaved, blocks };
+// Which of a group's 128 of K is element e of a part of a step, from where a lane loads them.
+int element_of_y(FormOfY form, int step, int part, int e) {
+  constexpr int block = KokkosMX::block_size;
+  if (form == FormOfY::dense) return (16 * part + 2 * block * step) / 2 + e;
+  // Two codes in a byte. Byte 4 j + b of an interleaved group is byte j of block b.
+  if (form == FormOfY::blocks) return block * part + 2 * (4 * step + e / 2) + e % 2;
+  const int byte = 16 * part + 4 * (e / 2) + step;
+  return block * (byte % 4) + 2 * (byte / 4) + e % 2;
+}
+
+struct alignas(16) TwoSteps {
+  std::uint32_t w[4];
+};
+// Few rows of x, whose elements the warps make that multiply (SliceGemm with MakesX): one warp, or
+// two, each of which makes half the tiles for both.
+template <int ColumnTiles, FormOfY Form>
+void check_made() {
+  using Made = Impl::ElementsMade<ColumnTiles, Form == FormOfY::blocks>;
+  constexpr int warps = ColumnTiles > 1 ? 2 : 1, x_rows = Atom::cols * ColumnTiles;
+  constexpr int each = Made::tiles_each;
+  const Elements elements(x_rows, 25);
+  const auto part_of = [](const std::vector<std::int8_t>& rows, int row, int group, auto index) {
+    Atom::Part part{};
+    for (int e = 0; e < 8; ++e) {
+      const std::int8_t element =
+          rows.at(static_cast<std::size_t>((row * groups + group) * group_k + index(e)));
+      part.word[e / 4] |= std::uint32_t{static_cast<std::uint8_t>(element)} << (8 * (e % 4));
+    }
+    return part;
+  };
+  std::int32_t sums[warps][ColumnTiles][32][Atom::values] = {};
+  for (int group = 0; group < groups; ++group) {
+    typename Made::template Memory<TwoSteps> memory;
+    std::memset(&memory, 0x55, sizeof(memory));
+    std::vector<int> written(sizeof(memory) / 4, 0);
+    std::uint32_t x[warps][32][steps / 2][ColumnTiles][4] = {};
+    for (int warp = 0; warp < warps; ++warp) {
+      const int below = Atom::rows * warp;
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < steps; ++i) {
+          for (int r = 0; r < each; ++r) {
+            // An eighth number of each block, by the quad's lanes.
+            const int first = 32 * i + 8 * Atom::operand_part(lane);
+            const Atom::Part part = part_of(elements.x, Made::own_row(below, lane, r), group,
+                                            [&](int e) { return first + e; });
+            if constexpr (Made::is_passed) {
+              const int step = Made::step(Atom::operand_part(lane), i);
+              std::uint32_t* to = Made::template stored<TwoSteps>(
+                  memory, step, Made::own_tile(below) + r, Made::lane_of(lane, i));
+              const auto number = to - &memory[0][0][0].w[0];
+              ASSERT_TRUE(number >= 0 && number % 2 == 0) << number;
+              for (int w = 0; w < 2; ++w) {
+                ++written.at(static_cast<std::size_t>(number + w));
+                to[w] = part.word[w];
+              }
+            } else {
+              ASSERT_EQ(Made::lane_of(lane, i), lane);
+              ASSERT_EQ(Made::step(Atom::operand_part(lane), i), i);
+              std::memcpy(&x[warp][lane][Made::pair(i)][r][Made::first_word(i)], part.word, 8);
+            }
+          }
+        }
+      }
+    }
+    if constexpr (Made::is_passed) {
+      ASSERT_EQ(written, std::vector<int>(written.size(), 1));
+      for (int warp = 0; warp < warps; ++warp) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int i = 0; i < steps / 2; ++i) {
+            for (int j = 0; j < ColumnTiles; ++j) {
+              const TwoSteps& two = Made::template taken<TwoSteps>(memory, i, j, lane);
+              std::memcpy(x[warp][lane][i][j], two.w, sizeof(two.w));
+            }
+          }
+        }
+      }
+    }
+    for (int warp = 0; warp < warps; ++warp) {
+      for (int i = 0; i < steps; ++i) {
+        for (int j = 0; j < ColumnTiles; ++j) {
+          Atom::Registers registers[32];
+          for (int lane = 0; lane < 32; ++lane) {
+            Atom::Part y[2];
+            for (int second = 0; second < 2; ++second) {
+              y[second] = part_of(
+                  elements.y, Atom::rows * warp + Atom::operand_row(lane, second), group,
+                  [&](int e) { return element_of_y(Form, i, Atom::operand_part(lane), e); });
+            }
+            registers[lane] = Atom::registers(
+                y[0], y[1], Impl::TwoStepsOfTile<x_rows>::part(x[warp][lane][i / 2][j], i % 2));
+          }
+          KokkosMXTest::ModelMmaInt8::multiply_add([&](int lane) { return registers[lane].a; },
+                                                   [&](int lane) { return registers[lane].b; },
+                                                   [&](int lane) { return sums[warp][j][lane]; });
+        }
+      }
+    }
+  }
+  std::vector<int> visits(warps * Atom::rows * x_rows, 0);
+  for (int warp = 0; warp < warps; ++warp) {
+    for (int j = 0; j < ColumnTiles; ++j) {
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int v = 0; v < Atom::values; ++v) {
+          const int row = Atom::rows * warp + Atom::row_of(lane, v);
+          const int col = Atom::col_of_tile(j, lane, v);
+          ++visits.at(static_cast<std::size_t>(row * x_rows + col));
+          ASSERT_EQ(sums[warp][j][lane][v], elements.product(row, col)) << row << ' ' << col;
+        }
+      }
+    }
+  }
+  ASSERT_EQ(visits, std::vector<int>(warps * Atom::rows * x_rows, 1));
+}
+template <int ColumnTiles>
+void check_made_of_forms() {
+  check_made<ColumnTiles, FormOfY::dense>();
+  check_made<ColumnTiles, FormOfY::interleaved>();
+  check_made<ColumnTiles, FormOfY::blocks>();
+}
+TEST(SliceMaps, SecondOperandMadeByWarps) {
+  check_made_of_forms<1>();
+  check_made_of_forms<2>();
+  check_made_of_forms<4>();
+}
+
 // Both operands in shared memory (SliceShared): y's parts by stmatrix to images there.
 template <int Columns>
 void multiply_images(const Elements& elements, Block& block, Sums<Columns>& sums) {

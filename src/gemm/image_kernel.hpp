@@ -29,6 +29,7 @@
 #include <KokkosMX/Types.hpp>
 
 #include "../atoms/cuda.hpp"
+#include "../atoms/gemm/image_places.hpp"
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../atoms/gemm/wgmma.hpp"
 #include "../launch.hpp"
@@ -491,19 +492,20 @@ struct ImageGemm {
                                           const States& states, int thread,
                                           const std::int32_t (&d)[Atom::values]) const {
     if constexpr (Warp::is_there && Atom::tile_n > most_transposed_n) {
-      constexpr int together = 8, line = 128;  // matrices of 8 columns; bytes
-      const int lane = thread & 31, eighth = lane & 7, quarter = lane >> 3;
+      using Lines = LinesOfOutputs;
+      constexpr int together = Lines::together;
+      const int lane = thread & 31, eighth = Lines::eighth(lane), quarter = Lines::quarter(lane);
       unsigned char* own = reinterpret_cast<unsigned char*>(scratch.own[thread >> 5].word);
-      // 16-byte pieces of a line change places by the row's number, so that no banks conflict.
-      const int put = (lane & 15) * line + ((eighth ^ lane >> 4) << 4);
-      const int take = quarter * line + ((eighth ^ quarter) << 4);
+      static_assert(sizeof(scratch.own[0]) == Lines::line * 16);
+      const int put = Lines::named(lane, eighth), take = Lines::taken(quarter, eighth);
       std::uint32_t unit_a[2];
-      for (int h = 0; h < 2; ++h) unit_a[h] = 0x10001u * states.a_unit[Atom::row_of(thread, 2 * h)];
+      for (int h = 0; h < 2; ++h) unit_a[h] = 0x10001u * states.a_unit[Lines::row_of(thread, h)];
       const auto* units_b =
-          reinterpret_cast<const std::uint32_t*>(states.b_unit) + Atom::col_of(thread, 0) / 2;
-      std::uint16_t* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
-                         (place.row + (thread >> 5) * 16 + quarter) * epilogue.row + place.col +
-                         8 * eighth;
+          reinterpret_cast<const std::uint32_t*>(states.b_unit) + Lines::first_pair(thread);
+      std::uint16_t* c =
+          static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
+          (place.row + Lines::rows_before(thread) + Lines::stored_row(quarter)) * epilogue.row +
+          place.col + Lines::stored_col(eighth);
       const bool is_aligned =
           ((reinterpret_cast<std::uintptr_t>(c) | static_cast<std::uint64_t>(8 * epilogue.row)) &
            15) == 0;
@@ -514,20 +516,21 @@ struct ImageGemm {
           std::uint32_t pairs[4];
           KOKKOSMX_UNROLL
           for (int i = 0; i < 4; ++i) {
-            const int v = 4 * (first + j) + 2 * i;
+            const int v = Lines::first_value(first, j, i);
             // This is the other rounding: powers of two change no bit of a normal number.
             const std::uint32_t pair = bf16_pair(rounded(d[v]), rounded(d[v + 1]));
             pairs[i] = Warp::multiply_bf16(
-                Warp::multiply_bf16(pair, units_b[4 * (first + j + i / 2)]), unit_a[i % 2]);
+                Warp::multiply_bf16(pair, units_b[Lines::pair_behind(first, j, i)]),
+                unit_a[Lines::second(i)]);
           }
-          Warp::store_matrices(own + (put ^ 16 * j), pairs);
+          Warp::store_matrices(own + Lines::of_matrices(put, j), pairs);
         }
         Warp::barrier();
         KOKKOSMX_UNROLL
         for (int i = 0; i < 4; ++i) {
           const ImageChunk chunk =
-              *reinterpret_cast<const ImageChunk*>(own + (take ^ 64 * (i % 2)) + 4 * line * i);
-          std::uint16_t* to = c + 4 * i * epilogue.row + 8 * first;
+              *reinterpret_cast<const ImageChunk*>(own + Lines::of_line(take, i));
+          std::uint16_t* to = c + Lines::row_behind(i) * epilogue.row + Lines::col_behind(first);
           if (is_aligned) {
             *reinterpret_cast<ImageChunk*>(to) = chunk;
           } else {

@@ -6,6 +6,7 @@
 /// Operands of the image kernel, with what is made of them.
 
 #include "../atoms/cuda.hpp"
+#include "../atoms/gemm/image_places.hpp"
 #include "../atoms/gemm/int8_codes.hpp"
 #include "../operand.hpp"
 #include "row_split.hpp"
@@ -101,22 +102,23 @@ template <class Atom>
 KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
                                          const ImageChunk (&chunks)[2]) {
   const auto put = [&](int of_block, int h, const ImageChunk& chunk) {
-    *reinterpret_cast<ImageChunk*>(image + Atom::offset(row, 2 * of_block + h)) = chunk;
+    *reinterpret_cast<ImageChunk*>(image + ChunksOfTwoBlocks::place(row, of_block, h)) = chunk;
   };
   if constexpr (Warp::is_there) {
-    // A block's chunks make a sector of memory, which two lanes write at once: their own block's
-    // first or second chunk and the other's. Word by word, or chunks would not be in registers.
-    const int h = block & 1;
+    // Word by word, or chunks would not be in registers.
+    using Two = ChunksOfTwoBlocks;
+    const int h = Two::written(block);
     ImageChunk even, odd;  // of the blocks of these numbers
     KOKKOSMX_UNROLL
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t first = chunks[0].word[i], second = chunks[1].word[i];
-      const std::uint32_t other = Warp::from_lane_xor(h == 0 ? second : first, 1);
-      even.word[i] = h == 0 ? first : other;
-      odd.word[i] = h == 0 ? other : second;
+      const std::uint32_t other =
+          Warp::from_lane_xor(Two::given(h, first, second), Two::other_lane);
+      even.word[i] = Two::of_even(h, first, other);
+      odd.word[i] = Two::of_odd(h, second, other);
     }
-    put(block & ~1, h, even);
-    put(block | 1, h, odd);
+    put(Two::even(block), h, even);
+    put(Two::odd(block), h, odd);
   } else {
     put(block, 0, chunks[0]);
     put(block, 1, chunks[1]);

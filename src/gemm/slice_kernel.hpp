@@ -1162,15 +1162,11 @@ struct SliceGemm {
 
   // ---------------------------------------------------------------------------- x, made here
 
-  /// Tiles of 8 rows of x of which a lane makes a row: the group's two warps share them, if there
-  /// is more than one.
-  static constexpr int x_each = ColumnTiles > 1 ? ColumnTiles / 2 : 1;
-  /// The first of them.
-  __device__ static int own_tile(const Place& at) {
-    return ColumnTiles > 1 ? at.below / Atom::rows * x_each : 0;
-  }
+  using Made = ElementsMade<ColumnTiles, Form == SliceForm::blocks>;
+  /// Tiles of 8 rows of x of which a lane makes a row.
+  static constexpr int x_each = Made::tiles_each;
   __device__ static int own_row(const Place& at, int r) {
-    return Atom::cols * (own_tile(at) + r) + (at.lane >> 2);
+    return Made::own_row(at.below, at.lane, r);
   }
   /// A lane's part of a group of such rows: an eighth number of each block.
   struct RawX {
@@ -1237,13 +1233,12 @@ struct SliceGemm {
     return min(static_cast<int>(no_scale) - scratch.x_below[row],
                Bf16Pairs::bias + most_dense_base);
   }
-  /// Whether x's elements pass through shared memory: to other warps, or to the lanes that have the
-  /// same blocks of y.
-  static constexpr bool is_passed = ColumnTiles > 1 || Form == SliceForm::blocks;
+  /// Whether x's elements pass through shared memory.
+  static constexpr bool is_passed = Made::is_passed;
   /// What a group's warps make of x.
-  using Made = TwoSteps[group_blocks_k / 2][ColumnTiles][Atom::lanes];
-  __device__ Made& made_of_group(const Place& at, Scratch& scratch) const {
-    return reinterpret_cast<Made*>(stages_after(scratch))[at.warp];
+  using MemoryOfMade = typename Made::template Memory<TwoSteps>;
+  __device__ MemoryOfMade& made_of_group(const Place& at, Scratch& scratch) const {
+    return reinterpret_cast<MemoryOfMade*>(stages_after(scratch))[at.warp];
   }
 
   /// All of the block's work where both operands' scales are few and near each other; false, and
@@ -1292,7 +1287,7 @@ struct SliceGemm {
       state.unit[0] = static_cast<std::int16_t>(base_of_x(scratch, at.thread) - Bf16Pairs::bias);
       scratch.x[at.thread] = state;
     }
-    Made& made = made_of_group(at, scratch);
+    MemoryOfMade& made = made_of_group(at, scratch);
     TwoSteps b[group_blocks_k / 2][ColumnTiles];
     Atom::Part parts[group_blocks_k][2];
     const auto make_both = [&](auto saturates) {
@@ -1301,17 +1296,18 @@ struct SliceGemm {
                             parts_x);
 #pragma unroll
       for (int i = 0; i < group_blocks_k; ++i) {
-        [[maybe_unused]] const int step = Form == SliceForm::blocks ? at.part : i;
-        [[maybe_unused]] const int lane = Form == SliceForm::blocks ? (at.lane & 28) + i : at.lane;
+        [[maybe_unused]] const int step = Made::step(at.part, i);
+        [[maybe_unused]] const int lane = Made::lane_of(at.lane, i);
 #pragma unroll
         for (int r = 0; r < x_each; ++r) {
           const Atom::Part& part = parts_x[i][r];
           if constexpr (is_passed) {
-            *reinterpret_cast<uint2*>(&made[step >> 1][own_tile(at) + r][lane].w[2 * (step & 1)]) =
+            *reinterpret_cast<uint2*>(
+                Made::template stored<TwoSteps>(made, step, Made::own_tile(at.below) + r, lane)) =
                 make_uint2(part.word[0], part.word[1]);
           } else {
-            b[i / 2][r].w[2 * (i % 2)] = part.word[0];
-            b[i / 2][r].w[2 * (i % 2) + 1] = part.word[1];
+            b[Made::pair(i)][r].w[Made::first_word(i)] = part.word[0];
+            b[Made::pair(i)][r].w[Made::first_word(i) + 1] = part.word[1];
           }
         }
       }
@@ -1331,7 +1327,9 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < group_blocks_k / 2; ++i) {
 #pragma unroll
-        for (int j = 0; j < ColumnTiles; ++j) b[i][j] = made[i][j][at.lane];
+        for (int j = 0; j < ColumnTiles; ++j) {
+          b[i][j] = Made::template taken<TwoSteps>(made, i, j, at.lane);
+        }
       }
     }
     std::int32_t sums[ColumnTiles][Atom::values] = {};

@@ -32,6 +32,53 @@ struct TwoStepsOfTile {
   }
 };
 
+/// The elements of x that the warps of a group of y make themselves, in tiles of 8 rows: a lane an
+/// eighth number of each block of the group, of a row of each tile that is its warp's. Two warps
+/// share the tiles where there are several. ByBlocks: lanes of a quad have a block of y each,
+/// rather than a quarter of each block, so that of x, too, a step has an eighth of each block.
+template <int ColumnTiles, bool ByBlocks>
+struct ElementsMade {
+  static constexpr int blocks = Int8Images::step_blocks;
+  /// Tiles of a warp, of which the lane has a row each.
+  static constexpr int tiles_each = ColumnTiles > 1 ? ColumnTiles / 2 : 1;
+  /// Whether they pass through shared memory: to other warps, or to other lanes of the quad.
+  static constexpr bool is_passed = ColumnTiles > 1 || ByBlocks;
+
+  /// The warp's first tile, where its rows of y are those from `below` on; and the row of x that a
+  /// lane has of the tile r after it.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int own_tile(int below) {
+    return ColumnTiles > 1 ? below / MmaInt8Atom::rows * tiles_each : 0;
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int own_row(int below, int lane, int r) {
+    return MmaInt8Atom::cols * (own_tile(below) + r) + (lane >> 2);
+  }
+  /// Whose a lane's part of block i is: in which step, and of which lane; with its number among
+  /// a quad's (MmaInt8Atom::operand_part).
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int step(int part, int i) {
+    return ByBlocks ? part : i;
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int lane_of(int lane, int i) {
+    return ByBlocks ? (lane & 28) + i : lane;
+  }
+  /// The group's memory: by pair of steps, tile and lane four words, as the lane loads them
+  /// (TwoStepsOfTile::part). Where in it the part of a step is; and what a lane has of two steps.
+  template <class TwoSteps>
+  using Memory = TwoSteps[blocks / 2][ColumnTiles][MmaInt8Atom::lanes];
+  template <class TwoSteps>
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr std::uint32_t* stored(Memory<TwoSteps>& memory,
+                                                                     int step, int tile, int lane) {
+    return &memory[step >> 1][tile][lane].w[2 * (step & 1)];
+  }
+  template <class TwoSteps>
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr const TwoSteps& taken(const Memory<TwoSteps>& memory,
+                                                                     int pair, int tile, int lane) {
+    return memory[pair][tile][lane];
+  }
+  /// Where nothing is passed: the pair of a step, and the first of its words there.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int pair(int step) { return step / 2; }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_word(int step) { return 2 * (step % 2); }
+};
+
 /// A lane's parts of 16 rows (MmaInt8Atom::Part) on their way to an image (Int8Images), two steps
 /// of 32 of K at a time: four matrices of 8 rows of 16 bytes, as CudaUnit::store_matrices has them.
 /// The lanes of a quad, which have a row, have the four words of a chunk.

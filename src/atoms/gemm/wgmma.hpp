@@ -84,6 +84,31 @@ struct Int8Images {
   }
 };
 
+/// Parts of images, 32 columns at a time, as a warp loads them for warp-level products of 16 rows
+/// by tiles of 8: as MmaInt8Atom has them. Four matrices of 8 rows of 16 bytes each, as
+/// CudaUnit::load_matrices has them.
+struct PartsOfImage {
+  /// The chunk that a lane names: of the first operand rows 0 to 7 and 8 to 15 of a thread's warp,
+  /// first chunks before second ones; of the second, of which accumulators 8 * i to 8 * i + 7 have
+  /// 16 rows, two chunks of 8 of them, then of the others.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int named_a(int thread, int lane) {
+    return Int8Images::offset((thread >> 5) * 16 + (lane & 15), lane >> 4);
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int named_b(int lane, int i) {
+    return Int8Images::offset((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1) +
+           i * (16 * Int8Images::step_bytes);
+  }
+  /// That of other columns: these, and 16 rows of the second operand, differ in address bits of
+  /// their own.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int of_columns(int place, int k) {
+    return place ^ (32 * k);
+  }
+  /// Of a tile of 8 rows of the second operand, the first of two: its registers, and the first of
+  /// its sums.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_register_b(int tile) { return 2 * tile; }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_sum(int tile) { return 4 * tile; }
+};
+
 #ifdef KOKKOS_ENABLE_CUDA
 
 inline constexpr const char* wgmma_name = "wgmma";
@@ -179,16 +204,13 @@ struct WgmmaInt8Atom : Int8Images {
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
       std::int32_t high_main[8] = {}, main_high[8] = {};
-      // Chunks of 32 columns, and of 16 rows of B, differ in address bits of their own.
       const int lane = thread_ & 31;
-      const int of_a = offset((thread_ >> 5) * 16 + (lane & 15), lane >> 4);
-      const int of_b =
-          offset((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1) + i * (16 * step_bytes);
+      const int of_a = PartsOfImage::named_a(thread_, lane), of_b = PartsOfImage::named_b(lane, i);
       const auto load_a = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
-        CudaUnit::load_matrices(to, rows + (of_a ^ (32 * k)));
+        CudaUnit::load_matrices(to, rows + PartsOfImage::of_columns(of_a, k));
       };
       const auto load_b = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
-        CudaUnit::load_matrices(to, rows + (of_b ^ (32 * k)));
+        CudaUnit::load_matrices(to, rows + PartsOfImage::of_columns(of_b, k));
       };
 #pragma unroll 1
       for (int k = 0; k < digits.parts; ++k) {
@@ -266,13 +288,14 @@ struct WgmmaInt8Atom : Int8Images {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         if (factor == 1) {
-          CudaUnit::multiply_int8(sums + 4 * h, a, b + 2 * h);
+          CudaUnit::multiply_int8(sums + PartsOfImage::first_sum(h), a,
+                                  b + PartsOfImage::first_register_b(h));
           continue;
         }
         std::int32_t product[4] = {};
-        CudaUnit::multiply_int8(product, a, b + 2 * h);
+        CudaUnit::multiply_int8(product, a, b + PartsOfImage::first_register_b(h));
 #pragma unroll
-        for (int v = 0; v < 4; ++v) sums[4 * h + v] += factor * product[v];
+        for (int v = 0; v < 4; ++v) sums[PartsOfImage::first_sum(h) + v] += factor * product[v];
       }
     }
     __device__ __forceinline__ int at(int i) const { return (first_ + i) % stages; }
