@@ -36,9 +36,6 @@ struct ModelAtom : Impl::Int8Images {
   static constexpr int multiplying = 128, threads = multiplying;
   static constexpr int values = tile_n / 2;
   static constexpr int joint_steps = 2, gathered_steps = 2 * joint_steps + 1, common_columns = 32;
-  struct OutlierSums {
-    std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
-  };
   struct Digits {
     int parts;
     bool high_a, high_b;

@@ -81,6 +81,7 @@ struct ImageGemm {
     int outliers;  ///< see GatherOutliers::any
     int pairs;     ///< of blocks with outliers: see add_common
     Outliers found;
+    std::int32_t first_tile;  ///< of the group
     /// Of each warp alone.
     struct alignas(128) Own {
       std::int32_t word[16][32];
@@ -115,9 +116,12 @@ struct ImageGemm {
     Outliers outliers{Gathering::none, 0, false, false, {tiles_of(a), tiles_of(b)}};
     if constexpr (Atom::gathered_steps > 0) gather(group, scratch, outliers);
     // In shared memory: registers are for the product.
-    if (group.rank() == 0) scratch.found = outliers;
+    if (group.rank() == 0) {
+      scratch.found = outliers;
+      scratch.first_tile = static_cast<std::int32_t>(item);
+    }
     group.barrier();
-    multiply(scratch, thread, item);
+    multiply(scratch, thread);
   }
 
  private:
@@ -202,15 +206,14 @@ struct ImageGemm {
     return operand.tile(batch, cut.tile, Atom::step_bytes) +
            operand.tile_rows * Atom::step_bytes / cut.parts * cut.piece;
   }
-  KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group,
-                                       std::int64_t item) const {
+  KOKKOS_INLINE_FUNCTION void multiply(Scratch& scratch, int thread_of_group) const {
     constexpr bool may_have_outliers = Atom::gathered_steps > 0;
     const Outliers& outliers = *in_shared(&scratch.found);
     // Loops that not all of a warp's threads repeat as often would be no place for the matrix unit.
     const std::uint32_t tiles =
         Atom::uniform(static_cast<std::uint32_t>(batch) * outliers.tiles[0] * outliers.tiles[1]);
     Atom::run(
-        scratch.pipeline, static_cast<std::int32_t>(item), static_cast<std::int32_t>(tiles),
+        scratch.pipeline, scratch.first_tile, static_cast<std::int32_t>(tiles),
         static_cast<std::int32_t>(groups),
         [&](std::int32_t tile) {
           const Place place = place_of(tile, outliers);
@@ -229,8 +232,8 @@ struct ImageGemm {
         },
         [&](std::int32_t tile, int slot, std::uint32_t said, std::int32_t(&d)[Atom::values],
             const auto& gathered) {
-          // Registers of the product are not for what is quickly found again.
-          const int thread = opaque(thread_of_group);
+          // Registers of the product are not for what is quickly found again, at each use.
+          const auto thread = [&] { return opaque(thread_of_group); };
           const Place place = place_of(tile, outliers);
           States& states = scratch.states[slot];
           const bool has_rest = (said & with_rest) != 0;
@@ -245,15 +248,15 @@ struct ImageGemm {
           if (after != StepsAfter::none) {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
-              add_common(scratch, place, thread, steps,
+              add_common(scratch, place, thread(), steps,
                          outliers.shift > RowSplit::most_partly_main);
-              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread,
+              const OfOutliers<std::remove_const_t<decltype(steps)>> more{steps, thread(),
                                                                           outliers.shift};
               if (is_plain) {
                 round_all(d, more);
-                store_whole(scratch, place, states, thread, d);
+                store_whole(scratch, place, states, thread(), d);
               } else {
-                store_any(scratch, place, states, thread, d, more);
+                store_any(scratch, place, states, thread(), d, more);
               }
               steps.release();
             }
@@ -261,25 +264,25 @@ struct ImageGemm {
             if constexpr (may_have_outliers) {
               const auto steps = gathered.wait();
               steps.keep(d);
-              store_cut(scratch, stored, states, thread, steps);
+              store_cut(scratch, stored, states, thread(), steps);
             }
           } else if (may_have_outliers && (said & with_outliers) != 0) {
             if constexpr (may_have_outliers) {
-              store_with_outliers(scratch, stored, states, thread, outliers, d, gathered.wait());
+              store_with_outliers(scratch, stored, states, thread(), outliers, d, gathered.wait());
             }
           } else if (is_plain) {
             round_all(d);
-            store_whole(scratch, place, states, thread, d);
+            store_whole(scratch, place, states, thread(), d);
           } else if ((said & special) == 0 && is_plain_bf16 && Atom::values <= 32) {
             if constexpr (Atom::values <= 32) {
-              store_plain<false>(place, states, thread, d,
+              store_plain<false>(place, states, thread(), d,
                                  [](std::int32_t sum) { return static_cast<float>(sum); });
             }
           } else {
-            store_any(scratch, place, states, thread, d, NoMore{});
+            store_any(scratch, place, states, thread(), d, NoMore{});
           }
-          if (has_rest) store_rest(place, states, thread);
-          if (counts != nullptr) count(place, states, thread);
+          if (has_rest) store_rest(place, states, thread());
+          if (counts != nullptr) count(place, states, thread());
         });
   }
 
@@ -639,6 +642,7 @@ struct ImageGemm {
               if (at < most) {
                 list[at] = pair;
               } else {
+                KOKKOSMX_NO_UNROLL
                 for (int h = 0; h < 2; ++h)
                   add_pair(steps, pair, load_pair(place, pair, h), place, h, is_pure);
               }
@@ -653,18 +657,18 @@ struct ImageGemm {
     // A thread has half a pair of blocks at a time.
     constexpr int loads_at_once = 4;
     for (int first = thread; first < 2 * pairs; first += loads_at_once * Atom::multiplying) {
-      std::uint32_t pair[loads_at_once];
       ChunkPair images[loads_at_once];
       KOKKOSMX_UNROLL
       for (int n = 0; n < loads_at_once; ++n) {
         const int i = first + n * Atom::multiplying;
-        pair[n] = list[(i < 2 * pairs ? i : first) / 2];
-        images[n] = load_pair(place, pair[n], first % 2);
+        images[n] = load_pair(place, list[(i < 2 * pairs ? i : first) / 2], first % 2);
       }
       KOKKOSMX_UNROLL
       for (int n = 0; n < loads_at_once; ++n) {
         if (first + n * Atom::multiplying >= 2 * pairs) break;
-        add_pair(steps, pair[n], images[n], place, first % 2, is_pure);
+        // Read again: registers are for the images.
+        const std::uint32_t pair = list[(first + n * Atom::multiplying) / 2];
+        add_pair(steps, pair, images[n], place, first % 2, is_pure);
       }
     }
     static_assert(Atom::multiplying % 2 == 0);
@@ -747,22 +751,26 @@ struct ImageGemm {
         typename Atom::OutlierSums found;
         gathered.multiply(first / 8, digits, found);
         const OwnRows rows(states, thread, sum_bits);
-        std::int32_t* own = scratch.own_of(thread) + (first - begin) * own_step;
-        store_eight(
-            stored, states, rows, thread, first, own,
-            [&](auto v) {
-              return SplitSums{exact_double(own[v * own_step]),
-                               exact_double(found.outliers_main[v]),
-                               exact_double(found.main_outliers[v]),
-                               Kokkos::fma(exact_double(found.outliers_high[v]), 256.0,
-                                           exact_double(found.outliers_low[v]))};
-            },
-            stored.in_int64,
-            [&](auto v) {
-              return IntegerSums{
-                  own[v * own_step], found.outliers_main[v], found.main_outliers[v],
-                  std::int64_t{found.outliers_high[v]} * 256 + found.outliers_low[v]};
-            });
+        KOKKOSMX_NO_UNROLL
+        for (int at = first; at < first + 8; at += 4) {
+          std::int32_t* own = scratch.own_of(thread) + (at - begin) * own_step;
+          store_four(
+              stored, states, rows, thread, at, own,
+              [&](int v) {
+                const auto more = found.of(v);
+                return SplitSums{exact_double(own[v * own_step]), exact_double(more.outliers_main),
+                                 exact_double(more.main_outliers),
+                                 Kokkos::fma(exact_double(more.outliers_high), 256.0,
+                                             exact_double(more.outliers_low))};
+              },
+              stored.in_int64,
+              [&](int v) {
+                const auto more = found.of(v);
+                return IntegerSums{own[v * own_step], more.outliers_main, more.main_outliers,
+                                   std::int64_t{more.outliers_high} * 256 + more.outliers_low};
+              });
+          found.move_up();
+        }
       }
     }
     gathered.release();
@@ -783,38 +791,30 @@ struct ImageGemm {
     constexpr double part = 1 << RowSplit::part_bits;
     const OwnRows rows(states, in_rows, sum_bits);
     KOKKOSMX_NO_UNROLL
-    for (int first = thread / of_rows * 8; first < of_cols; first += 8 * a_parts) {
+    for (int first = thread / of_rows * 4; first < of_cols; first += 4 * a_parts) {
       const std::int32_t* at[3];  // of the column's main part and the parts of its outliers
       for (int p = 0; p < 3; ++p) {
-        at[p] = kept.kept((first + (p < b_parts ? p : 0) * of_cols) / 8) + in_rows;
+        at[p] = kept.kept((first + (p < b_parts ? p : 0) * of_cols) / 8) +
+                first % 8 * Atom::multiplying + in_rows;
       }
       const auto kept_at = [&](int v, int a_part, int b_part) {
         return at[b_part][v * Atom::multiplying + a_part * of_rows];
       };
-      store_eight(
+      store_four(
           stored, states, rows, in_rows, first, scratch.own_of(thread),
-          [&](auto v) {
+          [&](int v) {
             const auto sum = [&](int a_part, int b_part) {
-              return exact_double(kept_at(v, a_part, b_part));
+              const bool is_there = a_part < a_parts && b_part < b_parts;
+              return exact_double(is_there ? kept_at(v, a_part, b_part) : 0);
             };
             const auto outliers = [&](int b_part) {  // of the row
-              double found = a_parts > 2 ? sum(2, b_part) : 0.0;
-              if (a_parts > 1) found = Kokkos::fma(part, found, sum(1, b_part));
-              return found;
+              return Kokkos::fma(part, sum(2, b_part), sum(1, b_part));
             };
-            SplitSums sums{sum(0, 0), outliers(0), 0.0, 0.0};
-            if (b_parts > 2) {
-              sums.main_outliers = part * sum(0, 2);
-              sums.outliers = part * outliers(2);
-            }
-            if (b_parts > 1) {
-              sums.main_outliers += sum(0, 1);
-              sums.outliers += outliers(1);
-            }
-            return sums;
+            return SplitSums{sum(0, 0), outliers(0), Kokkos::fma(part, sum(0, 2), sum(0, 1)),
+                             Kokkos::fma(part, outliers(2), outliers(1))};
           },
           stored.in_int64 && a_parts <= 2 && b_parts <= 2,
-          [&](auto v) {
+          [&](int v) {
             const int a_part = a_parts - 1, b_part = b_parts - 1;
             return IntegerSums{kept_at(v, 0, 0), a_part > 0 ? kept_at(v, a_part, 0) : 0,
                                b_part > 0 ? kept_at(v, 0, b_part) : 0,
@@ -823,48 +823,45 @@ struct ImageGemm {
     }
     kept.release();
   }
-  /// The products of eight outputs: see store_eight.
+  /// The products of four outputs: see store_four.
   template <class Sums>
-  KOKKOS_FORCEINLINE_FUNCTION static void round_eight(const States& states, const OwnRows& rows,
-                                                      int thread, int first, const Sums& sums,
-                                                      std::uint32_t (&products)[8]) {
+  KOKKOS_FORCEINLINE_FUNCTION static void round_four(const States& states, const OwnRows& rows,
+                                                     int thread, int first, const Sums& sums,
+                                                     std::uint32_t (&products)[4]) {
     unsigned open = 0;
-    unrolled<8>([&](auto v) {
+    unrolled<4>([&](auto v) {
       const int col = Atom::col_of(thread, first + v);
-      const bool is_exact = states.b_spread[col] <= rows.largest_spread[v / 2 % 2];
+      const bool is_exact = states.b_spread[col] <= rows.largest_spread[v / 2];
       const RowSplit split = states.b_split[col];
       const bool is_known = round_split_sum_in_double(
-          sums(v), rows.units[v / 2 % 2], units_of(split.base, split.out), is_exact, products[v]);
+          sums(v), rows.units[v / 2], units_of(split.base, split.out), is_exact, products[v]);
       open |= is_known ? 0u : 1u << v;
     });
     KOKKOSMX_NO_UNROLL
     for (; open != 0; open &= open - 1) {
       const int i = first_bit(open);
-      SplitSums found{};
-      unrolled<8>([&](auto v) {  // registers have no index at run time
-        if (v == i) found = sums(v);
-      });
+      // Its sums are found anew: doubles of all four would take too many registers.
       const std::uint32_t product =
-          round_split_sum(found, row_state(states, Atom::row_of(thread, i)),
+          round_split_sum(sums(i), row_state(states, Atom::row_of(thread, i)),
                           col_state(states, Atom::col_of(thread, first + i)));
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; ++v) products[v] = v == i ? product : products[v];
+      for (int v = 0; v < 4; ++v) products[v] = v == i ? product : products[v];
     }
   }
-  /// Outputs first to first + 7 of a thread; sums(v) of each as std::integral_constant, or
-  /// integers(v) where these are in_int64. Leaves nothing in own.
+  /// Outputs first to first + 3 of a thread, as more would take too many registers; sums(v) of
+  /// each, or integers(v) where these are in_int64. Leaves nothing in own.
   template <class Sums, class Integers>
-  KOKKOS_FORCEINLINE_FUNCTION void store_eight(const Stored& stored, const States& states,
-                                               const OwnRows& rows, int thread, int first,
-                                               std::int32_t* own, const Sums& sums, bool in_int64,
-                                               const Integers& integers) const {
+  KOKKOS_FORCEINLINE_FUNCTION void store_four(const Stored& stored, const States& states,
+                                              const OwnRows& rows, int thread, int first,
+                                              std::int32_t* own, const Sums& sums, bool in_int64,
+                                              const Integers& integers) const {
     const Place& place = stored.place;
-    std::uint32_t products[8];
+    std::uint32_t products[4];
     if (in_int64) {
       const auto out_of = [](const RowSplit& split) {
         return 1 << ((split.out - split.base) & 31);
       };
-      unrolled<8>([&](auto v) {
+      unrolled<4>([&](auto v) {
         const RowSplit row = states.a_split[Atom::row_of(thread, v)];
         const RowSplit col = states.b_split[Atom::col_of(thread, first + v)];
         const auto sum = static_cast<float>(integers(v).all(out_of(row), out_of(col)));
@@ -872,13 +869,13 @@ struct ImageGemm {
             Kokkos::bit_cast<std::uint32_t>(sum * power_of_two(row.base) * power_of_two(col.base));
       });
     } else {
-      round_eight(states, rows, thread, first, sums, products);
+      round_four(states, rows, thread, first, sums, products);
     }
     if (stored.is_plain) {
       auto* c = static_cast<std::uint16_t*>(epilogue.c) + place.batch * epilogue.batch +
                 place.row * epilogue.row + place.col;
       KOKKOSMX_UNROLL
-      for (int v = 0; v < 8; v += 2) {
+      for (int v = 0; v < 4; v += 2) {
         *reinterpret_cast<std::uint32_t*>(c + Atom::row_of(thread, v) * epilogue.row +
                                           Atom::col_of(thread, first + v)) =
             bf16_pair(Kokkos::bit_cast<float>(products[v]),
@@ -886,11 +883,11 @@ struct ImageGemm {
       }
       return;
     }
-    for (int v = 0; v < 8; ++v) {
+    for (int v = 0; v < 4; ++v) {
       own[v * own_step] = static_cast<std::int32_t>(products[v]);
     }
     KOKKOSMX_NO_UNROLL
-    for (int v = 0; v < 8; ++v) {
+    for (int v = 0; v < 4; ++v) {
       const int row = Atom::row_of(thread, v), col = Atom::col_of(thread, first + v);
       if (row >= place.rows || col >= place.cols) continue;
       const bool is_nan = states.a_spread[row] < 0 || states.b_spread[col] < 0;

@@ -46,6 +46,36 @@ struct Int8Images {
   };
   static constexpr int most_products = 3;
 
+  /// Sums over gathered columns, of an accumulator: outliers by main part, main part by outliers,
+  /// outliers by outliers in two digits of base 256.
+  struct OutlierSum {
+    std::int32_t outliers_main, main_outliers, outliers_high, outliers_low;
+  };
+  /// Of 8 accumulators.
+  struct OutlierSums {
+    std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
+
+    /// One of the first four.
+    KOKKOS_FORCEINLINE_FUNCTION OutlierSum of(int i) const {
+      OutlierSum found{};
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 4; ++v) {
+        if (v == i) found = {outliers_main[v], main_outliers[v], outliers_high[v], outliers_low[v]};
+      }
+      return found;
+    }
+    /// The last four take the place of the first: registers have no index at run time.
+    KOKKOS_FORCEINLINE_FUNCTION void move_up() {
+      KOKKOSMX_UNROLL
+      for (int v = 0; v < 4; ++v) {
+        outliers_main[v] = outliers_main[v + 4];
+        main_outliers[v] = main_outliers[v + 4];
+        outliers_high[v] = outliers_high[v + 4];
+        outliers_low[v] = outliers_low[v + 4];
+      }
+    }
+  };
+
   /// Where 16-byte chunk `chunk` (0..7) of a row of a tile lies in its image.
   KOKKOS_INLINE_FUNCTION static constexpr int offset(int row, int chunk) {
     return (row >> 3) * 1024 + (row & 7) * 128 + ((chunk ^ (row & 7)) << 4);
@@ -142,12 +172,7 @@ struct WgmmaInt8Atom : Int8Images {
   static constexpr int gathered_steps = N == 256 ? 2 * joint_steps + 1 : 0;
   static_assert(N != 256 || after_steps <= gathered_steps);
   static constexpr int common_columns = 32;  // of one instruction
-  /// Sums over gathered columns of 8 accumulators: outliers by main part, main part by outliers,
-  /// outliers by outliers in two digits of base 256.
-  struct OutlierSums {
-    std::int32_t outliers_main[8], main_outliers[8], outliers_high[8], outliers_low[8];
-  };
-  /// What there is of them.
+  /// What there is of gathered columns.
   struct Digits {
     int parts;  ///< of 32 columns each: those after them are none
     bool high_a, high_b;
@@ -203,7 +228,6 @@ struct WgmmaInt8Atom : Int8Images {
         sums.outliers_main[v] = sums.main_outliers[v] = 0;
         sums.outliers_high[v] = sums.outliers_low[v] = 0;
       }
-      std::int32_t high_main[8] = {}, main_high[8] = {};
       const int lane = thread_ & 31;
       const int of_a = PartsOfImage::named_a(thread_, lane), of_b = PartsOfImage::named_b(lane, i);
       const auto load_a = [&](std::uint32_t(&to)[4], const std::int8_t* rows, int k) {
@@ -220,7 +244,7 @@ struct WgmmaInt8Atom : Int8Images {
         multiply(sums.outliers_main, a, b, 1);
         if (digits.high_a) {
           load_a(a_high, pipeline().a[s0], k);
-          multiply(high_main, a_high, b, 1);
+          multiply(sums.outliers_main, a_high, b, 256);
         }
         load_b(b, pipeline().b[s2], k);
         if (digits.high_b) load_b(b_high, pipeline().b[s1], k);
@@ -232,12 +256,7 @@ struct WgmmaInt8Atom : Int8Images {
         }
         load_a(a, pipeline().a[s2], k);
         multiply(sums.main_outliers, a, b, 1);
-        if (digits.high_b) multiply(main_high, a, b_high, 1);
-      }
-#pragma unroll
-      for (int v = 0; v < 8; ++v) {
-        sums.outliers_main[v] += 256 * high_main[v];
-        sums.main_outliers[v] += 256 * main_high[v];
+        if (digits.high_b) multiply(sums.main_outliers, a, b_high, 256);
       }
     }
     /// Puts all accumulators into the memory of the stages.
@@ -337,10 +356,10 @@ struct WgmmaInt8Atom : Int8Images {
   /// the steps after the last product exactly where steps_after(tile) says that there are any. What
   /// is prepared in a slot (0 or 1) is kept until all have stored that tile. images(tile) tells
   /// where the operands are. prepare must not wait for other threads. Tiles: first, first + stride,
-  /// ... below end.
+  /// ... below end. first stays where it is until threads begin: they have no register for it.
   template <class ImagesOf, class MarksOf, class ProductOf, class After, class Prepare, class Store>
   KOKKOS_FUNCTION static void run(
-      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] std::int32_t first,
+      [[maybe_unused]] Pipeline& pipeline, [[maybe_unused]] const std::int32_t& first,
       [[maybe_unused]] std::int32_t end, [[maybe_unused]] std::int32_t stride,
       [[maybe_unused]] const ImagesOf& images, [[maybe_unused]] const MarksOf& marks_of,
       [[maybe_unused]] const ProductOf& product, [[maybe_unused]] const After& steps_after,
