@@ -560,8 +560,8 @@ struct SliceGemm {
     return turn.stage * warps + at.warp;
   }
   /// Begins to copy a group.
-  __device__ void begin_copy(const Place& at, Scratch& scratch, const Turn& to_turn,
-                             int image_number, int group) const {
+  __device__ void begin_copy(const Place& at, Scratch& scratch, const std::uint8_t* first,
+                             const Turn& to_turn, int image_number, int group) const {
     if (at.lane != 0 || group >= at.groups) return;
     const int number = number_of(at, to_turn), turn = to_turn.turn;
     std::uint64_t* full = &scratch.full[number];
@@ -570,13 +570,16 @@ struct SliceGemm {
     std::uint8_t* to = stages_after(scratch) + number * group_bytes_x;
     const std::int64_t begin = std::int64_t{group} * group_bytes_x;
     if (image_number == 0) {
-      CudaUnit::bulk_copy(to, image(at, 0) + begin, group_bytes_x, full);
+      CudaUnit::bulk_copy(to, first + begin, group_bytes_x, full);
     } else {
       constexpr int bytes = Int8Images::step_bytes;
+      // Rare: no register keeps what tells where these are.
+      Place place = at;
+      place.x_tile = opaque(at.x_tile);
 #pragma unroll 1
       for (int row = 0; row < x_tile; ++row) {
         CudaUnit::bulk_copy(to + row * bytes,
-                            image_of_row(at, scratch, image_number, row) + begin + row * bytes,
+                            image_of_row(place, scratch, image_number, row) + begin + row * bytes,
                             bytes, full);
       }
     }
@@ -955,7 +958,8 @@ struct SliceGemm {
           // One after the other takes long: each warp begins its part of them.
           CudaUnit::before_bulk_loads();
           for (int i = at.below / Atom::rows; i < pipeline.stages; i += together) {
-            begin_copy(at, scratch, {i, pipeline.begun.turn}, image_number, group + i * warps);
+            begin_copy(at, scratch, first_image, {i, pipeline.begun.turn}, image_number,
+                       group + i * warps);
           }
           ++pipeline.begun.turn;
         }
@@ -987,7 +991,7 @@ struct SliceGemm {
       }
       if constexpr (is_wide) {
         if (group != at.warp && at.below == 0) {
-          begin_copy(at, scratch, pipeline.begun, image_number,
+          begin_copy(at, scratch, first_image, pipeline.begun, image_number,
                      group + (pipeline.stages - 1) * warps);
           pipeline.begun.advance(pipeline.stages);
         }
@@ -1025,7 +1029,8 @@ struct SliceGemm {
   /// Measured on an H200.
   __device__ void stagger(const Place& at) const {
     constexpr int least_turns = 4, nanoseconds = 200;
-    if (is_wide && at.warp != 0 && at.groups >= least_turns * warps) {
+    // Opaque, or another number would be kept that tells the same.
+    if (is_wide && opaque(at.warp) > 0 && at.groups >= least_turns * warps) {
       CudaUnit::sleep(nanoseconds * at.warp);
     }
   }

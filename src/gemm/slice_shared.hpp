@@ -486,6 +486,15 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     }
   }
 
+  /// Where the block is, read again instead of kept.
+  __device__ static GridItem item_again() {
+    GridItem item;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(item.x));
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(item.y));
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(item.z));
+    return item;
+  }
+
   enum class Outcome { stored, left, special };
   /// All of the block's work where it is plain. left: the block's sums lack what of y did not fit.
   /// special: there is nothing.
@@ -501,7 +510,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       });
     } else {
       is_left = make_y(at, m);
-      to = opaque(first_output(at, item));
+      to = opaque(first_output(at, item_again()));
       is_left = CudaUnit::barrier_any(is_left);
     }
     if constexpr (is_pair) CudaUnit::cluster_arrive();  // nothing is under way from the other block
@@ -510,7 +519,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     if (is_left || is_special) {
       outcome = is_special ? Outcome::special : Outcome::left;
     } else {
-      store_all(at, m, item, to);
+      store_all(at, m, item_again(), to);
     }
     if constexpr (is_pair) CudaUnit::cluster_wait();
     return outcome;
@@ -568,10 +577,11 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       return;
     }
     CudaUnit::take_registers<rare_registers>();
+    // Where it works is found anew: until now registers were for what is not rare.
     if (outcome == Outcome::left) {
-      add_left(thread, &m.scratch, item, rows_of(at, m).base);
+      add_left(thread, &m.scratch, item_again(), rows_of(at, m).base);
     } else {
-      Base::run(thread, m.scratch, item);
+      Base::run(opaque(thread), m.scratch, item);
     }
   }
 };
