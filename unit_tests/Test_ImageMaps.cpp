@@ -243,4 +243,34 @@ TEST(ImageMaps, ChunksOfTwoBlocks) {
   ASSERT_EQ(image, expected);
 }
 
+// A tile's accumulators, parked in three of a pipeline's stages, whichever comes first: each has a
+// word of its own, and none lies in other stages' images.
+TEST(ImageMaps, ParkedAccumulators) {
+  constexpr int stages = 4, a_bytes = a_rows * step_k, b_bytes = b_rows * step_k, parked = 3;
+  using Parked = Impl::ParkedAccumulators<stages, a_bytes, b_bytes, threads>;
+  for (int first = 0; first < stages; ++first) {
+    std::vector<int> written(stages * (a_bytes + b_bytes) / 4, 0);
+    for (int i = 0; i < values / 8; ++i) {
+      const int of_stages = Parked::stage(i);
+      ASSERT_TRUE(of_stages >= 0 && of_stages < parked) << i;
+      const int place = Parked::place(i, (first + of_stages) % stages);
+      ASSERT_EQ(place % 4, 0);
+      for (int v = 0; v < 8; ++v) {
+        for (int thread = 0; thread < threads; ++thread) {
+          ++written.at(static_cast<std::size_t>(place / 4 + Parked::behind(v) + thread));
+        }
+      }
+    }
+    int all = 0;
+    for (std::size_t word = 0; word < written.size(); ++word) {
+      const int at = static_cast<int>(4 * word), of_a = stages * a_bytes;
+      const int stage = at < of_a ? at / a_bytes : (at - of_a) / b_bytes;
+      const bool is_parked = (stage - first + stages) % stages < parked;
+      ASSERT_LE(written[word], is_parked ? 1 : 0) << first << ' ' << at;
+      all += written[word];
+    }
+    ASSERT_EQ(all, values * threads);
+  }
+}
+
 }  // namespace

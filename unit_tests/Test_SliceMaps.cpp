@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "Inputs.hpp"
@@ -23,19 +22,121 @@ namespace {
 namespace Impl = KokkosMX::Impl;
 using Atom = Impl::MmaInt8Atom;
 using Images = Impl::Int8Images;
+using Impl::SliceForm;
 using KokkosMXTest::ModelSharedMemory;
 using KokkosMXTest::Stream;
 
 constexpr int y_rows = 64, group_k = 128, groups = 2, steps = Images::step_blocks;
 
-// Elements of y and of x, and which of a group's 128 of K are those that a lane has in a step: any,
-// where both operands agree.
+// Which of a group's 128 of K a lane of a quad multiplies in a step.
+struct LoadedY {
+  int k[4][steps][8];
+};
+// Bytes of two words by their numbers, as prmt has them.
+std::uint32_t permuted(std::uint32_t first, std::uint32_t second, std::uint32_t numbers) {
+  const std::uint64_t bytes = std::uint64_t{second} << 32 | first;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t number = numbers >> (4 * i) & 7u;
+    result |= static_cast<std::uint32_t>(bytes >> (8 * number) & 0xFFu) << (8 * i);
+  }
+  return result;
+}
+// From the bytes of a row's group, as lanes load them. Its numbers tell where they are in K: codes
+// one hexadecimal digit of it after the other.
+template <SliceForm Form>
+LoadedY loaded_y() {
+  using Own = Impl::PartsOfY<Form>;
+  constexpr int block = KokkosMX::block_size, block_1 = 48;  // bytes between blocks
+  LoadedY found{};
+  for (int digit = 0; digit < (Form == SliceForm::dense ? 1 : 2); ++digit) {
+    std::vector<std::uint8_t> row(steps * block_1 + 2 * group_k, 0xFF);
+    for (std::size_t k = 0; k < group_k; ++k) {
+      const std::size_t in_block = k % block / 2, number = k / block;
+      if (Form == SliceForm::dense) {
+        row[2 * k] = static_cast<std::uint8_t>(k);
+        row[2 * k + 1] = 0;
+        continue;
+      }
+      // Two codes are a byte, the first in its low half. Byte j of block b is byte 4 j + b of an
+      // interleaved group.
+      const std::size_t at =
+          Form == SliceForm::interleaved ? 4 * in_block + number : block_1 * number + in_block;
+      const auto shift = static_cast<unsigned>(4 * (k % 2));
+      row[at] = static_cast<std::uint8_t>((row[at] & ~(15u << shift)) | (k >> (4 * digit) & 15u)
+                                                                            << shift);
+    }
+    for (int part = 0; part < 4; ++part) {
+      if constexpr (Form == SliceForm::dense) {
+        for (int i = 0; i < steps; ++i) {
+          std::uint16_t numbers[8];
+          std::memcpy(numbers, &row.at(static_cast<std::size_t>(Own::begin(part) + Own::behind(i))),
+                      sizeof(numbers));
+          for (int e = 0; e < 8; ++e) found.k[part][i][e] = numbers[e];
+        }
+      } else {
+        std::uint32_t words[4], ordered[4];
+        std::memcpy(words, &row.at(static_cast<std::size_t>(Own::begin(part, block_1))),
+                    sizeof(words));
+        for (int i = 0; i < 4; ++i) {
+          const int first = Own::ordered_from(i);
+          ordered[i] = Form == SliceForm::interleaved
+                           ? permuted(words[first], words[first + 1], Own::ordered_bytes(i))
+                           : words[i];
+          for (int h = 0; h < 2; ++h) {
+            int* const to = &found.k[part][Own::step(i, h)][4 * Own::half(i, h)];
+            for (int e = 0; e < 4; ++e) {
+              to[e] += static_cast<int>(ordered[i] >> (16 * h + 4 * e) & 15u) << (4 * digit);
+            }
+          }
+        }
+      }
+    }
+  }
+  return found;
+}
+LoadedY loaded_y(SliceForm form) {
+  if (form == SliceForm::dense) return loaded_y<SliceForm::dense>();
+  return form == SliceForm::interleaved ? loaded_y<SliceForm::interleaved>()
+                                        : loaded_y<SliceForm::blocks>();
+}
+constexpr SliceForm forms[] = {SliceForm::dense, SliceForm::interleaved, SliceForm::blocks};
+
+// Each of a group's is multiplied once, where the block's scale is.
+TEST(SliceMaps, PartsOfFirstOperand) {
+  for (const SliceForm form : forms) {
+    const LoadedY loaded = loaded_y(form);
+    std::vector<int> visits(group_k, 0);
+    for (int lane = 0; lane < 32; ++lane) {
+      const int part = Atom::operand_part(lane);
+      for (int i = 0; i < steps; ++i) {
+        // Of codes a lane has the scale of a block of its number.
+        int block = i;
+        if (form == SliceForm::blocks) block = part;
+        if (form == SliceForm::interleaved) {
+          const int has = Impl::PartsOfY<SliceForm::interleaved>::lane_of_scale(lane, i);
+          ASSERT_EQ(has / 4, lane / 4);
+          block = Atom::operand_part(has);
+        }
+        for (const int k : loaded.k[part][i]) {
+          ASSERT_EQ(k / KokkosMX::block_size, block) << lane << ' ' << i;
+          if (lane < 4) ++visits.at(static_cast<std::size_t>(k));
+        }
+      }
+    }
+    ASSERT_EQ(visits, std::vector<int>(group_k, 1));
+  }
+}
+
+// Elements of y and of x, and what lanes have of y.
 struct Elements {
   int x_rows;
+  SliceForm form;
   std::vector<std::int8_t> y, x;
-  std::vector<int> order;
+  LoadedY loaded;
 
-  Elements(int rows, std::uint64_t seed) : x_rows(rows), order(group_k) {
+  Elements(int rows, std::uint64_t seed, SliceForm form_of_y = SliceForm::dense)
+      : x_rows(rows), form(form_of_y), loaded(loaded_y(form)) {
     Stream random(seed);
     const auto some = [&](int count) {
       std::vector<std::int8_t> elements(static_cast<std::size_t>(count * groups * group_k));
@@ -44,24 +145,20 @@ struct Elements {
     };
     y = some(y_rows);
     x = some(rows);
-    for (int k = 0; k < group_k; ++k) {
-      order[k] = k;
-      std::swap(order[k], order[random.below(static_cast<std::uint64_t>(k + 1))]);
-    }
   }
-  // Element i of 8 of a row.
-  std::int8_t of(const std::vector<std::int8_t>& rows, int row, int group, int step, int part,
-                 int i) const {
-    return rows[(row * groups + group) * group_k + order[32 * step + 8 * part + i]];
-  }
-  Atom::Part part_of_y(int row, int group, int step, int lane) const {
+  // Eight of a row's group, those with these numbers.
+  static Atom::Part part_of(const std::vector<std::int8_t>& rows, int row, int group,
+                            const int (&k)[8]) {
     Atom::Part part{};
-    for (int i = 0; i < 8; ++i) {
-      part.word[i / 4] |= std::uint32_t{static_cast<std::uint8_t>(
-                              of(y, row, group, step, Atom::operand_part(lane), i))}
-                          << (8 * (i % 4));
+    for (int e = 0; e < 8; ++e) {
+      const std::int8_t element =
+          rows.at(static_cast<std::size_t>((row * groups + group) * group_k + k[e]));
+      part.word[e / 4] |= std::uint32_t{static_cast<std::uint8_t>(element)} << (8 * (e % 4));
     }
     return part;
+  }
+  Atom::Part part_of_y(int row, int group, int step, int lane) const {
+    return part_of(y, row, group, loaded.k[Atom::operand_part(lane)][step]);
   }
   // What a lane makes of a group, of the rows from `below` on.
   void make(Impl::PartsToImage::Parts& parts, int below, int group, int lane) const {
@@ -71,21 +168,26 @@ struct Elements {
       }
     }
   }
-  // x's elements where SliceElements has them.
-  std::vector<std::uint8_t> image(const Impl::SliceElements& elements) const {
+  // x's elements where SliceElements has them: an eighth number of a block at a time.
+  std::vector<std::uint8_t> image(int log_tile) const {
+    const Impl::SliceElements elements{.data = nullptr,
+                                       .states = nullptr,
+                                       .log_tile = log_tile,
+                                       .tiles = 1,
+                                       .groups = groups,
+                                       .by_blocks = form == SliceForm::blocks};
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(elements.image_bytes()), 0x55);
+    std::vector<int> written(bytes.size(), 0);
     for (int row = 0; row < x_rows; ++row) {
-      for (int step = 0; step < groups * steps; ++step) {
-        for (int part = 0; part < 4; ++part) {
-          const int at = elements.offset(step, row, part);
-          for (int i = 0; i < 8; ++i) {
-            const int to = (i < 4 ? at : at ^ elements.second()) + i % 4;
-            bytes.at(static_cast<std::size_t>(to)) =
-                static_cast<std::uint8_t>(of(x, row, step / steps, step % steps, part, i));
-          }
-        }
+      for (int k = 0; k < groups * group_k; ++k) {
+        const int block = k / KokkosMX::block_size, eighth = k / 8 % 4, e = k % 8;
+        const int at = elements.offset_of_eight(block, row, eighth);
+        const auto to = static_cast<std::size_t>((e < 4 ? at : at ^ elements.second()) + e % 4);
+        bytes.at(to) = static_cast<std::uint8_t>(x[row * groups * group_k + k]);
+        ++written.at(to);
       }
     }
+    EXPECT_EQ(written, std::vector<int>(written.size(), 1));
     return bytes;
   }
   int product(int y_row, int x_row) const {
@@ -96,15 +198,6 @@ struct Elements {
     return sum;
   }
 };
-
-Impl::SliceElements elements_of(int log_tile) {
-  return {.data = nullptr,
-          .states = nullptr,
-          .log_tile = log_tile,
-          .tiles = 1,
-          .groups = groups,
-          .by_blocks = false};
-}
 
 // A block's shared memory, from `begin` on: x's groups beyond the first 64 KiB of it, then y's.
 struct Block {
@@ -156,10 +249,10 @@ void check_sums(const Elements& elements, const Sums<Columns>& sums, const RowOf
 
 // Few rows of x: a warp multiplies 16 rows of y by tiles of 8 rows of x, both from registers.
 template <int Rows>
-void check_tiles(int log_tile) {
+void check_tiles(int log_tile, SliceForm form) {
   using Steps = Impl::TwoStepsOfTile<Rows>;
-  const Elements elements(Rows, 24);
-  const std::vector<std::uint8_t> image = elements.image(elements_of(log_tile));
+  const Elements elements(Rows, 24, form);
+  const std::vector<std::uint8_t> image = elements.image(log_tile);
   std::int32_t sums[Rows / 8][32][Atom::values] = {};
   for (int group = 0; group < groups; ++group) {
     Impl::PartsToImage::Parts parts[32];
@@ -195,22 +288,11 @@ void check_tiles(int log_tile) {
   ASSERT_EQ(visits, std::vector<int>(Atom::rows * Rows, 1));
 }
 TEST(SliceMaps, BothOperandsInRegisters) {
-  check_tiles<8>(3);
-  check_tiles<16>(4);
-  check_tiles<32>(5);
-}
-
-// How the codes or the bf16 of y lie: what a lane has of a group, and hence in a step, is the
-// form's.
-enum class FormOfY { dense, interleaved, blocks };
-// Which of a group's 128 of K is element e of a part of a step, from where a lane loads them.
-int element_of_y(FormOfY form, int step, int part, int e) {
-  constexpr int block = KokkosMX::block_size;
-  if (form == FormOfY::dense) return (16 * part + 2 * block * step) / 2 + e;
-  // Two codes in a byte. Byte 4 j + b of an interleaved group is byte j of block b.
-  if (form == FormOfY::blocks) return block * part + 2 * (4 * step + e / 2) + e % 2;
-  const int byte = 16 * part + 4 * (e / 2) + step;
-  return block * (byte % 4) + 2 * (byte / 4) + e % 2;
+  for (const SliceForm form : forms) {
+    check_tiles<8>(3, form);
+    check_tiles<16>(4, form);
+    check_tiles<32>(5, form);
+  }
 }
 
 struct alignas(16) TwoSteps {
@@ -218,21 +300,12 @@ struct alignas(16) TwoSteps {
 };
 // Few rows of x, whose elements the warps make that multiply (SliceGemm with MakesX): one warp, or
 // two, each of which makes half the tiles for both.
-template <int ColumnTiles, FormOfY Form>
+template <int ColumnTiles, SliceForm Form>
 void check_made() {
-  using Made = Impl::ElementsMade<ColumnTiles, Form == FormOfY::blocks>;
+  using Made = Impl::ElementsMade<ColumnTiles, Form == SliceForm::blocks>;
   constexpr int warps = ColumnTiles > 1 ? 2 : 1, x_rows = Atom::cols * ColumnTiles;
   constexpr int each = Made::tiles_each;
-  const Elements elements(x_rows, 25);
-  const auto part_of = [](const std::vector<std::int8_t>& rows, int row, int group, auto index) {
-    Atom::Part part{};
-    for (int e = 0; e < 8; ++e) {
-      const std::int8_t element =
-          rows.at(static_cast<std::size_t>((row * groups + group) * group_k + index(e)));
-      part.word[e / 4] |= std::uint32_t{static_cast<std::uint8_t>(element)} << (8 * (e % 4));
-    }
-    return part;
-  };
+  const Elements elements(x_rows, 25, Form);
   std::int32_t sums[warps][ColumnTiles][32][Atom::values] = {};
   for (int group = 0; group < groups; ++group) {
     typename Made::template Memory<TwoSteps> memory;
@@ -245,9 +318,10 @@ void check_made() {
         for (int i = 0; i < steps; ++i) {
           for (int r = 0; r < each; ++r) {
             // An eighth number of each block, by the quad's lanes.
-            const int first = 32 * i + 8 * Atom::operand_part(lane);
-            const Atom::Part part = part_of(elements.x, Made::own_row(below, lane, r), group,
-                                            [&](int e) { return first + e; });
+            int k[8];
+            for (int e = 0; e < 8; ++e) k[e] = 32 * i + 8 * Atom::operand_part(lane) + e;
+            const Atom::Part part =
+                Elements::part_of(elements.x, Made::own_row(below, lane, r), group, k);
             if constexpr (Made::is_passed) {
               const int step = Made::step(Atom::operand_part(lane), i);
               std::uint32_t* to = Made::template stored<TwoSteps>(
@@ -287,9 +361,8 @@ void check_made() {
           for (int lane = 0; lane < 32; ++lane) {
             Atom::Part y[2];
             for (int second = 0; second < 2; ++second) {
-              y[second] = part_of(
-                  elements.y, Atom::rows * warp + Atom::operand_row(lane, second), group,
-                  [&](int e) { return element_of_y(Form, i, Atom::operand_part(lane), e); });
+              y[second] = elements.part_of_y(Atom::rows * warp + Atom::operand_row(lane, second),
+                                             group, i, lane);
             }
             registers[lane] = Atom::registers(
                 y[0], y[1], Impl::TwoStepsOfTile<x_rows>::part(x[warp][lane][i / 2][j], i % 2));
@@ -318,9 +391,9 @@ void check_made() {
 }
 template <int ColumnTiles>
 void check_made_of_forms() {
-  check_made<ColumnTiles, FormOfY::dense>();
-  check_made<ColumnTiles, FormOfY::interleaved>();
-  check_made<ColumnTiles, FormOfY::blocks>();
+  check_made<ColumnTiles, SliceForm::dense>();
+  check_made<ColumnTiles, SliceForm::interleaved>();
+  check_made<ColumnTiles, SliceForm::blocks>();
 }
 TEST(SliceMaps, SecondOperandMadeByWarps) {
   check_made_of_forms<1>();
@@ -331,7 +404,7 @@ TEST(SliceMaps, SecondOperandMadeByWarps) {
 // Both operands in shared memory (SliceShared): y's parts by stmatrix to images there.
 template <int Columns>
 void multiply_images(const Elements& elements, Block& block, Sums<Columns>& sums) {
-  block.copy_x(elements.image(elements_of(Columns == 64 ? 6 : 7)));
+  block.copy_x(elements.image(Columns == 64 ? 6 : 7));
   for (int group = 0; group < groups; ++group) {
     const int image = Block::begin + block.y_at + group * Block::bytes_y;
     for (int warp = 0; warp < 4; ++warp) {
@@ -370,8 +443,8 @@ void multiply_images(const Elements& elements, Block& block, Sums<Columns>& sums
   }
 }
 template <int Columns>
-void check_images() {
-  const Elements elements(Columns, 21);
+void check_images(SliceForm form) {
+  const Elements elements(Columns, 21, form);
   Block block(Columns);
   Sums<Columns> sums = {};
   multiply_images<Columns>(elements, block, sums);
@@ -386,16 +459,18 @@ void check_images() {
   block.check_writes(Block::x_at, block.y_at + groups * Block::bytes_y);
 }
 TEST(SliceMaps, BothOperandsInSharedMemory) {
-  check_images<64>();
-  check_images<128>();
+  for (const SliceForm form : forms) {
+    check_images<64>(form);
+    check_images<128>(form);
+  }
 }
 
 // The first operand in registers (WgmmaFragments): tiles of 8 columns, as of the warp-level atom.
 template <int Columns>
-void check_fragments() {
-  const Elements elements(Columns, 22);
+void check_fragments(SliceForm form) {
+  const Elements elements(Columns, 22, form);
   Block block(Columns);
-  block.copy_x(elements.image(elements_of(Columns == 64 ? 6 : 7)));
+  block.copy_x(elements.image(Columns == 64 ? 6 : 7));
   Sums<Columns> sums = {};
   for (int group = 0; group < groups; ++group) {
     const std::uint64_t b = Images::describe(
@@ -422,8 +497,10 @@ void check_fragments() {
   block.check_writes(Block::x_at, block.y_at);
 }
 TEST(SliceMaps, FirstOperandInRegisters) {
-  check_fragments<64>();
-  check_fragments<128>();
+  for (const SliceForm form : forms) {
+    check_fragments<64>(form);
+    check_fragments<128>(form);
+  }
 }
 
 // The sums, of which two bytes each take the way of the outputs: by stmatrix, transposed, to rows
@@ -526,8 +603,9 @@ TEST(SliceMaps, RowsThroughSharedMemory) {
         for (int lane = 0; lane < 32; ++lane) {
           const int place = Rows::of_block(Rows::own(begin, lane), block, second);
           ASSERT_TRUE(place >= begin && place % 16 == 0 && place + 16 <= begin + Rows::bytes);
-          const int own = Rows::row_bytes * Atom::operand_row(lane, second) + 64 * block +
-                          16 * Atom::operand_part(lane);
+          using Own = Impl::PartsOfY<SliceForm::dense>;
+          const auto own = Rows::row_bytes * Atom::operand_row(lane, second) +
+                           Own::begin(Atom::operand_part(lane)) + Own::behind(block);
           ASSERT_EQ(std::memcmp(&memory[static_cast<std::size_t>(place)],
                                 &source[static_cast<std::size_t>(own)], 16),
                     0)

@@ -167,6 +167,14 @@ void launch_groups(const std::string& label, const ExecSpace& exec, std::int64_t
 struct GridItem {
   int x, y, z;
 };
+/// The same, read again: a kernel that calls this keeps no registers for it until then.
+__device__ inline GridItem grid_item_again() {
+  GridItem item;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(item.x));
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(item.y));
+  asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(item.z));
+  return item;
+}
 template <class Body>
 __global__ void __launch_bounds__(Body::most_threads, Body::groups_together)
     run_grid(const __grid_constant__ Body body) {

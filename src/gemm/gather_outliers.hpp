@@ -436,9 +436,9 @@ struct GatherOutliers {
                   expand_codes(codes[i].word[w / 2] >> (16 * (w % 2)), elements.low, elements.high);
             }
           }
-          store_chunks<Atom>(image + p * operand.part_bytes +
-                                 std::int64_t{step} * operand.tile_rows * Atom::step_bytes,
-                             in_tile, block_in_step, chunks);
+          store_chunks(image + p * operand.part_bytes +
+                           std::int64_t{step} * operand.tile_rows * Atom::step_bytes,
+                       in_tile, block_in_step, chunks);
         }
       }
     }

@@ -98,7 +98,6 @@ struct alignas(16) ImageChunk {
 
 /// A block's chunks to the image of a step. Warps call it together: a row's blocks are in lanes one
 /// after the other.
-template <class Atom>
 KOKKOS_INLINE_FUNCTION void store_chunks(std::uint8_t* image, int row, int block,
                                          const ImageChunk (&chunks)[2]) {
   const auto put = [&](int of_block, int h, const ImageChunk& chunk) {

@@ -357,8 +357,8 @@ struct MakeImages {
                 expand_codes(blocks.codes[i].word[j / 2] >> (16 * (j % 2)), main.low, main.high);
           }
         }
-        store_chunks<Atom>(image + step * operand.tile_rows * Atom::step_bytes, in_tile,
-                           place.block_in_step, chunks);
+        store_chunks(image + step * operand.tile_rows * Atom::step_bytes, in_tile,
+                     place.block_in_step, chunks);
       }
       first += at_once;
       if (first * row_threads < part.operand.matrix.blocks) blocks = load(part, place, first);

@@ -48,10 +48,6 @@ namespace KokkosMX::Impl {
 
 #ifdef KOKKOS_ENABLE_CUDA
 
-/// How a warp finds y. dense: bf16, a quad has a block at a time. interleaved: codes by groups of 4
-/// blocks, of which a lane has an eighth number from each (Tile16x128). blocks: a lane has a block.
-enum class SliceForm { dense, interleaved, blocks };
-
 /// Codes as int8, times 2^(scale - base), zeros where that is not 1, 2, 4 or 8.
 __device__ inline MmaInt8Atom::Part expand_eight(std::uint32_t codes, int scale, int base) {
   const int shift = scale - base;
@@ -126,8 +122,8 @@ struct RowAligner {
 #pragma unroll
     for (int e = 0; e < each; ++e) {
       own[e] = threads() * (part_of_row + e) + thread;
-      const int block = own[e] >> 2, step = elements.by_blocks ? (block & ~3) + part : block;
-      at[e] = opaque(elements.offset(step, in_tile, elements.by_blocks ? block & 3 : part));
+      const int block = own[e] >> 2;
+      at[e] = opaque(elements.offset_of_eight(block, in_tile, part));
       from[e] = opaque(source(batch, row, block, part));
     }
     const std::uint8_t* const first = IsShort ? from[0] : opaque(source(batch, row, thread, 0));
@@ -560,8 +556,8 @@ struct SliceGemm {
     return turn.stage * warps + at.warp;
   }
   /// Begins to copy a group.
-  __device__ void begin_copy(const Place& at, Scratch& scratch, const Turn& to_turn,
-                             int image_number, int group) const {
+  __device__ void begin_copy(const Place& at, Scratch& scratch, const std::uint8_t* first,
+                             const Turn& to_turn, int image_number, int group) const {
     if (at.lane != 0 || group >= at.groups) return;
     const int number = number_of(at, to_turn), turn = to_turn.turn;
     std::uint64_t* full = &scratch.full[number];
@@ -570,13 +566,16 @@ struct SliceGemm {
     std::uint8_t* to = stages_after(scratch) + number * group_bytes_x;
     const std::int64_t begin = std::int64_t{group} * group_bytes_x;
     if (image_number == 0) {
-      CudaUnit::bulk_copy(to, image(at, 0) + begin, group_bytes_x, full);
+      CudaUnit::bulk_copy(to, first + begin, group_bytes_x, full);
     } else {
       constexpr int bytes = Int8Images::step_bytes;
+      // Rare: no register keeps what tells where these are.
+      Place place = at;
+      place.x_tile = opaque(at.x_tile);
 #pragma unroll 1
       for (int row = 0; row < x_tile; ++row) {
         CudaUnit::bulk_copy(to + row * bytes,
-                            image_of_row(at, scratch, image_number, row) + begin + row * bytes,
+                            image_of_row(place, scratch, image_number, row) + begin + row * bytes,
                             bytes, full);
       }
     }
@@ -590,6 +589,7 @@ struct SliceGemm {
     return row < p.y_rows ? row : p.y_rows - 1;
   }
   static constexpr int row_words = is_dense ? group_blocks_k : 1;
+  using Own = PartsOfY<Form>;
   /// A lane's part of a group, as it lies in memory: of both rows, and the scale bytes of the
   /// lane's own block.
   struct Raw {
@@ -606,13 +606,12 @@ struct SliceGemm {
     // Both lie in the same 16 rows.
     const int row = y_row(at, 0), below = y_row(at, 1) - row;
     if constexpr (is_dense) {
-      from.data[0] = p.y.dense.at(at.batch, row, 16 * at.part);
+      from.data[0] = p.y.dense.at(at.batch, row, Own::begin(at.part));
       from.data[1] = from.data[0] + below * p.y.dense.row;
     } else {
       const CodesMap& codes = p.y_matrix.codes;
       const ScalesMap& scales = p.y_matrix.scales;
-      from.data[0] =
-          codes.at(at.batch, row, 0) + at.part * (Form == SliceForm::blocks ? codes.block_1 : 16);
+      from.data[0] = codes.at(at.batch, row, 0) + Own::begin(at.part, codes.block_1);
       from.data[1] = from.data[0] + below * codes.row;
       from.scales[0] = scales.at(at.batch, row, 0) + at.part * scales.col_1;
       from.scales[1] = from.scales[0] + below * scales.row_1;
@@ -658,9 +657,8 @@ struct SliceGemm {
 #pragma unroll
       for (int i = 0; i < row_words; ++i) {
         raw.of[second][i] =
-            is_loaded
-                ? CudaUnit::load_past_first_cache<Words>(from.data[second] + 2 * block_size * i)
-                : Words{};
+            is_loaded ? CudaUnit::load_past_first_cache<Words>(from.data[second] + Own::behind(i))
+                      : Words{};
       }
       if constexpr (!is_dense) {
         raw.scale[second] =
@@ -795,7 +793,7 @@ struct SliceGemm {
         scales.are_known = (least & 0xFFFFu) != 0 && least >> 16 != 0;
 #pragma unroll
         for (int i = 0; i < group_blocks_k; ++i) {
-          scales.of[i] = CudaUnit::from_lane(own, (at.lane & 28) + i);
+          scales.of[i] = CudaUnit::from_lane(own, Own::lane_of_scale(at.lane, i));
         }
       }
     }
@@ -807,13 +805,14 @@ struct SliceGemm {
     }
     return scales;
   }
-  /// Byte 4 j + b of a group is byte j of block b. Words 0 and 1 get the first and the second half
-  /// of blocks 0 and 1, one block in each half of the word; words 2 and 3 those of blocks 2 and 3.
   __device__ static Words halves_ordered(const Words& from) {
-    return {{CudaUnit::bytes_of(from.w[0], from.w[1], 0x5140),
-             CudaUnit::bytes_of(from.w[2], from.w[3], 0x5140),
-             CudaUnit::bytes_of(from.w[0], from.w[1], 0x7362),
-             CudaUnit::bytes_of(from.w[2], from.w[3], 0x7362)}};
+    Words to;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = Own::ordered_from(i);
+      to.w[i] = CudaUnit::bytes_of(from.w[first], from.w[first + 1], Own::ordered_bytes(i));
+    }
+    return to;
   }
 
   /// What a lane knows of its two rows: as Scales. base: the least of four scales.
@@ -831,13 +830,14 @@ struct SliceGemm {
       }
     }
   }
+  /// How far below what so many groups have a base is: groups that nobody has seen yet may have
+  /// less.
+  __device__ int below_seen(int seen) const { return p.elements.groups > seen ? 1 : 0; }
   __device__ std::uint32_t agreed(const Place& at, const Scratch& scratch) const {
-    // Groups that nobody has seen yet may have less.
-    const int below = at.groups > warps ? 1 : 0;
     std::uint32_t base = 0;
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
-      base |= base_in_reach(scratch.base[row_of_block(at, second)] - below, second);
+      base |= base_in_reach(scratch.base[row_of_block(at, second)] - below_seen(warps), second);
     }
     return base;
   }
@@ -863,6 +863,10 @@ struct SliceGemm {
                                     std::uint32_t from) {
     constexpr std::uint32_t width = 0x10001u * Atom::max_shift << Shift;
     return ((larger_halves(lo, from) ^ lo) | (smaller_halves(hi, base + width) ^ hi)) == 0;
+  }
+  /// Of a lane's two rows.
+  __device__ static std::uint32_t above_of(const Scales& scales, const Rows& rows) {
+    return is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
   }
   /// A lane's elements of one or two rows of bf16, whose scales and bases are in halves.
   template <bool Saturates, int Count>
@@ -910,16 +914,25 @@ struct SliceGemm {
           const std::uint32_t codes = raw.of[second][0].w[i], negative = codes ^ 0x88888888u;
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            // A word has one block, or halves of two: see halves_ordered.
-            const int block = scales_each == 1 ? i : 2 * (i / 2) + h;
-            const int half = scales_each == 1 ? h : i % 2;
-            const std::uint32_t times = power[scales_each == 1 ? 0 : block];
+            const int step = Own::step(i, h), half = Own::half(i, h);
+            const std::uint32_t times = power[scales_each == 1 ? 0 : step];
             const std::uint32_t plus = CudaUnit::permute(low, halves_high, codes >> (16 * h));
             const std::uint32_t minus = CudaUnit::permute(low, halves_high, negative >> (16 * h));
-            parts[block][second].word[half] = (plus * times + sign + minus * (0u - times)) ^ sign;
+            parts[step][second].word[half] = (plus * times + sign + minus * (0u - times)) ^ sign;
           }
         }
       }
+    }
+  }
+
+  /// The same, whether or not the rule saturates.
+  __device__ void make_any(const QuadQuantizer& quantizer, const Raw& raw, const Scales& scales,
+                           const Rows& rows, std::uint32_t above,
+                           Atom::Part (&parts)[group_blocks_k][2]) const {
+    if (is_dense && quantizer.pairs().saturates()) {
+      make<is_dense>(quantizer, raw, scales, rows, above, parts);
+    } else {
+      make<false>(quantizer, raw, scales, rows, above, parts);
     }
   }
 
@@ -955,7 +968,8 @@ struct SliceGemm {
           // One after the other takes long: each warp begins its part of them.
           CudaUnit::before_bulk_loads();
           for (int i = at.below / Atom::rows; i < pipeline.stages; i += together) {
-            begin_copy(at, scratch, {i, pipeline.begun.turn}, image_number, group + i * warps);
+            begin_copy(at, scratch, first_image, {i, pipeline.begun.turn}, image_number,
+                       group + i * warps);
           }
           ++pipeline.begun.turn;
         }
@@ -965,7 +979,7 @@ struct SliceGemm {
       for (int i = 0; i < pairs_ahead; ++i) {
         load_steps(b[i], at, scratch, first_image, image_number, group, i);
       }
-      const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
+      const std::uint32_t above = above_of(scales, rows);
       // What is not whole is not in registers.
       const bool fits = (MakesX || is_whole(group)) & scales.are_known &
                         are_within<scale_shift>(scales.lo, scales.hi, rows.base,
@@ -975,11 +989,7 @@ struct SliceGemm {
       if (all_fit) {
         rows.lo = smaller_halves(rows.lo, scales.lo);
         rows.hi = larger_halves(rows.hi, scales.hi);
-        if (is_dense && quantizer.pairs().saturates()) {
-          make<is_dense>(quantizer, raw, scales, rows, above, parts);
-        } else {
-          make<false>(quantizer, raw, scales, rows, above, parts);
-        }
+        make_any(quantizer, raw, scales, rows, above, parts);
       } else {
         left |= std::uint64_t{1} << count;
 #pragma unroll
@@ -987,7 +997,7 @@ struct SliceGemm {
       }
       if constexpr (is_wide) {
         if (group != at.warp && at.below == 0) {
-          begin_copy(at, scratch, pipeline.begun, image_number,
+          begin_copy(at, scratch, first_image, pipeline.begun, image_number,
                      group + (pipeline.stages - 1) * warps);
           pipeline.begun.advance(pipeline.stages);
         }
@@ -1025,7 +1035,8 @@ struct SliceGemm {
   /// Measured on an H200.
   __device__ void stagger(const Place& at) const {
     constexpr int least_turns = 4, nanoseconds = 200;
-    if (is_wide && at.warp != 0 && at.groups >= least_turns * warps) {
+    // Opaque, or another number would be kept that tells the same.
+    if (is_wide && opaque(at.warp) > 0 && at.groups >= least_turns * warps) {
       CudaUnit::sleep(nanoseconds * at.warp);
     }
   }
@@ -1260,7 +1271,7 @@ struct SliceGemm {
     CudaUnit::block_barrier();
     if constexpr (begins_others_late) CudaUnit::dependents_may_begin();
     Rows rows{agreed(at, scratch), 0xFFFFFFFFu, 0};
-    const std::uint32_t above = is_dense ? above_base<scale_shift>(scales.hi, rows.base) : 0u;
+    const std::uint32_t above = above_of(scales, rows);
     std::uint32_t base_x = 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -1390,8 +1401,7 @@ struct SliceGemm {
   /// What the block's sums count.
   __device__ static bool is_common(int unit) { return unit >= least_unit && unit <= largest_unit; }
   __device__ int y_unit(const Scratch& scratch, int row) const {
-    const int below = p.elements.groups > warps ? 1 : 0;
-    return min(max(scratch.base[row] - below, least_base), most_base);
+    return min(max(scratch.base[row] - below_seen(warps), least_base), most_base);
   }
   /// Whether the thread's row of x, whose state it has copied, or of y is not plain.
   __device__ bool sees_special(const Place& at, const Scratch& scratch) const {

@@ -342,16 +342,14 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
         const int group = begin + makers * i, next = group + makers * held;
         if (group >= m.count) break;
         if (begin != at.warp) scales[i] = this->find_scales(at, quantizer, raw[i]);
-        const std::uint32_t above = above_of(scales[i], rows);
+        const std::uint32_t above = Base::above_of(scales[i], rows);
         typename Atom::Part parts[group_blocks_k][2];
         if (!fit_all(scales[i], rows, above)) {
           is_left = true;
 #pragma unroll
           for (int b = 0; b < group_blocks_k; ++b) parts[b][0] = parts[b][1] = {};
-        } else if (is_dense && quantizer.pairs().saturates()) {
-          this->template make<is_dense>(quantizer, raw[i], scales[i], rows, above, parts);
         } else {
-          this->template make<false>(quantizer, raw[i], scales[i], rows, above, parts);
+          this->make_any(quantizer, raw[i], scales[i], rows, above, parts);
         }
         if constexpr (ahead_groups > 0) {
           CudaUnit::wait_for_sets_of_copies<ahead_groups - 1>();
@@ -404,9 +402,6 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
                                    bytes, &m.tail.y_full[most_own + stage], m.rank ^ 1);
     }
   }
-  __device__ static std::uint32_t above_of(const Scales& scales, const Rows& rows) {
-    return is_dense ? Base::template above_base<Base::scale_shift>(scales.hi, rows.base) : 0u;
-  }
   /// Of a warp.
   __device__ static bool fit_all(const Scales& scales, const Rows& rows, std::uint32_t above) {
     const bool fits = scales.are_known && Base::template are_within<Base::scale_shift>(
@@ -416,8 +411,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
   }
   /// What is agreed upon.
   __device__ Rows rows_of(const Place& at, const Memory& m) const {
-    // Groups that nobody has seen yet may have less.
-    const int below = !is_pair && p.elements.groups > makers * held ? 1 : 0;
+    const int below = is_pair ? 0 : this->below_seen(makers * held);
     Rows rows{0, 0xFFFFFFFFu, 0};
 #pragma unroll
     for (int second = 0; second < 2; ++second) {
@@ -501,7 +495,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       });
     } else {
       is_left = make_y(at, m);
-      to = opaque(first_output(at, item));
+      to = opaque(first_output(at, grid_item_again()));
       is_left = CudaUnit::barrier_any(is_left);
     }
     if constexpr (is_pair) CudaUnit::cluster_arrive();  // nothing is under way from the other block
@@ -510,7 +504,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
     if (is_left || is_special) {
       outcome = is_special ? Outcome::special : Outcome::left;
     } else {
-      store_all(at, m, item, to);
+      store_all(at, m, grid_item_again(), to);
     }
     if constexpr (is_pair) CudaUnit::cluster_wait();
     return outcome;
@@ -528,8 +522,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       for (int second = 0; second < 2; ++second) {
         const int row = Base::row_of_block(at, second);
         // As y_unit has it.
-        scratch.base[row] =
-            Base::scale_in(rows.base, second) + (p.elements.groups > makers ? 1 : 0);
+        scratch.base[row] = Base::scale_in(rows.base, second) + this->below_seen(makers);
         scratch.lo[row] = Base::no_lo;
         scratch.hi[row] = 0;
       }
@@ -543,7 +536,7 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       Raw raw;
       this->load(raw, from, group);
       const Scales scales = this->find_scales(at, quantizer, raw);
-      if (fit_all(scales, rows, above_of(scales, rows))) {
+      if (fit_all(scales, rows, Base::above_of(scales, rows))) {
         rows.lo = smaller_halves(rows.lo, scales.lo);
         rows.hi = larger_halves(rows.hi, scales.hi);
       } else {
@@ -568,10 +561,11 @@ struct SliceShared : SliceGemm<ColumnTiles, Form, false> {
       return;
     }
     CudaUnit::take_registers<rare_registers>();
+    // Where it works is found anew: until now registers were for what is not rare.
     if (outcome == Outcome::left) {
-      add_left(thread, &m.scratch, item, rows_of(at, m).base);
+      add_left(thread, &m.scratch, grid_item_again(), rows_of(at, m).base);
     } else {
-      Base::run(thread, m.scratch, item);
+      Base::run(opaque(thread), m.scratch, item);
     }
   }
 };

@@ -66,6 +66,11 @@ struct SliceElements {
                            16 * (4 * (row & 7) + part) + 8 * (step & 1);
   }
   KOKKOS_INLINE_FUNCTION int second() const { return is_wide() ? 16 : 4; }
+  /// The same of eight numbers of a block, those from 8 * eighth on.
+  KOKKOS_INLINE_FUNCTION int offset_of_eight(int block, int row, int eighth) const {
+    const int step = by_blocks ? (block & ~3) + eighth : block;
+    return offset(step, row, by_blocks ? block & 3 : eighth);
+  }
 };
 
 /// A product whose arguments were checked: x has fewer rows than y, or as many. What every kernel

@@ -15,6 +15,46 @@
 
 namespace KokkosMX::Impl {
 
+/// How a warp finds y. dense: bf16, a quad has a block at a time. interleaved: codes by groups of 4
+/// blocks, of which a lane has an eighth number from each (Tile16x128). blocks: a lane has a block.
+enum class SliceForm { dense, interleaved, blocks };
+
+/// What a lane has of a row's group of y, and in which of the group's four steps it multiplies it;
+/// by its number among a quad's (MmaInt8Atom::operand_part). dense: eight numbers of block i in
+/// step i. Codes: 16 bytes, whose words are two halves of four codes each.
+template <SliceForm Form>
+struct PartsOfY {
+  static constexpr bool is_dense = Form == SliceForm::dense, is_blocks = Form == SliceForm::blocks;
+
+  /// Where in the group it begins, where blocks of codes are block_1 bytes from each other; and how
+  /// far behind that of bf16 block i is.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr std::int64_t begin(int part,
+                                                                  std::int64_t block_1 = 0) {
+    return part * (is_blocks ? block_1 : 16);
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int behind(int i) { return 2 * block_size * i; }
+
+  /// interleaved: byte 4 j + b of a group is byte j of block b. In order, words 0 and 1 have the
+  /// first and the second half of a lane's part of blocks 0 and 1, one block in each half of the
+  /// word; words 2 and 3 those of blocks 2 and 3. Word i has bytes of the word with that number and
+  /// the next one, by their numbers as CudaUnit::bytes_of has them.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int ordered_from(int i) { return 2 * (i % 2); }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr std::uint32_t ordered_bytes(int i) {
+    return i < 2 ? 0x5140u : 0x7362u;
+  }
+  /// Then half h of word i is which step's, and which word of its part (MmaInt8Atom::Part).
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int step(int i, int h) {
+    return is_blocks ? i : 2 * (i / 2) + h;
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int half(int i, int h) {
+    return is_blocks ? h : i % 2;
+  }
+  /// interleaved: the lane that has the scale of step i, which is block i.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int lane_of_scale(int lane, int i) {
+    return (lane & 28) + i;
+  }
+};
+
 /// The elements of x in tiles of XTile rows that no matrix unit reads from shared memory
 /// (SliceElements), as a lane loads them: its parts of two steps of 32 of K, 16 bytes, of a row of
 /// each 8.

@@ -139,6 +139,28 @@ struct PartsOfImage {
   KOKKOS_FORCEINLINE_FUNCTION static constexpr int first_sum(int tile) { return 4 * tile; }
 };
 
+/// Accumulators of all threads, parked in three of a pipeline's stages: images of the first operand
+/// come before those of the second one there, each by stage. Eight of every thread are a piece,
+/// [v][thread], which begins where place() says; the last stage has none of the first operand's.
+template <int Stages, int ABytes, int BBytes, int Threads>
+struct ParkedAccumulators {
+  static constexpr int piece_bytes = 8 * 4 * Threads;
+  static constexpr int of_a = ABytes / piece_bytes, of_b = BBytes / piece_bytes, in_a = 2 * of_a;
+  static constexpr int most_pieces = in_a + 3 * of_b;
+  static_assert(ABytes % piece_bytes == 0 && BBytes % piece_bytes == 0);
+
+  /// Which of the three stages has it; and where that stage, by its number of all, has it.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int stage(int piece) {
+    return piece < in_a ? piece / of_a : (piece - in_a) / of_b;
+  }
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int place(int piece, int of_all) {
+    return piece < in_a ? of_all * ABytes + piece % of_a * piece_bytes
+                        : Stages * ABytes + of_all * BBytes + (piece - in_a) % of_b * piece_bytes;
+  }
+  /// Of accumulator v of eight, how far behind that of the first thread.
+  KOKKOS_FORCEINLINE_FUNCTION static constexpr int behind(int v) { return v * Threads; }
+};
+
 #ifdef KOKKOS_ENABLE_CUDA
 
 inline constexpr const char* wgmma_name = "wgmma";
@@ -172,6 +194,8 @@ struct WgmmaInt8Atom : Int8Images {
   static constexpr int gathered_steps = N == 256 ? 2 * joint_steps + 1 : 0;
   static_assert(N != 256 || after_steps <= gathered_steps);
   static constexpr int common_columns = 32;  // of one instruction
+  using Parked = ParkedAccumulators<stages, a_bytes, b_bytes, multiplying>;
+  static_assert(after_steps == 3);
   /// What there is of gathered columns.
   struct Digits {
     int parts;  ///< of 32 columns each: those after them are none
@@ -265,7 +289,7 @@ struct WgmmaInt8Atom : Int8Images {
       for (int i = 0; i < values / 8; ++i) {
         std::int32_t* to = kept(i) + thread_;
 #pragma unroll
-        for (int v = 0; v < 8; ++v) to[v * multiplying] = d[8 * i + v];
+        for (int v = 0; v < 8; ++v) to[Parked::behind(v)] = d[8 * i + v];
       }
       CudaUnit::named_barrier(1, multiplying);
     }
@@ -274,19 +298,14 @@ struct WgmmaInt8Atom : Int8Images {
 #pragma unroll
       for (int i = 0; i < values / 8; ++i) {
 #pragma unroll
-        for (int v = 0; v < 8; ++v) kept(i)[v * multiplying + thread_] = 0;
+        for (int v = 0; v < 8; ++v) kept(i)[Parked::behind(v) + thread_] = 0;
       }
     }
-    /// There: [v][thread] has accumulator 8 * i + v of a thread.
+    /// There: [v][thread] has accumulator 8 * i + v of a thread (ParkedAccumulators).
     __device__ __forceinline__ std::int32_t* kept(int i) const {
-      constexpr int bytes = 8 * 4 * multiplying;
-      constexpr int of_a = a_bytes / bytes, of_b = b_bytes / bytes, in_a = 2 * of_a;
-      static_assert(a_bytes % bytes == 0 && in_a + after_steps * of_b >= values / 8);
-      const int in_b = i - in_a;
-      return reinterpret_cast<std::int32_t*>(
-          in_shared(memory_) +
-          (i < in_a ? at(i / of_a) * a_bytes + i % of_a * bytes
-                    : stages * a_bytes + at(in_b / of_b) * b_bytes + in_b % of_b * bytes));
+      static_assert(Parked::most_pieces >= values / 8);
+      return reinterpret_cast<std::int32_t*>(in_shared(memory_) +
+                                             Parked::place(i, at(Parked::stage(i))));
     }
     /// Their stages are free again.
     __device__ __forceinline__ void release() const {
