@@ -555,7 +555,7 @@ struct SliceGemm {
   __device__ int number_of(const Place& at, const Turn& turn) const {
     return turn.stage * warps + at.warp;
   }
-  /// Begins to copy a group.
+  /// Begins to copy a group of an image. first: where that with number 0 begins.
   __device__ void begin_copy(const Place& at, Scratch& scratch, const std::uint8_t* first,
                              const Turn& to_turn, int image_number, int group) const {
     if (at.lane != 0 || group >= at.groups) return;
